@@ -1,0 +1,222 @@
+"""Argument checks shared by every public function: what was given, what it takes, how to mend it.
+
+They run before any kernel, for the native and the reference path alike, and cost a few comparisons on good input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Sequence, Union
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .reference import Likelihood
+
+Real = Union[float, int]
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+REDUCTIONS = ("none", "per_sample", "batchmean", "sum", "mean")
+ELBO_REDUCTIONS = ("per_sample", "batchmean", "sum")
+NOISE = ("philox", "torch")
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """What the posterior's second argument ``raw`` means, with an optional clamp and floor.
+
+    ``std = activation(clamp(raw)) + floor``, and the floored ``std`` enters the KL too. The activation goes by ``name``:
+    ``"logvar"`` exp(raw / 2), ``"log_std"`` exp(raw), ``"std"`` raw, ``"var"`` sqrt(raw), ``"softplus"`` log(1 + e^raw).
+
+    Args:
+        name: one of the five names above.
+        clamp: ``(lo, hi)`` applied to ``raw`` as by :func:`torch.clamp`: no gradient outside, full gradient on the edges.
+        floor: added to the standard deviation, at least 0.
+
+    Raises:
+        ValueError: an unknown name, ``lo > hi``, a NaN bound, or a negative or non-finite floor.
+
+    Example::
+
+        diffusers = Parameterization("logvar", clamp=(-30.0, 20.0))
+        z = reparameterize(mu, raw, parameterization=diffusers)
+    """
+
+    name: str = "logvar"
+    clamp: tuple[float, float] | None = None
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        from .reference import PARAMETERIZATIONS
+
+        choice("parameterization", self.name, tuple(PARAMETERIZATIONS))
+        if self.clamp is not None:
+            if len(self.clamp) != 2 or not self.clamp[0] <= self.clamp[1]:
+                raise ValueError(f"clamp must be (lo, hi) with lo <= hi, got {self.clamp!r}")
+        if not (self.floor >= 0.0 and math.isfinite(self.floor)):
+            raise ValueError(f"floor must be a finite number >= 0 (it is added to the std), got {self.floor!r}")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The clamp as two floats, infinite where there is none."""
+        return self.clamp if self.clamp is not None else (-math.inf, math.inf)
+
+
+def choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def reduction_for_elbo(reduction: str) -> None:
+    if reduction in ("mean", "none"):
+        why = (
+            "a mean over elements would weigh the reconstruction and the KL by their sizes"
+            if reduction == "mean"
+            else "the reconstruction and the KL have different elements, so they only add up per sample"
+        )
+        raise ValueError(
+            f"reduction={reduction!r} is not an ELBO: {why}. Use one of {', '.join(map(repr, ELBO_REDUCTIONS))}"
+        )
+    choice("reduction", reduction, ELBO_REDUCTIONS)
+
+
+def floating(name: str, x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {str(x.dtype)[6:]}; convert it with {name}.float()"
+        )
+    return x
+
+
+def same_device(name: str, x: Tensor, other: str, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device} but {other} is on {device}; move it with {name}.to({str(device)!r})")
+
+
+def broadcasts(name: str, x: Tensor, to: str, shape: torch.Size) -> None:
+    """x must expand to shape without changing shape."""
+    short = len(shape) - x.dim()
+    if short < 0 or any(a != 1 and a != b for a, b in zip(x.shape, shape[short:])):
+        raise ValueError(f"{name} of shape {tuple(x.shape)} does not broadcast to {to}'s shape {tuple(shape)}")
+
+
+def same_shape(name: str, x: Tensor, other: str, shape: torch.Size) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)} but {other} has {tuple(shape)}; they must be equal")
+
+
+def batched(name: str, x: Tensor, reduction: str) -> None:
+    if x.dim() == 0 and reduction in ("per_sample", "batchmean"):
+        raise ValueError(
+            f"reduction={reduction!r} needs a batch dimension, but {name} is a 0-d tensor; use 'sum' or {name}.unsqueeze(0)"
+        )
+
+
+def parameterization(value: str | Parameterization) -> Parameterization:
+    known = _PLAIN.get(value) if isinstance(value, str) else value
+    if known is None:
+        known = Parameterization(str(value))
+        _PLAIN[known.name] = known
+    if not isinstance(known, Parameterization):
+        raise TypeError(f"parameterization must be a str or a Parameterization, got {type(value).__name__}")
+    return known
+
+
+_PLAIN: dict[str, Parameterization] = {}
+
+
+def posterior(mu: object, logvar: object) -> tuple[Tensor, Tensor]:
+    mu, logvar = floating("mu", mu), floating("logvar", logvar)
+    same_shape("logvar", logvar, "mu", mu.shape)
+    same_device("logvar", logvar, "mu", mu.device)
+    return mu, logvar
+
+
+def prior(name: str, value: object, mu: Tensor) -> Tensor | float | None:
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be None, a float or a torch.Tensor, got {type(value).__name__}")
+    broadcasts(name, floating(name, value), "mu", mu.shape)
+    same_device(name, value, "mu", mu.device)
+    return value
+
+
+def noise(kind: str, eps: object, generator: object, mu: Tensor) -> Tensor | None:
+    choice("noise", kind, NOISE)
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+        if eps is not None:
+            raise ValueError("eps and generator were both given; eps is the noise itself, so pass one of them")
+        if generator.device.type != mu.device.type:
+            raise ValueError(
+                f"generator is on {generator.device} but mu is on {mu.device}; "
+                f"make it with torch.Generator({mu.device.type!r})"
+            )
+    if eps is None:
+        return None
+    eps = floating("eps", eps)
+    broadcasts("eps", eps, "mu", mu.shape)
+    same_device("eps", eps, "mu", mu.device)
+    return eps
+
+
+def reconstruction(
+    recon: object, target: object, weight: object, likelihood: str, registry: dict[str, "Likelihood"]
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """The likelihood's parameters as a list (the first has the full shape), the target, and the weight."""
+    choice("likelihood", likelihood, tuple(registry))
+    entry = registry[likelihood]
+    given: Sequence[Any] = recon if isinstance(recon, (tuple, list)) else (recon,)
+    if not entry.required <= len(given) <= len(entry.params):
+        takes = ", ".join(entry.params[: entry.required])
+        more = "".join(f"[, {name}]" for name in entry.params[entry.required :])
+        raise ValueError(f"recon for {likelihood!r} must be ({takes}{more}), got {len(given)} tensors")
+    first = floating("recon" if given is not recon else f"recon[0] ({entry.params[0]})", given[0])
+    params = [first]
+    for name, value in zip(entry.params[1:], given[1:]):
+        label = f"recon's {name}"
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = torch.full((), float(value), dtype=first.dtype, device=first.device)
+        broadcasts(label, floating(label, value), "recon", first.shape)
+        same_device(label, value, "recon", first.device)
+        params.append(value)
+    target = floating("target", target)
+    same_shape("target", target, "recon", first.shape)
+    same_device("target", target, "recon", first.device)
+    if weight is None:
+        return params, target, None
+    if not (isinstance(weight, Tensor) and weight.dtype == torch.bool):
+        weight = floating("weight", weight)
+    broadcasts("weight", weight, "recon", first.shape)
+    same_device("weight", weight, "recon", first.device)
+    return params, target, weight
+
+
+def factor(name: str, value: object, mu: Tensor) -> Tensor | float:
+    """A float, or a tensor of one element on mu's device."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a float or a 0-d torch.Tensor, got {type(value).__name__}")
+    if floating(name, value).dim() != 0:
+        raise ValueError(f"{name} must be a float or a 0-d tensor, got shape {tuple(value.shape)}")
+    same_device(name, value, "mu", mu.device)
+    return value
+
+
+def elbo_batch(recon: Tensor, mu: Tensor, reduction: str) -> None:
+    batched("recon", recon, reduction)
+    batched("mu", mu, reduction)
+    same_device("mu", mu, "recon", recon.device)
+    if reduction != "sum" and recon.shape[0] != mu.shape[0]:
+        raise ValueError(
+            f"recon has a batch of {recon.shape[0]} but mu has {mu.shape[0]} (dimension 0); "
+            "they must be equal for the two terms to add up per sample"
+        )

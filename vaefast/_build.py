@@ -1,0 +1,71 @@
+"""What was built, with what, and why not more: read from ``_build_info.py``, which setup.py writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    torch: str = ""
+    cpu: tuple[str, ...] = ()
+    cuda: str = ""
+    cuda_archs: tuple[str, ...] = ()
+    compiler: str = ""
+    why_no_native: str = "vaefast was not installed; run `pip install .` in its source folder"
+    why_no_cuda: str = ""
+
+
+def info() -> BuildInfo:
+    try:
+        from . import _build_info
+    except ImportError:
+        return BuildInfo()
+    return BuildInfo(**_build_info.BUILD)
+
+
+def compiled() -> bool:
+    return not info().why_no_native and find_spec("vaefast._C") is not None
+
+
+def why_not_compiled() -> str:
+    return info().why_no_native or "its compiled file is missing; run `pip install --force-reinstall --no-deps .`"
+
+
+def refuse_other_torch() -> None:
+    """A C++ extension holds the layout of the torch it was built against; with another it would crash, so it is refused."""
+    built = info().torch
+    if torch.__version__ != built:
+        raise ImportError(
+            f"vaefast was built against torch {built} but torch {torch.__version__} is installed. Build it again: "
+            "`pip install --force-reinstall --no-deps --no-cache-dir .` in vaefast's source folder "
+            "(or install the torch it was built against)."
+        )
+
+
+def show_config() -> str:
+    """What was built, with what, and why not CUDA if not, as text for people and bug reports.
+
+    Example::
+
+        print(vaefast.show_config())
+    """
+    from . import __version__, _ops
+
+    b = info()
+    lines = [
+        f"vaefast {__version__}, torch {torch.__version__}",
+        f"back ends: {', '.join(_ops.available_backends())} (default: {_ops._backend})",
+    ]
+    if _ops._C is None:
+        return "\n".join([*lines, f"no compiled extension: {why_not_compiled()}"])
+    lines += [
+        f"cpu: built for {', '.join(b.cpu)}; this machine runs {_ops._C.cpu_capability()}; {b.compiler}",
+        f"cuda: built with {b.cuda} for {' '.join(b.cuda_archs)}; {torch.cuda.device_count()} device(s) visible"
+        if b.cuda
+        else f"cuda: not built: {b.why_no_cuda}",
+    ]
+    return "\n".join(lines)

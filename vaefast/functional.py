@@ -1,0 +1,278 @@
+"""The public functions: check the arguments, choose the back end, call it.
+
+Everything is in nats. ``B`` is the batch, dimension 0; ``[B, ...]`` is any shape that starts with it.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence, Union
+
+import torch
+from torch import Tensor
+
+from . import _args, _ops, reference
+from ._args import Parameterization, Real
+from .reference import ELBOTerms
+
+Recon = Union[Tensor, Sequence[Tensor]]
+Prior = Union[Tensor, Real, None]
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    parameterization: str | Parameterization = "logvar",
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    noise: str = "philox",
+) -> Tensor:
+    """Draws ``z = mu + std * eps``, eps ~ N(0, I), differentiably in both arguments.
+
+    Kingma & Welling 2014 (arXiv:1312.6114), section 2.4.
+
+    Args:
+        mu: ``[B, ...]``, float16, bfloat16, float32 or float64, CPU or CUDA, any strides.
+        logvar: the same shape; what it means is told by ``parameterization``.
+        parameterization: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"``, ``"softplus"`` or a :class:`Parameterization`.
+        eps: the noise to use, broadcasting to ``mu``; drawn if None.
+        generator: where the seed comes from; the default generator of ``mu``'s device if None.
+        noise: ``"philox"`` draws from (seed, offset, element index) inside the kernel, so that only 16 bytes are kept
+            for backward; ``"torch"`` draws :func:`torch.randn`'s own stream and keeps it.
+
+    Returns:
+        ``z``, shape and dtype of ``mu``.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+
+    Example::
+
+        mu, logvar = encoder(x).chunk(2, dim=1)
+        z = vaefast.reparameterize(mu, logvar)
+    """
+    mu, logvar = _args.posterior(mu, logvar)
+    p = _args.parameterization(parameterization)
+    eps = _args.noise(noise, eps, generator, mu)
+    if not _ops.native_for(mu, no_grad_to=(eps,)):
+        return reference.reparameterize(
+            mu, logvar, parameterization=p, eps=eps, generator=generator, noise=noise
+        )
+    eps = _ops.torch_noise(mu, generator) if eps is None and noise == "torch" else eps
+    return _ops.posterior(mu, logvar, None, None, eps, generator, p, "none", sample=True, kl=False)[0]
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Prior = None,
+    prior_logvar: Prior = None,
+    *,
+    parameterization: str | Parameterization = "logvar",
+    reduction: str = "batchmean",
+) -> Tensor:
+    """KL(q || p) in nats between diagonal Gaussians q = N(mu, std^2) and p = N(prior_mu, e^prior_logvar).
+
+    Kingma & Welling 2014, appendix B, rearranged so that nothing cancels: with h(x) = e^x - 1 - x,
+    ``KL(q || N(0, I)) = (mu^2 + h(lv)) / 2`` and ``KL(q || p) = (h(lvq - lvp) + (muq - mup)^2 e^-lvp) / 2``.
+    It keeps its relative accuracy next to the prior and is never negative.
+
+    Args:
+        mu, logvar: ``[B, ...]``, the same shape; floating dtypes may differ.
+        prior_mu, prior_logvar: None is 0; else a float, or a tensor that broadcasts to ``mu``. Trained if they require
+            grad. ``prior_logvar`` is a log variance whatever the parameterization.
+        parameterization: what ``logvar`` means; see :class:`Parameterization`.
+        reduction: ``"none"`` elementwise, ``"per_sample"`` ``[B]``, ``"batchmean"`` its mean over B, ``"sum"``, or
+            ``"mean"`` over every element.
+
+    Returns:
+        The KL. A reduced result is float32 (float64 where an input is); ``"none"`` keeps the promoted input dtype.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+
+    Example::
+
+        kl = vaefast.gaussian_kl(mu, logvar)
+        loss = nll + 0.5 * kl
+    """
+    mu, logvar = _args.posterior(mu, logvar)
+    p = _args.parameterization(parameterization)
+    pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
+    _args.choice("reduction", reduction, _args.REDUCTIONS)
+    _args.batched("mu", mu, reduction)
+    if not _ops.native_for(mu):
+        return reference.gaussian_kl(mu, logvar, pm, plv, parameterization=p, reduction=reduction)
+    return _ops.posterior(mu, logvar, pm, plv, None, None, p, reduction, sample=False, kl=True)[0]
+
+
+def sample_with_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Prior = None,
+    prior_logvar: Prior = None,
+    *,
+    parameterization: str | Parameterization = "logvar",
+    reduction: str = "batchmean",
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    noise: str = "philox",
+) -> tuple[Tensor, Tensor]:
+    """:func:`reparameterize` and :func:`gaussian_kl` in one pass over ``mu`` and ``logvar``.
+
+    Backward regenerates the noise: what is kept is the inputs and 16 bytes.
+
+    Args:
+        mu, logvar, prior_mu, prior_logvar, parameterization, reduction: as for :func:`gaussian_kl`.
+        eps, generator, noise: as for :func:`reparameterize`.
+
+    Returns:
+        ``(z, kl)``: z of ``mu``'s shape and dtype, kl in nats as reduced.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+
+    Example::
+
+        z, kl = vaefast.sample_with_kl(mu, logvar)
+        loss = vaefast.reconstruction_loss(decoder(z), x) + kl
+    """
+    mu, logvar = _args.posterior(mu, logvar)
+    p = _args.parameterization(parameterization)
+    pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
+    _args.choice("reduction", reduction, _args.REDUCTIONS)
+    _args.batched("mu", mu, reduction)
+    eps = _args.noise(noise, eps, generator, mu)
+    if not _ops.native_for(mu, no_grad_to=(eps,)):
+        return reference.sample_with_kl(
+            mu, logvar, pm, plv,
+            parameterization=p, reduction=reduction, eps=eps, generator=generator, noise=noise,
+        )  # fmt: skip
+    eps = _ops.torch_noise(mu, generator) if eps is None and noise == "torch" else eps
+    z, kl = _ops.posterior(mu, logvar, pm, plv, eps, generator, p, reduction, sample=True, kl=True)
+    return z, kl
+
+
+def reconstruction_loss(
+    recon: Recon,
+    target: Tensor,
+    *,
+    likelihood: str = "bernoulli",
+    reduction: str = "batchmean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The negative log-likelihood -log p(target | recon) in nats, loss and gradient in one pass.
+
+    Args:
+        recon: the likelihood's parameters, a tensor or a tuple: ``"bernoulli"`` logits; ``"gaussian"`` mean or
+            (mean, logvar); ``"laplace"`` loc or (loc, log_scale). The first is ``[B, ...]``; the others broadcast to it.
+            Where the scale is not given it is 1. Normalising constants (log 2 pi) are included.
+        target: the data, the first parameter's shape; any floating dtype.
+        likelihood: one of ``vaefast.LIKELIHOODS``.
+        reduction: as for :func:`gaussian_kl`; ``"mean"`` divides by the number of elements, weighted or not.
+        weight: broadcasts to the elementwise loss and multiplies it. Where it is 0 the element is not evaluated, so a NaN
+            there reaches neither loss nor gradient. A bool tensor is a mask.
+
+    Returns:
+        The nll: float32 when reduced (float64 where an input is); ``"none"`` keeps the promoted dtype.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+
+    Example::
+
+        nll = vaefast.reconstruction_loss(logits, x)
+        nll = vaefast.reconstruction_loss((mean, logvar), x, likelihood="gaussian")
+    """
+    params, target, weight = _args.reconstruction(recon, target, weight, likelihood, reference.LIKELIHOODS)
+    _args.choice("reduction", reduction, _args.REDUCTIONS)
+    _args.batched("recon", params[0], reduction)
+    if not _ops.native_for(params[0], no_grad_to=(target, weight)):
+        return reference.reconstruction_loss(
+            tuple(params), target, likelihood=likelihood, reduction=reduction, weight=weight
+        )
+    return _ops.reconstruction(params, target, weight, likelihood, reduction)
+
+
+def elbo_terms(
+    recon: Recon,
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Prior = None,
+    prior_logvar: Prior = None,
+    *,
+    likelihood: str = "bernoulli",
+    beta: Tensor | Real = 1.0,
+    parameterization: str | Parameterization = "logvar",
+    reduction: str = "batchmean",
+    weight: Tensor | None = None,
+) -> ELBOTerms:
+    """The negative ELBO and its two terms: ``loss = -E_q[log p(x|z)] + beta * KL(q || p)``, each differentiable.
+
+    Kingma & Welling 2014, equation 3 with one sample; beta as in Higgins et al. 2017.
+
+    Args:
+        recon, target, likelihood, weight: as for :func:`reconstruction_loss`.
+        mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`gaussian_kl`.
+        beta: the KL's factor, a float or a 0-d tensor.
+        reduction: ``"per_sample"``, ``"batchmean"`` or ``"sum"``. ``"mean"`` is refused: a mean over elements would weigh
+            the two terms by their sizes.
+
+    Returns:
+        ``ELBOTerms(loss, reconstruction, kl)``, a NamedTuple, in nats.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+
+    Example::
+
+        terms = vaefast.elbo_terms(decoder(z), x, mu, logvar)
+        terms.loss.backward(); print(terms.kl.item())
+    """
+    _args.reduction_for_elbo(reduction)
+    params, target, weight = _args.reconstruction(recon, target, weight, likelihood, reference.LIKELIHOODS)
+    mu, logvar = _args.posterior(mu, logvar)
+    p = _args.parameterization(parameterization)
+    pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
+    _args.elbo_batch(params[0], mu, reduction)
+    beta = _args.factor("beta", beta, mu)
+    if not _ops.native_for(mu, no_grad_to=(target, weight)):
+        return reference.elbo_terms(
+            tuple(params), target, mu, logvar, pm, plv,
+            likelihood=likelihood, beta=beta, parameterization=p, reduction=reduction, weight=weight,
+        )  # fmt: skip
+    if isinstance(beta, Tensor):
+        nll = _ops.reconstruction(params, target, weight, likelihood, reduction)
+        kl = _ops.posterior(mu, logvar, pm, plv, None, None, p, reduction, sample=False, kl=True)[0]
+        return ELBOTerms(nll + beta * kl, nll, kl)
+    return ELBOTerms(*_ops.elbo(params, target, weight, likelihood, mu, logvar, pm, plv, p, beta, reduction))
+
+
+def elbo_loss(
+    recon: Recon,
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Prior = None,
+    prior_logvar: Prior = None,
+    *,
+    likelihood: str = "bernoulli",
+    beta: Tensor | Real = 1.0,
+    parameterization: str | Parameterization = "logvar",
+    reduction: str = "batchmean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The negative ELBO in nats, to be minimised: :func:`elbo_terms` without the parts.
+
+    Example::
+
+        loss = vaefast.elbo_loss(decoder(z), x, mu, logvar)
+        loss.backward()
+
+    Arguments, shapes, dtypes and errors are those of :func:`elbo_terms`.
+    """
+    return elbo_terms(
+        recon, target, mu, logvar, prior_mu, prior_logvar,
+        likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction, weight=weight,
+    ).loss  # fmt: skip

@@ -1,0 +1,74 @@
+"""torch.nn modules around the functions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from . import _args, reference
+from ._args import Parameterization, Real
+from .functional import Prior, Recon, elbo_loss
+
+
+class ELBOLoss(nn.Module):
+    """:func:`vaefast.elbo_loss` as a module; the options are fixed when it is made, and checked then.
+
+    Args:
+        likelihood, beta, parameterization, reduction: as for :func:`vaefast.elbo_terms`.
+
+    Shape:
+        as for :func:`vaefast.elbo_loss`; the result is in nats.
+
+    Raises:
+        TypeError, ValueError: an option or an argument that :func:`vaefast.elbo_terms` does not take.
+
+    Example::
+
+        criterion = vaefast.ELBOLoss(likelihood="gaussian", beta=4.0)
+        loss = criterion((mean, log_var_x), x, mu, logvar)
+    """
+
+    def __init__(
+        self,
+        likelihood: str = "bernoulli",
+        beta: Tensor | Real = 1.0,
+        parameterization: str | Parameterization = "logvar",
+        reduction: str = "batchmean",
+    ) -> None:
+        super().__init__()
+        _args.choice("likelihood", likelihood, tuple(reference.LIKELIHOODS))
+        _args.reduction_for_elbo(reduction)
+        self.likelihood = likelihood
+        self.beta = beta
+        self.parameterization = _args.parameterization(parameterization)
+        self.reduction = reduction
+
+    def forward(
+        self,
+        recon: Recon,
+        target: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        prior_mu: Prior = None,
+        prior_logvar: Prior = None,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        return elbo_loss(
+            recon,
+            target,
+            mu,
+            logvar,
+            prior_mu,
+            prior_logvar,
+            likelihood=self.likelihood,
+            beta=self.beta,
+            parameterization=self.parameterization,
+            reduction=self.reduction,
+            weight=weight,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"likelihood={self.likelihood!r}, beta={self.beta!r}, "
+            f"parameterization={self.parameterization!r}, reduction={self.reduction!r}"
+        )
