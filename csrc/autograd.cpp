@@ -1,0 +1,282 @@
+// The autograd nodes. Forward calls the *_forward operator; backward the *_backward operator, or multiplies the gradients
+// that forward kept. Under create_graph the backward operators are called with autograd on: their derivative is the
+// reference's (vaefast/_double_backward.py).
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "ops.h"
+
+namespace vaefast {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) : c10::nullopt; }
+
+// Runs f below autograd, or with it where the gradients themselves are to be differentiated.
+template <class F>
+auto backward_call(F f) {
+  if (at::GradMode::is_enabled()) return f();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return f();
+}
+
+// The saved tensors and numbers of a posterior, and their way back.
+constexpr size_t kPosteriorTensors = 6;
+
+variable_list to_save(const PosteriorInputs& in) {
+  return {in.mu,
+          in.raw,
+          in.prior_mu.value_or(Tensor()),
+          in.prior_logvar.value_or(Tensor()),
+          in.eps.value_or(Tensor()),
+          in.seed.value_or(Tensor())};
+}
+
+PosteriorInputs posterior_of(const variable_list& saved, size_t at) {
+  return {saved[at],           saved[at + 1],       maybe(saved[at + 2]), maybe(saved[at + 3]),
+          maybe(saved[at + 4]), maybe(saved[at + 5]), c10::nullopt};
+}
+
+// Puts `values` at the places that the mask wants, undefined tensors elsewhere.
+void spread(variable_list& out, size_t at, const Mask& mask, Tensors values) {
+  size_t next = 0;
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (mask[k]) out[at + k] = std::move(values[next++]);
+  }
+}
+
+// Which inputs backward must reach. Edges count the tensors that were given: an absent optional has none.
+class Edges {
+ public:
+  explicit Edges(AutogradContext* ctx) : ctx_(ctx) {}
+
+  bool next(bool present = true) { return present && ctx_->needs_input_grad(edge_++); }
+
+  Mask next(const Tensors& list) {
+    Mask mask(list.size());
+    for (size_t k = 0; k < list.size(); ++k) mask[k] = next();
+    return mask;
+  }
+
+  Mask next(const PosteriorInputs& in) {
+    const bool mu = next(), raw = next(), prior_mu = next(in.prior_mu.has_value());
+    return {mu, raw, prior_mu, next(in.prior_logvar.has_value())};
+  }
+
+ private:
+  AutogradContext* ctx_;
+  size_t edge_ = 0;
+};
+
+bool any(const Mask& mask) { return std::find(mask.begin(), mask.end(), true) != mask.end(); }
+
+bool wants_grad(const Tensor& t) { return t.requires_grad(); }
+bool wants_grad(const MaybeTensor& t) { return t && t->requires_grad(); }
+
+bool wants_grad(const PosteriorInputs& in) {
+  return at::GradMode::is_enabled() &&
+         (wants_grad(in.mu) || wants_grad(in.raw) || wants_grad(in.prior_mu) || wants_grad(in.prior_logvar));
+}
+
+Mask wanted_grads(const Tensors& params) {
+  Mask mask(params.size(), false);
+  if (!at::GradMode::is_enabled()) return mask;
+  for (size_t k = 0; k < params.size(); ++k) mask[k] = params[k].requires_grad();
+  return mask;
+}
+
+// What reaches a term of the loss: a comes down from the loss, in which the term has a factor, b from the term itself.
+Tensor upstream_of(const Tensor& a, const Tensor& b, double factor) {
+  if (!a.defined()) return b;
+  const Tensor scaled = factor == 1.0 ? a : a * factor;
+  return b.defined() ? scaled + b : scaled;
+}
+
+// The gradient asked for, from the one that forward kept.
+Tensor scale_kept(const Tensor& kept, const Tensor& upstream, bool in_place) {
+  // in place only where nothing else can read the kept tensor: a graph that is not retained, outside tracing
+  if (in_place && !torch::autograd::get_current_graph_task_keep_graph()) return dispatched::scale_(kept, upstream);
+  Tensor u = upstream;
+  while (u.dim() > 0 && u.dim() < kept.dim()) u = u.unsqueeze(-1);
+  return (kept * u).to(kept.scalar_type());
+}
+
+struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& raw, const MaybeTensor& prior_mu,
+                               const MaybeTensor& prior_logvar, const MaybeTensor& eps, const MaybeTensor& seed,
+                               const MaybeGenerator& generator, const PosteriorSpec& spec) {
+    PosteriorInputs in{mu, raw, prior_mu, prior_logvar, eps, seed, generator};
+    Tensors out = dispatched::posterior_forward(in, spec);
+    if (out.size() > size_t(spec.sample) + size_t(spec.kl)) {
+      in.seed = std::move(out.back());
+      out.pop_back();
+    }
+    ctx->save_for_backward(to_save(in));
+    ctx->saved_data["spec"] = spec.pack();
+    ctx->set_materialize_grads(false);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
+    const PosteriorInputs in = posterior_of(ctx->get_saved_variables(), 0);
+    const Mask mask = Edges(ctx).next(in);
+    variable_list grads(8);
+    const Tensor dz = spec.sample ? upstream[0] : Tensor(), dkl = spec.kl ? upstream[spec.sample] : Tensor();
+    if (dz.defined() || dkl.defined()) {
+      spread(grads, 0, mask, backward_call([&] {
+               return dispatched::posterior_backward(maybe(dz), maybe(dkl), in, spec, mask);
+             }));
+    }
+    return grads;
+  }
+};
+
+// What the nodes with a reconstruction save: target, weight, parameters, kept gradients; and the numbers that go with them.
+struct SavedReconstruction {
+  ReconstructionInputs in;
+  ReconstructionSpec spec;
+  bool in_place;
+  Mask wanted;   // at forward
+  Tensors kept;  // one for each wanted, or none
+
+  void save(AutogradContext* ctx, variable_list saved) const {
+    saved.push_back(in.target);
+    saved.push_back(in.weight.value_or(Tensor()));
+    saved.insert(saved.end(), in.params.begin(), in.params.end());
+    saved.insert(saved.end(), kept.begin(), kept.end());
+    ctx->save_for_backward(std::move(saved));
+    std::vector<int64_t> numbers{spec.likelihood, int64_t(spec.reduction), in_place};
+    numbers.insert(numbers.end(), wanted.begin(), wanted.end());
+    ctx->saved_data["reconstruction"] = std::move(numbers);
+  }
+
+  static SavedReconstruction load(AutogradContext* ctx, const variable_list& saved, size_t at) {
+    const auto numbers = ctx->saved_data["reconstruction"].toIntVector();
+    const Mask wanted(numbers.begin() + 3, numbers.end());
+    const auto params = saved.begin() + at + 2, kept = params + wanted.size();
+    return {{Tensors(params, kept), saved[at], maybe(saved[at + 1])},
+            {numbers[0], Reduction(numbers[1])},
+            numbers[2] != 0,
+            wanted,
+            Tensors(kept, saved.end())};
+  }
+
+  // Writes the gradients that the mask wants to grads[at ..].
+  void backward(const Tensor& upstream, const Mask& mask, variable_list& grads, size_t at) const {
+    if (kept.empty() || at::GradMode::is_enabled()) {
+      return spread(grads, at, mask,
+                    backward_call([&] { return dispatched::reconstruction_backward(upstream, in, spec, mask); }));
+    }
+    at::AutoDispatchBelowADInplaceOrView guard;
+    size_t next = 0;
+    for (size_t k = 0; k < mask.size(); ++k) {
+      if (mask[k]) grads[at + k] = scale_kept(kept[next], upstream, in_place);
+      next += wanted[k];
+    }
+  }
+};
+
+// The mask of the gradients that forward should write.
+Mask kept_mask(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& wanted) {
+  return any(wanted) && keeps_gradients(in, spec, wanted) ? wanted : Mask(wanted.size(), false);
+}
+
+struct ReconstructionNode : torch::autograd::Function<ReconstructionNode> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, at::TensorList params, const Tensor& target, const MaybeTensor& weight,
+                        const ReconstructionSpec& spec, const Mask& wanted, bool in_place) {
+    const ReconstructionInputs in{params.vec(), target, weight};
+    const Tensors out = dispatched::reconstruction_forward(in, spec, kept_mask(in, spec, wanted));
+    SavedReconstruction{in, spec, in_place, wanted, Tensors(out.begin() + 1, out.end())}.save(ctx, {});
+    return out[0];
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const auto saved = SavedReconstruction::load(ctx, ctx->get_saved_variables(), 0);
+    variable_list grads(saved.in.params.size() + 5);
+    saved.backward(upstream[0], Edges(ctx).next(saved.in.params), grads, 0);
+    return grads;
+  }
+};
+
+struct ElboNode : torch::autograd::Function<ElboNode> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, at::TensorList params, const Tensor& target,
+                               const MaybeTensor& weight, const Tensor& mu, const Tensor& raw,
+                               const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
+                               const ReconstructionSpec& rec_spec, const PosteriorSpec& post_spec, double beta,
+                               const Mask& wanted, bool in_place) {
+    const ReconstructionInputs rec{params.vec(), target, weight};
+    const PosteriorInputs post{mu, raw, prior_mu, prior_logvar, c10::nullopt, c10::nullopt, c10::nullopt};
+    Tensors out = dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, kept_mask(rec, rec_spec, wanted));
+    SavedReconstruction{rec, rec_spec, in_place, wanted, Tensors(out.begin() + 3, out.end())}.save(ctx, to_save(post));
+    ctx->saved_data["spec"] = post_spec.pack();
+    ctx->saved_data["beta"] = beta;
+    ctx->set_materialize_grads(false);
+    out.resize(3);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const auto saved = ctx->get_saved_variables();
+    const auto rec = SavedReconstruction::load(ctx, saved, kPosteriorTensors);
+    const PosteriorInputs post = posterior_of(saved, 0);
+    Edges edges(ctx);
+    const Mask mask = edges.next(rec.in.params);
+    edges.next();  // target
+    edges.next(rec.in.weight.has_value());
+    const Mask post_mask = edges.next(post);
+    const size_t params = mask.size();
+    variable_list grads(params + 11);
+    const Tensor dnll = upstream_of(upstream[0], upstream[1], 1.0);
+    const Tensor dkl = upstream_of(upstream[0], upstream[2], ctx->saved_data["beta"].toDouble());
+    if (any(mask) && dnll.defined()) rec.backward(dnll, mask, grads, 0);
+    if (any(post_mask) && dkl.defined()) {
+      const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
+      spread(grads, params + 2, post_mask, backward_call([&] {
+               return dispatched::posterior_backward(c10::nullopt, dkl, post, spec, post_mask);
+             }));
+    }
+    return grads;
+  }
+};
+
+}  // namespace
+
+Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec) {
+  if (wants_grad(in)) {
+    return PosteriorNode::apply(in.mu, in.raw, in.prior_mu, in.prior_logvar, in.eps, in.seed, in.generator, spec);
+  }
+  Tensors out = dispatched::posterior_forward(in, spec);
+  out.resize(size_t(spec.sample) + size_t(spec.kl));
+  return out;
+}
+
+Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, bool in_place) {
+  const Mask wanted = wanted_grads(in.params);
+  if (!any(wanted)) return dispatched::reconstruction_forward(in, spec, wanted)[0];
+  return ReconstructionNode::apply(at::TensorList(in.params), in.target, in.weight, spec, wanted, in_place);
+}
+
+Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
+             const PosteriorSpec& post_spec, double beta, bool in_place) {
+  const Mask wanted = wanted_grads(rec.params);
+  if (!any(wanted) && !wants_grad(post)) return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted);
+  return ElboNode::apply(at::TensorList(rec.params), rec.target, rec.weight, post.mu, post.raw, post.prior_mu,
+                         post.prior_logvar, rec_spec, post_spec, beta, wanted, in_place);
+}
+
+}  // namespace vaefast

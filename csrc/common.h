@@ -1,0 +1,111 @@
+// The plain-data face between the operators (torch types) and the loops that run them (none): what to read, where to
+// write, over which space. Shared by the baseline, SIMD and CUDA units, so it holds data and no inline arithmetic.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define VF_HD __host__ __device__ __forceinline__
+#else
+#define VF_HD inline __attribute__((always_inline))
+#endif
+
+// Code compiled once per instruction set lives in an inline namespace of that name: an inline function shared between
+// units would let the linker pick the AVX-512 copy for a machine without it.
+#if defined(CPU_CAPABILITY)
+#define VF_ISA CPU_CAPABILITY
+#else
+#define VF_ISA scalar
+#endif
+
+namespace vaefast {
+
+constexpr int kMaxDims = 8;
+constexpr int kMaxParams = 4;
+
+enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kBool };
+
+enum class Reduction : int32_t { kNone, kPerSample, kBatchMean, kSum, kMean };
+
+// A tensor seen through the iteration space, or the constant `value` where data is null.
+struct Operand {
+  void* data = nullptr;
+  double value = 0.0;
+  int64_t stride[kMaxDims] = {};  // in elements
+  DType dtype = DType::kFloat;
+  bool linear = false;  // element i of the space is element i of memory
+};
+
+// Row-major iteration space. Dimension 0 is the batch where rows > 1 sums are wanted.
+struct Space {
+  int32_t ndim = 1;
+  int64_t size[kMaxDims] = {};
+  int64_t numel = 0;
+  int64_t rows = 1;  // sums asked for
+};
+
+// Where the noise comes from: a tensor of two words, or a generator's state as it stood at launch or, under CUDA-graph
+// capture, as it will stand at replay. counter = ((offset ? *offset : offset_value) + offset_add) >> offset_shift.
+struct Philox {
+  const int64_t* seed = nullptr;
+  const int64_t* offset = nullptr;
+  uint64_t seed_value = 0;
+  uint64_t offset_value = 0;
+  uint64_t offset_add = 0;
+  int32_t offset_shift = 0;
+  int64_t* save = nullptr;             // [2]: seed and counter, for backward
+  int64_t stride[kMaxDims] = {};       // the sample's memory order, which numbers the elements
+  bool linear = false;
+  bool on = false;
+};
+
+// std = activation(clamp(raw, lo, hi)) + floor
+struct Activation {
+  int32_t kind = 0;  // index into Parameterizations
+  double lo = 0, hi = 0, floor = 0;
+};
+
+// out[row] = scale * sum of the row's elements, in the arithmetic type; nothing where out is null.
+struct Sum {
+  double* partial = nullptr;  // [units], the runner's scratch
+  double scale = 1.0;
+  void* out = nullptr;  // [rows]
+};
+
+// Forward: z and kl from (mu, raw, prior, noise). Backward: the d* outputs from the same and (dz, dkl * dkl_scale).
+struct PosteriorProblem {
+  Space space;
+  Activation activation;
+  bool wide = false;      // arithmetic in double
+  bool sample = false, kl = false, prior = false, backward = false;
+  Operand mu, raw, prior_mu, prior_logvar, eps, dz, dkl;
+  Operand out_z, out_kl;
+  Operand out_dmu, out_draw, out_dprior_mu, out_dprior_logvar;
+  double dkl_scale = 1.0;
+  Philox philox;
+  Sum sum;
+};
+
+// nll and/or its gradients; a gradient is d nll / d param * weight * upstream * grad_scale.
+struct ReconstructionProblem {
+  Space space;
+  int32_t likelihood = 0;  // index into Likelihoods
+  int32_t nparams = 1;
+  bool wide = false;
+  bool nll = false, grad = false;
+  Operand param[kMaxParams], target, weight, upstream;
+  bool weighted = false;
+  Operand out_nll, out_grad[kMaxParams];
+  double grad_scale = 1.0;
+  Sum sum;
+};
+
+// What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row].
+struct Job {
+  PosteriorProblem* posterior = nullptr;
+  ReconstructionProblem* reconstruction = nullptr;
+  void* total = nullptr;
+  double beta = 1.0;
+};
+
+}  // namespace vaefast

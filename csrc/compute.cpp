@@ -1,0 +1,424 @@
+// The operators without autograd: outputs allocated, problems built and run. The same functions serve CPU, CUDA and Meta.
+
+#include "compute.h"
+
+#include <ATen/ATen.h>
+#include <ATen/ExpandUtils.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "device.h"
+#include "likelihoods.h"
+#include "posterior.h"
+#include "problem.h"
+
+namespace vaefast {
+
+namespace {
+
+template <class List>
+int64_t index_of(Name name, const char* what) {
+  static const auto names = names_of(List{});
+  const auto found = std::find(names.begin(), names.end(), std::string(name));
+  TORCH_CHECK_VALUE(found != names.end(), "vaefast: unknown ", what, " '", name, "'");
+  return found - names.begin();
+}
+
+bool is_double(const Tensor& t) { return t.scalar_type() == at::kDouble; }
+bool is_double(const MaybeTensor& t) { return t && is_double(*t); }
+
+at::ScalarType promote(at::ScalarType dtype, const Tensor& t) {
+  return t.scalar_type() == at::kBool ? dtype : c10::promoteTypes(dtype, t.scalar_type());
+}
+
+at::ScalarType promote(at::ScalarType dtype, const MaybeTensor& t) { return t ? promote(dtype, *t) : dtype; }
+
+bool has_prior(const PosteriorInputs& in, const PosteriorSpec& spec) {
+  return in.prior_mu || in.prior_logvar || spec.prior_mu != 0 || spec.prior_logvar != 0;
+}
+
+// [B], or 0-d
+Tensor empty_sum(const Tensor& like, Reduction r, bool wide) {
+  const auto options = like.options().dtype(wide ? at::kDouble : at::kFloat);
+  if (r == Reduction::kPerSample) return at::empty_symint({like.sym_size(0)}, options);
+  return at::empty({}, options);
+}
+
+bool no_compute(const Tensor& t) { return t.is_meta(); }
+
+void run(const Tensor& on, Job& job) {
+  const Device& device = device_for(on.device().type());
+  TORCH_CHECK_NOT_IMPLEMENTED(device.run, "vaefast: no kernels for ", on.device().type());
+  device.run(on, job);
+}
+
+// A gradient in the making: the parameter's own where shapes agree; else full size in the arithmetic type, then summed.
+Tensor empty_grad(const Tensor& param, const Tensor& lead, bool wide) {
+  if (param.sym_sizes() == lead.sym_sizes()) return at::empty_like(param);
+  if (no_compute(lead)) return at::empty_symint(param.sym_sizes(), param.options());
+  return at::empty(lead.sizes(), param.options().dtype(wide ? at::kDouble : at::kFloat));
+}
+
+Tensor finish_grad(Tensor grad, const Tensor& param) {
+  if (grad.sym_sizes() == param.sym_sizes()) return grad;
+  return at::sum_to(std::move(grad), param.sizes()).to(param.scalar_type());
+}
+
+bool is_wide(const PosteriorInputs& in) {
+  return is_double(in.mu) || is_double(in.raw) || is_double(in.prior_mu) || is_double(in.prior_logvar) || is_double(in.eps);
+}
+
+bool is_wide(const ReconstructionInputs& in) {
+  return is_double(in.target) || is_double(in.weight) ||
+         std::any_of(in.params.begin(), in.params.end(), [](const Tensor& p) { return is_double(p); });
+}
+
+void add_optional(Layout& layout, Operand& operand, const MaybeTensor& t, double value) {
+  operand.value = value;
+  if (t) layout.add(operand, *t);
+}
+
+// A tensor over dimension 0 as one that broadcasts over the rest.
+Tensor by_rows(const Tensor& t, int64_t dim) {
+  Tensor view = t;
+  while (view.dim() > 0 && view.dim() < dim) view = view.unsqueeze(-1);
+  return view;
+}
+
+// What forward and backward have in common.
+PosteriorProblem posterior_problem(const PosteriorInputs& in, const PosteriorSpec& spec, Layout& layout) {
+  TORCH_CHECK_VALUE(in.mu.sizes() == in.raw.sizes(), "vaefast: mu has shape ", in.mu.sizes(), ", raw ", in.raw.sizes());
+  PosteriorProblem p;
+  p.activation = spec.activation;
+  p.wide = is_wide(in);
+  p.sample = spec.sample;
+  p.kl = spec.kl;
+  p.prior = spec.kl && has_prior(in, spec);
+  layout.add(p.mu, in.mu);
+  layout.add(p.raw, in.raw);
+  if (p.prior) {
+    add_optional(layout, p.prior_mu, in.prior_mu, spec.prior_mu);
+    add_optional(layout, p.prior_logvar, in.prior_logvar, spec.prior_logvar);
+  }
+  if (spec.sample && in.eps) layout.add(p.eps, *in.eps);
+  return p;
+}
+
+void use_seed(Philox& philox, const Tensor& seed, const Tensor& mu) {
+  TORCH_CHECK_VALUE(seed.scalar_type() == at::kLong && seed.numel() == 2 && seed.is_contiguous() &&
+                        seed.device() == mu.device(),
+                    "vaefast: seed must be two contiguous int64 words on ", mu.device());
+  philox.on = true;
+  philox.seed = seed.const_data_ptr<int64_t>();
+  philox.offset = philox.seed + 1;
+}
+
+struct PosteriorOutputs {
+  Tensor z, kl, seed;
+
+  Tensors list() const {
+    Tensors out;
+    for (const Tensor& t : {z, kl, seed}) {
+      if (t.defined()) out.push_back(t);
+    }
+    return out;
+  }
+};
+
+PosteriorOutputs empty_outputs(const PosteriorInputs& in, const PosteriorSpec& spec) {
+  PosteriorOutputs out;
+  if (spec.sample) out.z = at::empty_like(in.mu);
+  if (spec.sample && !in.eps && !in.seed) out.seed = at::empty({2}, in.mu.options().dtype(at::kLong));
+  if (!spec.kl) return out;
+  if (is_reduced(spec.reduction)) {
+    out.kl = empty_sum(in.mu, spec.reduction, is_wide(in));
+  } else {
+    auto dtype = promote(promote(in.mu.scalar_type(), in.raw), in.prior_mu);
+    out.kl = at::empty_like(in.mu, in.mu.options().dtype(promote(dtype, in.prior_logvar)));
+  }
+  return out;
+}
+
+PosteriorProblem forward_problem(const PosteriorInputs& in, const PosteriorSpec& spec, const PosteriorOutputs& out) {
+  Layout layout(in.mu, spec.kl && spec.reduction == Reduction::kPerSample);
+  PosteriorProblem p = posterior_problem(in, spec, layout);
+  if (spec.sample) {
+    layout.add_output(p.out_z, out.z);
+    if (in.seed) use_seed(p.philox, *in.seed, in.mu);
+    if (out.seed.defined()) {
+      p.philox.on = true;
+      device_for(in.mu.device().type()).philox(in.generator, in.mu.numel(), out.seed, p.philox);
+    }
+    if (p.philox.on) layout.add_order(p.philox, out.z);
+  }
+  if (spec.kl && is_reduced(spec.reduction)) {
+    p.sum.out = out.kl.mutable_data_ptr();
+    p.sum.scale = scale_of(spec.reduction, in.mu.sizes());
+  } else if (spec.kl) {
+    layout.add_output(p.out_kl, out.kl);
+  }
+  layout.finish(p.space);
+  return p;
+}
+
+struct ReconstructionOutputs {
+  Tensor nll;
+  Tensors grads;
+
+  Tensors finish(const ReconstructionInputs& in, const Mask& mask) const {
+    Tensors out;
+    size_t next = 0;
+    for (size_t k = 0; k < mask.size(); ++k) {
+      if (mask[k]) out.push_back(finish_grad(grads[next++], in.params[k]));
+    }
+    return out;
+  }
+};
+
+ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
+  ReconstructionOutputs out;
+  const bool wide = is_wide(in);
+  const Tensor& lead = in.params.at(0);
+  if (is_reduced(spec.reduction)) {
+    out.nll = empty_sum(lead, spec.reduction, wide);
+  } else {
+    auto dtype = promote(lead.scalar_type(), in.target);
+    for (const Tensor& p : in.params) dtype = promote(dtype, p);
+    out.nll = at::empty_like(lead, lead.options().dtype(dtype));
+  }
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (mask[k]) out.grads.push_back(empty_grad(in.params.at(k), lead, wide));
+  }
+  return out;
+}
+
+ReconstructionProblem reconstruction_problem(const ReconstructionInputs& in, const ReconstructionSpec& spec,
+                                             const ReconstructionOutputs& out, const Mask& mask, Layout& layout) {
+  ReconstructionProblem p;
+  const Tensor& lead = in.params.at(0);
+  TORCH_CHECK_VALUE(in.params.size() <= kMaxParams, "vaefast: too many parameters");
+  TORCH_CHECK_VALUE(in.target.sizes() == lead.sizes(), "vaefast: recon has shape ", lead.sizes(), ", target ",
+                    in.target.sizes());
+  p.likelihood = int32_t(spec.likelihood);
+  p.nparams = int32_t(in.params.size());
+  p.wide = is_wide(in);
+  for (size_t k = 0; k < in.params.size(); ++k) layout.add(p.param[k], in.params[k]);
+  layout.add(p.target, in.target);
+  p.weighted = in.weight.has_value();
+  if (in.weight) layout.add(p.weight, *in.weight);
+  p.grad_scale = scale_of(spec.reduction, lead.sizes());
+  p.grad = !out.grads.empty();
+  size_t next = 0;
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (mask[k]) layout.add_output(p.out_grad[k], out.grads[next++]);
+  }
+  return p;
+}
+
+ReconstructionProblem forward_problem(const ReconstructionInputs& in, const ReconstructionSpec& spec,
+                                      const ReconstructionOutputs& out, const Mask& mask) {
+  Layout layout(in.params.at(0), spec.reduction == Reduction::kPerSample);
+  ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
+  p.nll = true;
+  if (is_reduced(spec.reduction)) {
+    p.sum.out = out.nll.mutable_data_ptr();
+    p.sum.scale = p.grad_scale;
+  } else {
+    layout.add_output(p.out_nll, out.nll);
+  }
+  layout.finish(p.space);
+  return p;
+}
+
+struct ParamCount {
+  int required, params;
+};
+
+template <class... Ls>
+ParamCount param_count(int64_t likelihood, TypeList<Ls...>) {
+  const ParamCount counts[] = {{Ls::required, Ls::params}...};
+  return counts[likelihood];
+}
+
+void check_params(const ReconstructionInputs& in, const ReconstructionSpec& spec) {
+  const ParamCount count = param_count(spec.likelihood, Likelihoods{});
+  const int given = int(in.params.size());
+  TORCH_CHECK_VALUE(given >= count.required && given <= count.params, "vaefast: ", given, " parameters, expected ",
+                    count.required, " to ", count.params);
+}
+
+}  // namespace
+
+std::vector<double> PosteriorSpec::pack() const {
+  return {prior_mu, prior_logvar,      double(activation.kind), activation.lo, activation.hi, activation.floor,
+          double(int(reduction)), double(sample), double(kl)};
+}
+
+PosteriorSpec PosteriorSpec::unpack(c10::ArrayRef<double> p) {
+  PosteriorSpec s;
+  s.prior_mu = p[0];
+  s.prior_logvar = p[1];
+  s.activation = {int32_t(p[2]), p[3], p[4], p[5]};
+  s.reduction = Reduction(int(p[6]));
+  s.sample = p[7] != 0;
+  s.kl = p[8] != 0;
+  return s;
+}
+
+Activation activation_of(Name kind, double lo, double hi, double floor) {
+  return {int32_t(index_of<Parameterizations>(kind, "parameterization")), lo, hi, floor};
+}
+
+int64_t likelihood_of(Name name) { return index_of<Likelihoods>(name, "likelihood"); }
+
+Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec) {
+  const PosteriorOutputs out = empty_outputs(in, spec);
+  if (no_compute(in.mu)) return out.list();
+  PosteriorProblem p = forward_problem(in, spec, out);
+  Job job;
+  job.posterior = &p;
+  run(in.mu, job);
+  return out.list();
+}
+
+Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
+                           const PosteriorSpec& given, const Mask& mask) {
+  PosteriorSpec spec = given;
+  spec.sample = dz.has_value();
+  spec.kl = dkl.has_value();
+  TORCH_CHECK_VALUE(spec.sample || spec.kl, "vaefast: backward without any incoming gradient");
+  TORCH_CHECK_VALUE(mask.size() == 4, "vaefast: the mask has four entries");
+  const bool wide = is_wide(in);
+  const Tensor* params[4] = {&in.mu, &in.raw, in.prior_mu ? &*in.prior_mu : nullptr,
+                             in.prior_logvar ? &*in.prior_logvar : nullptr};
+  Tensor grads[4];
+  for (int k = 0; k < 4; ++k) {
+    if (mask[k]) grads[k] = empty_grad(*params[k], in.mu, wide);
+  }
+  if (!no_compute(in.mu)) {
+    Layout layout(in.mu, false);
+    PosteriorProblem p = posterior_problem(in, spec, layout);
+    p.backward = true;
+    Tensor order, dz_view, dkl_view;
+    if (spec.sample) {
+      dz_view = *dz;
+      layout.add(p.dz, dz_view);
+      if (!in.eps) {
+        TORCH_CHECK_VALUE(in.seed, "vaefast: backward of a sample needs its eps or its seed");
+        use_seed(p.philox, *in.seed, in.mu);
+        order = at::empty_like(in.mu, in.mu.options().device(at::kMeta));
+        p.philox.on = true;
+      }
+    }
+    if (spec.kl) {
+      dkl_view = by_rows(*dkl, in.mu.dim());
+      layout.add(p.dkl, dkl_view);
+      p.dkl_scale = scale_of(spec.reduction, in.mu.sizes());
+    }
+    Operand* outs[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
+    for (int k = 0; k < 4; ++k) {
+      // without a KL the prior has no part in the result
+      if (!mask[k]) continue;
+      if (k >= 2 && !p.prior) {
+        grads[k].zero_();
+      } else {
+        layout.add_output(*outs[k], grads[k]);
+      }
+    }
+    if (p.philox.on) layout.add_order(p.philox, order);
+    layout.finish(p.space);
+    Job job;
+    job.posterior = &p;
+    run(in.mu, job);
+  }
+  Tensors result;
+  for (int k = 0; k < 4; ++k) {
+    if (mask[k]) result.push_back(finish_grad(std::move(grads[k]), *params[k]));
+  }
+  return result;
+}
+
+bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
+  if (spec.reduction == Reduction::kNone) return false;
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (!mask[k]) continue;
+    // float16: the unscaled gradient of a mean underflows before a loss scaler's factor reaches it
+    if (in.params[k].scalar_type() == at::kHalf) return false;
+    // a gradient summed over the batch can no longer be multiplied per sample
+    if (spec.reduction == Reduction::kPerSample && in.params[k].sym_sizes() != in.params[0].sym_sizes()) return false;
+  }
+  return true;
+}
+
+Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
+  check_params(in, spec);
+  const ReconstructionOutputs out = empty_outputs(in, spec, mask);
+  if (!no_compute(in.target)) {
+    ReconstructionProblem p = forward_problem(in, spec, out, mask);
+    Job job;
+    job.reconstruction = &p;
+    run(in.target, job);
+  }
+  Tensors result = out.finish(in, mask);
+  result.insert(result.begin(), out.nll);
+  return result;
+}
+
+Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
+                                const Mask& mask) {
+  check_params(in, spec);
+  const Tensor& lead = in.params.at(0);
+  ReconstructionOutputs out;
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (mask[k]) out.grads.push_back(empty_grad(in.params.at(k), lead, is_wide(in)));
+  }
+  if (!no_compute(lead)) {
+    Layout layout(lead, false);
+    ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
+    const Tensor view = by_rows(upstream, lead.dim());
+    layout.add(p.upstream, view);
+    layout.finish(p.space);
+    Job job;
+    job.reconstruction = &p;
+    run(lead, job);
+  }
+  return out.finish(in, mask);
+}
+
+Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
+                     const PosteriorSpec& post_spec, double beta, const Mask& mask) {
+  check_params(rec, rec_spec);
+  ReconstructionOutputs rec_out = empty_outputs(rec, rec_spec, mask);
+  PosteriorOutputs post_out = empty_outputs(post, post_spec);
+  const bool wide = is_wide(rec) || is_wide(post);
+  if (is_wide(rec) != is_wide(post)) {
+    // one loss, one dtype: the narrower side is summed in the wider type
+    rec_out.nll = empty_sum(rec.target, rec_spec.reduction, wide);
+    post_out.kl = empty_sum(post.mu, post_spec.reduction, wide);
+  }
+  const Tensor total = at::empty_like(rec_out.nll);
+  if (!no_compute(post.mu)) {
+    TORCH_CHECK_VALUE(rec_spec.reduction != Reduction::kPerSample || rec.target.sizes()[0] == post.mu.sizes()[0],
+                      "vaefast: batches differ");
+    ReconstructionProblem r = forward_problem(rec, rec_spec, rec_out, mask);
+    PosteriorProblem p = forward_problem(post, post_spec, post_out);
+    r.wide = p.wide = wide;
+    Job job;
+    job.posterior = &p;
+    job.reconstruction = &r;
+    job.total = total.mutable_data_ptr();
+    job.beta = beta;
+    run(post.mu, job);
+  }
+  Tensors result = rec_out.finish(rec, mask);
+  result.insert(result.begin(), {total, rec_out.nll, post_out.kl});
+  return result;
+}
+
+void scale_(const Tensor& kept, const Tensor& upstream) {
+  if (no_compute(kept)) return;
+  device_for(kept.device().type()).scale(kept, by_rows(upstream, kept.dim()));
+}
+
+}  // namespace vaefast

@@ -1,0 +1,74 @@
+// The operators without autograd: outputs allocated, problems built and run. The same functions serve CPU, CUDA and Meta.
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "common.h"
+
+namespace vaefast {
+
+using at::Tensor;
+using MaybeTensor = c10::optional<Tensor>;
+using MaybeGenerator = c10::optional<at::Generator>;
+using Tensors = std::vector<Tensor>;
+using Name = c10::string_view;
+
+// Everything about a posterior that is no tensor.
+struct PosteriorSpec {
+  double prior_mu = 0, prior_logvar = 0;  // where the prior's tensors are absent
+  Activation activation;
+  Reduction reduction = Reduction::kNone;
+  bool sample = false, kl = false;
+
+  std::vector<double> pack() const;
+  static PosteriorSpec unpack(c10::ArrayRef<double> packed);
+};
+
+struct PosteriorInputs {
+  Tensor mu, raw;
+  MaybeTensor prior_mu, prior_logvar, eps, seed;
+  MaybeGenerator generator;
+};
+
+struct ReconstructionSpec {
+  int64_t likelihood = 0;
+  Reduction reduction = Reduction::kBatchMean;
+};
+
+struct ReconstructionInputs {
+  Tensors params;
+  Tensor target;
+  MaybeTensor weight;
+};
+
+using Mask = std::vector<bool>;
+
+Activation activation_of(Name kind, double lo, double hi, double floor);
+int64_t likelihood_of(Name name);
+
+// [z][kl][seed]: what was asked for; the seed where one was drawn.
+Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec);
+
+// Gradients of mu, raw, prior_mu, prior_logvar as far as the mask wants them. dz or dkl may be absent.
+Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
+                           const PosteriorSpec& spec, const Mask& mask);
+
+// Whether forward can keep the masked gradients, unscaled, for backward to multiply.
+bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask);
+
+// nll, then the gradients that the mask wants, with the reduction's factor in them.
+Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask);
+Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
+                                const Mask& mask);
+
+// loss, nll, kl, then gradients as reconstruction_forward's.
+Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
+                     const PosteriorSpec& post_spec, double beta, const Mask& mask);
+
+// kept *= upstream (0-d or [B]), in place.
+void scale_(const Tensor& kept, const Tensor& upstream);
+
+}  // namespace vaefast

@@ -1,0 +1,188 @@
+// The CPU loops over the functors, compiled once per instruction set.
+
+#include "cpu/kernels.h"
+
+#include "cpu/noise.h"
+#include "cpu/tile.h"
+#include "likelihoods.h"
+#include "posterior.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+namespace {
+
+template <class T, bool SAMPLE, bool KLD, bool PRIOR>
+double posterior_forward(const PosteriorProblem& p, const Tile& t) {
+  using V = Vec<T>;
+  Buffer<T> mu_buffer, raw_buffer, noise_buffer, pm_buffer, plv_buffer, z_buffer, kl_buffer;
+  const T* mu = read(p.mu, t, mu_buffer);
+  const T* raw = read(p.raw, t, raw_buffer);
+  const T* eps = nullptr;
+  if constexpr (SAMPLE) eps = p.philox.on ? read_noise(p.philox, t, noise_buffer) : read(p.eps, t, noise_buffer);
+  const T* pm = PRIOR ? read(p.prior_mu, t, pm_buffer) : nullptr;
+  const T* plv = PRIOR ? read(p.prior_logvar, t, plv_buffer) : nullptr;
+  T* z = writable(p.out_z, t, z_buffer);
+  T* kl = writable(p.out_kl, t, kl_buffer);
+  const bool each = p.out_kl.data != nullptr;
+  Accumulator<T> sum;
+  for_vectors<T>(t.n, [&](int i, int count) {
+    const V m = at(mu, i, count);
+    const auto q = scale_of(p.activation, at(raw, i, count));
+    if constexpr (SAMPLE) put(z, i, count, fma_(q.std, at(eps, i, count), m));
+    if constexpr (KLD) {
+      const V zero = V(T(0));
+      const V value = kl_of<PRIOR>(m, q, PRIOR ? at(pm, i, count) : zero, PRIOR ? at(plv, i, count) : zero).value;
+      sum.add(value, count);
+      if (each) put(kl, i, count, value);
+    }
+  });
+  if constexpr (SAMPLE) write_back(p.out_z, t, z_buffer);
+  if constexpr (KLD) write_back(p.out_kl, t, kl_buffer);
+  return sum.total();
+}
+
+template <class T, bool SAMPLE, bool KLD, bool PRIOR>
+double posterior_backward(const PosteriorProblem& p, const Tile& t) {
+  using V = Vec<T>;
+  Buffer<T> mu_buffer, raw_buffer, noise_buffer, pm_buffer, plv_buffer, dz_buffer, dkl_buffer;
+  Buffer<T> out_buffer[4];
+  const T* mu = KLD ? read(p.mu, t, mu_buffer) : nullptr;
+  const T* raw = read(p.raw, t, raw_buffer);
+  const T* eps = nullptr;
+  if constexpr (SAMPLE) eps = p.philox.on ? read_noise(p.philox, t, noise_buffer) : read(p.eps, t, noise_buffer);
+  const T* pm = PRIOR ? read(p.prior_mu, t, pm_buffer) : nullptr;
+  const T* plv = PRIOR ? read(p.prior_logvar, t, plv_buffer) : nullptr;
+  const T* dz = SAMPLE ? read(p.dz, t, dz_buffer) : nullptr;
+  const T* dkl = KLD ? read(p.dkl, t, dkl_buffer) : nullptr;
+  const Operand* out[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
+  constexpr int outputs = PRIOR ? 4 : 2;
+  T* grad[4];
+  for (int k = 0; k < outputs; ++k) grad[k] = writable(*out[k], t, out_buffer[k]);
+  const V factor = V(T(p.dkl_scale)), zero = V(T(0));
+  for_vectors<T>(t.n, [&](int i, int count) {
+    const auto q = scale_of(p.activation, at(raw, i, count));
+    V gmu = zero, graw = zero;
+    if constexpr (SAMPLE) {
+      gmu = at(dz, i, count);
+      graw = gmu * at(eps, i, count) * q.dstd;
+    }
+    if constexpr (KLD) {
+      const V g = at(dkl, i, count) * factor;
+      const auto k = kl_of<PRIOR>(at(mu, i, count), q, PRIOR ? at(pm, i, count) : zero, PRIOR ? at(plv, i, count) : zero);
+      gmu = fma_(g, k.dmu, gmu);
+      graw = fma_(g * k.dlogvar, q.dlogvar, graw);
+      if constexpr (PRIOR) {
+        put(grad[2], i, count, zero - g * k.dmu);
+        put(grad[3], i, count, g * k.dprior_logvar);
+      }
+    }
+    put(grad[0], i, count, gmu);
+    put(grad[1], i, count, graw);
+  });
+  for (int k = 0; k < outputs; ++k) write_back(*out[k], t, out_buffer[k]);
+  return 0;
+}
+
+template <class T, bool SAMPLE, bool KLD, bool PRIOR>
+void posterior_units(const PosteriorProblem& p, int64_t begin, int64_t end) {
+  for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
+    return p.backward ? posterior_backward<T, SAMPLE, KLD, PRIOR>(p, t) : posterior_forward<T, SAMPLE, KLD, PRIOR>(p, t);
+  });
+}
+
+template <class T>
+void posterior_typed(const PosteriorProblem& p, int64_t begin, int64_t end) {
+  if (!p.kl) return posterior_units<T, true, false, false>(p, begin, end);
+  if (p.sample) {
+    return p.prior ? posterior_units<T, true, true, true>(p, begin, end)
+                   : posterior_units<T, true, true, false>(p, begin, end);
+  }
+  return p.prior ? posterior_units<T, false, true, true>(p, begin, end)
+                 : posterior_units<T, false, true, false>(p, begin, end);
+}
+
+void posterior(const PosteriorProblem& p, int64_t begin, int64_t end) {
+  p.wide ? posterior_typed<double>(p, begin, end) : posterior_typed<float>(p, begin, end);
+}
+
+template <class T, class L, int N, bool NLL, bool GRAD>
+double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
+  using V = Vec<T>;
+  Buffer<T> param_buffer[N], target_buffer, weight_buffer, upstream_buffer, nll_buffer, grad_buffer[N];
+  const T* param[N];
+  for (int k = 0; k < N; ++k) param[k] = read(p.param[k], t, param_buffer[k]);
+  const T* target = read(p.target, t, target_buffer);
+  const T* weight = p.weighted ? read(p.weight, t, weight_buffer) : nullptr;
+  const T* upstream = p.upstream.data ? read(p.upstream, t, upstream_buffer) : nullptr;
+  T* nll = writable(p.out_nll, t, nll_buffer);
+  const bool each = p.out_nll.data != nullptr;
+  T* grad[N];
+  if constexpr (GRAD) {
+    for (int k = 0; k < N; ++k) grad[k] = writable(p.out_grad[k], t, grad_buffer[k]);
+  }
+  const V factor = V(T(p.grad_scale)), zero = V(T(0));
+  Accumulator<T> sum;
+  for_vectors<T>(t.n, [&](int i, int count) {
+    V x[N];
+    for (int k = 0; k < N; ++k) x[k] = at(param[k], i, count);
+    auto term = L::eval(x, at(target, i, count));
+    V scale = upstream ? factor * at(upstream, i, count) : factor;
+    if (weight) {
+      // a zero weight selects zero, it does not multiply by it: what the element held must not matter
+      const V w = at(weight, i, count);
+      const auto off = w == zero;
+      term.nll = select(off, zero, w * term.nll);
+      for (int k = 0; k < N; ++k) term.grad[k] = select(off, zero, w * term.grad[k]);
+    }
+    if constexpr (NLL) {
+      sum.add(term.nll, count);
+      if (each) put(nll, i, count, term.nll);
+    }
+    if constexpr (GRAD) {
+      for (int k = 0; k < N; ++k) put(grad[k], i, count, term.grad[k] * scale);
+    }
+  });
+  if constexpr (NLL) write_back(p.out_nll, t, nll_buffer);
+  if constexpr (GRAD) {
+    for (int k = 0; k < N; ++k) write_back(p.out_grad[k], t, grad_buffer[k]);
+  }
+  return sum.total();
+}
+
+template <class T, class L, int N>
+void reconstruction_units(const ReconstructionProblem& p, int64_t begin, int64_t end) {
+  for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
+    if (!p.grad) return reconstruction_tile<T, L, N, true, false>(p, t);
+    return p.nll ? reconstruction_tile<T, L, N, true, true>(p, t) : reconstruction_tile<T, L, N, false, true>(p, t);
+  });
+}
+
+template <class T, class L, int N>
+void reconstruction_params(const ReconstructionProblem& p, int64_t begin, int64_t end) {
+  if (p.nparams == N) return reconstruction_units<T, L, N>(p, begin, end);
+  if constexpr (N > L::required) reconstruction_params<T, L, N - 1>(p, begin, end);
+}
+
+template <class T, class L, class... Rest>
+void reconstruction_typed(int kind, const ReconstructionProblem& p, int64_t begin, int64_t end, TypeList<L, Rest...>) {
+  if (kind == 0) return reconstruction_params<T, L, L::params>(p, begin, end);
+  if constexpr (sizeof...(Rest) > 0) reconstruction_typed<T>(kind - 1, p, begin, end, TypeList<Rest...>{});
+}
+
+void reconstruction(const ReconstructionProblem& p, int64_t begin, int64_t end) {
+  p.wide ? reconstruction_typed<double>(p.likelihood, p, begin, end, Likelihoods{})
+         : reconstruction_typed<float>(p.likelihood, p, begin, end, Likelihoods{});
+}
+
+}  // namespace
+}  // namespace VF_ISA
+
+#define VF_PASTE_(a, b) a##b
+#define VF_PASTE(a, b) VF_PASTE_(a, b)
+
+const CpuKernels& VF_PASTE(cpu_kernels_, CPU_CAPABILITY)() {
+  static const CpuKernels kernels{posterior, reconstruction};
+  return kernels;
+}
+
+}  // namespace vaefast

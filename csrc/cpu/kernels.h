@@ -1,0 +1,24 @@
+// What a SIMD unit offers to the baseline code: loops over units of work, free of torch types.
+//
+// A unit is up to kUnit consecutive elements of one row (one row of everything where no per-row sums are wanted). Units
+// are fixed by the sizes alone, so the sums do not depend on the number of threads.
+#pragma once
+
+#include "common.h"
+
+namespace vaefast {
+
+constexpr int64_t kUnit = 8192;
+
+struct CpuKernels {
+  // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].
+  void (*posterior)(const PosteriorProblem&, int64_t begin, int64_t end);
+  void (*reconstruction)(const ReconstructionProblem&, int64_t begin, int64_t end);
+};
+
+// Each is defined where the build has it; see cpu/launch.cpp.
+const CpuKernels& cpu_kernels_DEFAULT();
+const CpuKernels& cpu_kernels_AVX2();
+const CpuKernels& cpu_kernels_AVX512();
+
+}  // namespace vaefast

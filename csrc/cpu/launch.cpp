@@ -1,0 +1,125 @@
+// The CPU back end: picks the instruction set, spreads units over threads, and adds the partial sums in a fixed order.
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "device.h"
+
+namespace vaefast {
+
+namespace {
+
+// Elements a thread should have before a second one is worth waking.
+constexpr int64_t kGrain = 12288;
+
+const CpuKernels& kernels() {
+  static const CpuKernels& chosen = []() -> const CpuKernels& {
+    const std::string isa = at::get_cpu_capability();  // honours ATEN_CPU_CAPABILITY
+    (void)isa;
+#if defined(VAEFAST_HAVE_AVX512)
+    if (isa.rfind("AVX512", 0) == 0) return cpu_kernels_AVX512();
+#endif
+#if defined(VAEFAST_HAVE_AVX2)
+    if (isa.rfind("AVX", 0) == 0) return cpu_kernels_AVX2();
+#endif
+    return cpu_kernels_DEFAULT();
+  }();
+  return chosen;
+}
+
+struct Units {
+  int64_t per_row = 0, count = 0, cost = 0;  // cost of a unit, in elements
+
+  Units() = default;
+  explicit Units(const Space& s) {
+    const int64_t cols = s.rows ? s.numel / s.rows : 0;
+    per_row = (cols + kUnit - 1) / kUnit;
+    count = per_row * s.rows;
+    cost = per_row ? (cols + per_row - 1) / per_row : 0;
+  }
+
+  int64_t total() const { return count * cost; }
+
+  // The units that start within elements [begin, end) of this task's share.
+  template <class F>
+  void within(int64_t begin, int64_t end, F f) const {
+    if (cost == 0) return;
+    const int64_t first = std::max<int64_t>(0, (begin + cost - 1) / cost);
+    const int64_t last = std::min(count, (end + cost - 1) / cost);
+    if (first < last) f(first, last);
+  }
+};
+
+template <class T>
+void finish_rows(const Sum& sum, const Units& units, int64_t rows) {
+  T* out = static_cast<T*>(sum.out);
+  for (int64_t row = 0; row < rows; ++row) {
+    double total = 0;
+    for (int64_t k = 0; k < units.per_row; ++k) total += sum.partial[row * units.per_row + k];
+    out[row] = T(sum.scale * total);
+  }
+}
+
+template <class T>
+void finish(const Job& job, const Units& rec, const Units& post) {
+  if (job.reconstruction && job.reconstruction->sum.out) {
+    finish_rows<T>(job.reconstruction->sum, rec, job.reconstruction->space.rows);
+  }
+  if (job.posterior && job.posterior->sum.out) finish_rows<T>(job.posterior->sum, post, job.posterior->space.rows);
+  if (!job.total) return;
+  const T* nll = static_cast<const T*>(job.reconstruction->sum.out);
+  const T* kl = static_cast<const T*>(job.posterior->sum.out);
+  for (int64_t row = 0; row < job.posterior->space.rows; ++row) {
+    static_cast<T*>(job.total)[row] = T(double(nll[row]) + job.beta * double(kl[row]));
+  }
+}
+
+void run(const at::Tensor&, Job& job) {
+  const CpuKernels& k = kernels();
+  const Units rec = job.reconstruction ? Units(job.reconstruction->space) : Units();
+  const Units post = job.posterior ? Units(job.posterior->space) : Units();
+  std::vector<double> partial(rec.count + post.count);
+  if (job.reconstruction) job.reconstruction->sum.partial = partial.data();
+  if (job.posterior) job.posterior->sum.partial = partial.data() + rec.count;
+  at::parallel_for(0, rec.total() + post.total(), kGrain, [&](int64_t begin, int64_t end) {
+    rec.within(begin, end, [&](int64_t a, int64_t b) { k.reconstruction(*job.reconstruction, a, b); });
+    post.within(begin - rec.total(), end - rec.total(), [&](int64_t a, int64_t b) { k.posterior(*job.posterior, a, b); });
+  });
+  const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
+  wide ? finish<double>(job, rec, post) : finish<float>(job, rec, post);
+}
+
+void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Tensor& save, Philox& philox) {
+  auto* cpu = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+  uint64_t word;
+  {
+    std::lock_guard<std::mutex> lock(cpu->mutex_);
+    word = cpu->random64();
+  }
+  int64_t* seed = save.mutable_data_ptr<int64_t>();
+  seed[0] = int64_t(word ^ (uint64_t(1) << 63));  // torch.randint's way over all of int64, so that the reference agrees
+  seed[1] = 0;
+  philox.seed = seed;
+  philox.offset = seed + 1;
+}
+
+void scale(const at::Tensor& kept, const at::Tensor& upstream) {
+  if (upstream.dim() == 0 && upstream.item<double>() == 1.0) return;
+  at::Tensor(kept).mul_(upstream);
+}
+
+const bool registered = [] {
+  device_for(c10::DeviceType::CPU) = {run, philox, scale};
+  return true;
+}();
+
+}  // namespace
+
+}  // namespace vaefast

@@ -1,0 +1,263 @@
+// Tiles: up to kTile consecutive elements of the iteration space. An operand that is not plain contiguous memory of the
+// arithmetic type (another dtype, a strided or broadcast view, a constant) is brought into an L1 buffer first, so that the
+// arithmetic sees contiguous arrays only, and dtypes and strides cost no extra kernels.
+#pragma once
+
+#include <cstring>
+
+#include "math.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+
+constexpr int kTile = 1024;
+
+template <class T>
+struct Buffer {
+  alignas(64) T data[kTile];
+};
+
+struct Tile {
+  const Space& space;
+  int64_t start;
+  int n;
+};
+
+template <class T>
+struct TypeOf;
+template <>
+struct TypeOf<float> {
+  static constexpr DType value = DType::kFloat;
+};
+template <>
+struct TypeOf<double> {
+  static constexpr DType value = DType::kDouble;
+};
+
+// Storage of each dtype, converted by hand: c10's inline conversions would be shared between instruction sets.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+VF_HD float as_float(uint32_t x) {
+  float f;
+  std::memcpy(&f, &x, 4);
+  return f;
+}
+VF_HD uint32_t as_bits(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+
+VF_HD float load(float x) { return x; }
+VF_HD double load(double x) { return x; }
+VF_HD float load(bool x) { return x ? 1.0f : 0.0f; }
+VF_HD float load(BFloat16 x) { return as_float(uint32_t(x.bits) << 16); }
+VF_HD float load(Half x) {
+  // shift exponent and mantissa into place, rebias by a multiplication (exact, subnormals too); inf and NaN by hand
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13, sign = uint32_t(x.bits & 0x8000) << 16;
+  const uint32_t finite = as_bits(as_float(magnitude) * 0x1p112f);
+  return as_float(((x.bits & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000u : finite) | sign);
+}
+
+template <class S>
+struct Store;
+template <>
+struct Store<float> {
+  template <class T>
+  static VF_HD float from(T x) {
+    return float(x);
+  }
+};
+template <>
+struct Store<double> {
+  template <class T>
+  static VF_HD double from(T x) {
+    return double(x);
+  }
+};
+template <>
+struct Store<BFloat16> {
+  template <class T>
+  static VF_HD BFloat16 from(T x) {
+    const uint32_t u = as_bits(float(x));
+    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
+    return {uint16_t((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
+  }
+};
+template <>
+struct Store<Half> {
+  template <class T>
+  static VF_HD Half from(T x) {
+    const uint32_t u = as_bits(float(x)), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+    // normal: round to nearest even at bit 13; subnormal: let a float addition do the rounding; large: inf; NaN
+    const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1)) >> 13;
+    const uint32_t tiny = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t finite = magnitude < 0x38800000u ? tiny : (magnitude >= 0x477ff000u ? 0x7c00u : normal);
+    return {uint16_t(sign | (magnitude > 0x7f800000u ? 0x7e00u : finite))};
+  }
+};
+
+// Calls f(first element's position in the tile, count, element offset in memory) for each run along the last dimension.
+template <class F>
+VF_HD void for_runs(const Tile& t, const int64_t* stride, F f) {
+  const Space& s = t.space;
+  const int last = s.ndim - 1;
+  int64_t index[kMaxDims], rest = t.start, offset = 0;
+  for (int d = last; d >= 0; --d) {
+    index[d] = rest % s.size[d];
+    rest /= s.size[d];
+    offset += index[d] * stride[d];
+  }
+  for (int done = 0; done < t.n;) {
+    const int64_t left = s.size[last] - index[last];
+    const int count = int(left < t.n - done ? left : t.n - done);
+    f(done, count, offset);
+    done += count;
+    index[last] += count;
+    offset += count * stride[last];
+    for (int d = last; d > 0 && index[d] == s.size[d]; --d) {
+      offset += stride[d - 1] - s.size[d] * stride[d];
+      index[d] = 0;
+      ++index[d - 1];
+    }
+  }
+}
+
+template <class T, class S>
+VF_HD void gather(const Operand& op, const Tile& t, T* to) {
+  const S* from = static_cast<const S*>(op.data);
+  if (op.linear) {
+    for (int i = 0; i < t.n; ++i) to[i] = T(load(from[t.start + i]));
+    return;
+  }
+  const int64_t inner = op.stride[t.space.ndim - 1];
+  for_runs(t, op.stride, [&](int at, int count, int64_t offset) {
+    if (inner == 1) {
+      for (int i = 0; i < count; ++i) to[at + i] = T(load(from[offset + i]));
+    } else {
+      for (int i = 0; i < count; ++i) to[at + i] = T(load(from[offset + i * inner]));
+    }
+  });
+}
+
+template <class T, class S>
+VF_HD void scatter(const Operand& op, const Tile& t, const T* from) {
+  S* to = static_cast<S*>(op.data);
+  const int64_t inner = op.stride[t.space.ndim - 1];
+  if (op.linear) {
+    for (int i = 0; i < t.n; ++i) to[t.start + i] = Store<S>::from(from[i]);
+    return;
+  }
+  for_runs(t, op.stride, [&](int at, int count, int64_t offset) {
+    for (int i = 0; i < count; ++i) to[offset + i * inner] = Store<S>::from(from[at + i]);
+  });
+}
+
+// Where the tile of an operand can be used in place, or null.
+template <class T>
+VF_HD T* in_place(const Operand& op, const Tile& t) {
+  if (op.dtype != TypeOf<T>::value || op.data == nullptr) return nullptr;
+  T* data = static_cast<T*>(op.data);
+  if (op.linear) return data + t.start;
+  const int last = t.space.ndim - 1;
+  if (op.stride[last] != 1 || t.start % t.space.size[last] + t.n > t.space.size[last]) return nullptr;
+  T* found = nullptr;
+  for_runs(t, op.stride, [&](int, int, int64_t offset) { found = data + offset; });
+  return found;
+}
+
+template <class T>
+const T* read(const Operand& op, const Tile& t, Buffer<T>& buffer) {
+  if (const T* direct = in_place<T>(op, t)) return direct;
+  T* to = buffer.data;
+  if (op.data == nullptr) {
+    for (int i = 0; i < t.n; ++i) to[i] = T(op.value);
+    return to;
+  }
+  switch (op.dtype) {
+    case DType::kFloat: gather<T, float>(op, t, to); break;
+    case DType::kDouble: gather<T, double>(op, t, to); break;
+    case DType::kHalf: gather<T, Half>(op, t, to); break;
+    case DType::kBFloat16: gather<T, BFloat16>(op, t, to); break;
+    case DType::kBool: gather<T, bool>(op, t, to); break;
+  }
+  return to;
+}
+
+// Where to put an output's tile: its own memory, or the buffer that write_back() takes it from.
+template <class T>
+T* writable(const Operand& op, const Tile& t, Buffer<T>& buffer) {
+  T* direct = in_place<T>(op, t);
+  return direct ? direct : buffer.data;
+}
+
+template <class T>
+void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
+  if (op.data == nullptr || in_place<T>(op, t)) return;
+  switch (op.dtype) {
+    case DType::kFloat: scatter<T, float>(op, t, buffer.data); break;
+    case DType::kDouble: scatter<T, double>(op, t, buffer.data); break;
+    case DType::kHalf: scatter<T, Half>(op, t, buffer.data); break;
+    case DType::kBFloat16: scatter<T, BFloat16>(op, t, buffer.data); break;
+    case DType::kBool: break;
+  }
+}
+
+// f(position, count) over the tile, a vector at a time; count < the vector's size only at the end.
+template <class T, class F>
+VF_HD void for_vectors(int n, F f) {
+  constexpr int width = Vec<T>::size();
+  int i = 0;
+  for (; i + width <= n; i += width) f(i, width);
+  if (i < n) f(i, n - i);
+}
+
+template <class T>
+VF_HD Vec<T> at(const T* p, int i, int count) {
+  return count == Vec<T>::size() ? Vec<T>::loadu(p + i) : Vec<T>::loadu(p + i, count);
+}
+
+template <class T>
+VF_HD void put(T* p, int i, int count, Vec<T> x) {
+  count == Vec<T>::size() ? x.store(p + i) : x.store(p + i, count);
+}
+
+// Vector partial sums of a tile, added up in double in lane order.
+template <class T>
+struct Accumulator {
+  Vec<T> sum = Vec<T>(T(0));
+
+  VF_HD void add(Vec<T> x, int count) { sum = sum + (count == Vec<T>::size() ? x : Vec<T>::set(Vec<T>(T(0)), x, count)); }
+
+  double total() const {
+    T lanes[Vec<T>::size()];
+    sum.store(lanes);
+    double s = 0;
+    for (T lane : lanes) s += double(lane);
+    return s;
+  }
+};
+
+// Runs body(tile), which returns the tile's sum, over the units [begin, end).
+template <class F>
+void for_units(const Space& space, double* partial, int64_t unit, int64_t begin, int64_t end, F body) {
+  const int64_t cols = space.rows ? space.numel / space.rows : 0;
+  const int64_t per_row = (cols + unit - 1) / unit;
+  for (int64_t u = begin; u < end; ++u) {
+    const int64_t row = u / per_row, first = row * cols + (u % per_row) * unit;
+    const int64_t limit = first + unit < (row + 1) * cols ? first + unit : (row + 1) * cols;
+    double sum = 0;
+    for (int64_t start = first; start < limit; start += kTile) {
+      sum += body(Tile{space, start, int(limit - start < kTile ? limit - start : kTile)});
+    }
+    if (partial) partial[u] = sum;
+  }
+}
+
+}  // namespace VF_ISA
+}  // namespace vaefast

@@ -1,0 +1,22 @@
+// What a device provides: cpu/launch.cpp and cuda/launch.cu each register one of these.
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include "common.h"
+
+namespace vaefast {
+
+struct Device {
+  void (*run)(const at::Tensor& on, Job& job) = nullptr;
+  // Fills in where the noise of a sample of numel elements comes from; `save` [2] gets seed and counter for backward.
+  void (*philox)(const c10::optional<at::Generator>& generator, int64_t numel, const at::Tensor& save, Philox& philox) =
+      nullptr;
+  // kept *= upstream, broadcast from the left; nothing is written where upstream is 1.
+  void (*scale)(const at::Tensor& kept, const at::Tensor& upstream) = nullptr;
+};
+
+Device& device_for(c10::DeviceType type);
+
+}  // namespace vaefast

@@ -1,0 +1,242 @@
+// Every operator's schema, its kernels, and its pybind11 entry: the map of the rest.
+//
+//   vaefast::posterior, reconstruction, elbo        as users call them; autograd in autograd.cpp
+//   vaefast::*_forward, *_backward, scale_          what those run, below autograd; compute.cpp
+//
+// A posterior's arguments are always P (tensors and constants of q and p) and A (its activation).
+
+#include <torch/extension.h>
+#include <torch/library.h>
+
+#include <ATen/Version.h>
+
+#include "device.h"
+#include "likelihoods.h"
+#include "ops.h"
+#include "posterior.h"
+#include "problem.h"
+
+#define VF_P "Tensor mu, Tensor raw, Tensor? prior_mu, float prior_mu_value, Tensor? prior_logvar, float prior_logvar_value"
+#define VF_A "str parameterization, float lo, float hi, float floor"
+#define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood"
+
+namespace vaefast {
+
+Device& device_for(c10::DeviceType type) {
+  static Device devices[c10::COMPILE_TIME_MAX_DEVICE_TYPES];
+  return devices[static_cast<int>(type)];
+}
+
+namespace {
+
+using MaybeRef = const MaybeTensor&;
+
+PosteriorSpec spec_of(double prior_mu, double prior_logvar, Name kind, double lo, double hi, double floor,
+                      Name reduction, bool sample, bool kl) {
+  return {prior_mu, prior_logvar, activation_of(kind, lo, hi, floor), reduction_of(reduction), sample, kl};
+}
+
+ReconstructionSpec spec_of(Name likelihood, Name reduction) {
+  return {likelihood_of(likelihood), reduction_of(reduction)};
+}
+
+Mask mask_of(const c10::List<bool>& mask) { return Mask(mask.begin(), mask.end()); }
+
+// The boxed face of each operator below autograd.
+Tensors op_posterior_forward(const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv,
+                             double plv_value, MaybeRef eps, MaybeRef seed, MaybeGenerator generator, Name kind,
+                             double lo, double hi, double floor, Name reduction, bool sample, bool kl) {
+  return posterior_forward({mu, raw, pm, plv, eps, seed, generator},
+                           spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, sample, kl));
+}
+
+Tensors op_posterior_backward(MaybeRef dz, MaybeRef dkl, const Tensor& mu, const Tensor& raw, MaybeRef pm,
+                              double pm_value, MaybeRef plv, double plv_value, MaybeRef eps, MaybeRef seed, Name kind,
+                              double lo, double hi, double floor, Name reduction, c10::List<bool> mask) {
+  return posterior_backward(
+      dz, dkl, {mu, raw, pm, plv, eps, seed, c10::nullopt},
+      spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, dz.has_value(), dkl.has_value()), mask_of(mask));
+}
+
+Tensors op_reconstruction_forward(at::TensorList params, const Tensor& target, MaybeRef weight, Name likelihood,
+                                  Name reduction, c10::List<bool> mask) {
+  return reconstruction_forward({params.vec(), target, weight}, spec_of(likelihood, reduction), mask_of(mask));
+}
+
+Tensors op_reconstruction_backward(const Tensor& upstream, at::TensorList params, const Tensor& target,
+                                   MaybeRef weight, Name likelihood, Name reduction, c10::List<bool> mask) {
+  return reconstruction_backward(upstream, {params.vec(), target, weight}, spec_of(likelihood, reduction), mask_of(mask));
+}
+
+Tensors op_elbo_forward(at::TensorList params, const Tensor& target, MaybeRef weight, Name likelihood, const Tensor& mu,
+                        const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value, Name kind,
+                        double lo, double hi, double floor, double beta, Name reduction, c10::List<bool> mask) {
+  return elbo_forward({params.vec(), target, weight}, spec_of(likelihood, reduction),
+                      {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
+                      spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, mask_of(mask));
+}
+
+Tensor op_scale_(Tensor kept, const Tensor& upstream) {
+  scale_(kept, upstream);
+  return kept;
+}
+
+// The operators as users call them. Traced calls come here through the dispatcher and stay functional; List is the one
+// argument that pybind11 and the dispatcher pass differently.
+Tensors op_posterior(const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value,
+                     MaybeRef eps, MaybeRef seed, MaybeGenerator generator, Name kind, double lo, double hi,
+                     double floor, Name reduction, bool sample, bool kl) {
+  return posterior({mu, raw, pm, plv, eps, seed, generator},
+                   spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, sample, kl));
+}
+
+template <bool IN_PLACE, class List>
+Tensor op_reconstruction(List params, const Tensor& target, MaybeRef weight, Name likelihood, Name reduction) {
+  return reconstruction({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, reduction), IN_PLACE);
+}
+
+template <bool IN_PLACE, class List>
+std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, MaybeRef weight,
+                                           Name likelihood, const Tensor& mu, const Tensor& raw, MaybeRef pm,
+                                           double pm_value, MaybeRef plv, double plv_value, Name kind, double lo,
+                                           double hi, double floor, double beta, Name reduction) {
+  const Tensors out = elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, reduction),
+                           {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
+                           spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, IN_PLACE);
+  return {out[0], out[1], out[2]};
+}
+
+void register_kernels(torch::Library& m) {
+  m.impl("posterior_forward", op_posterior_forward);
+  m.impl("posterior_backward", op_posterior_backward);
+  m.impl("reconstruction_forward", op_reconstruction_forward);
+  m.impl("reconstruction_backward", op_reconstruction_backward);
+  m.impl("elbo_forward", op_elbo_forward);
+  m.impl("scale_", op_scale_);
+}
+
+// Above autograd they build the node; below it (inference mode, no gradients) they run forward alone.
+void register_entries(torch::Library& m) {
+  m.impl("posterior", op_posterior);
+  m.impl("reconstruction", op_reconstruction<false, at::TensorList>);
+  m.impl("elbo", op_elbo<false, at::TensorList>);
+}
+
+template <class F>
+auto typed(const char* name, F*) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<F>();
+}
+
+Name name_of(Reduction r) {
+  constexpr const char* names[] = {"none", "per_sample", "batchmean", "sum", "mean"};
+  return names[int(r)];
+}
+
+template <class List>
+Name name_at(int64_t index) {
+  static const auto names = names_of(List{});
+  return names.at(index);
+}
+
+c10::List<bool> list_of(const Mask& mask) {
+  c10::List<bool> list;
+  for (bool b : mask) list.push_back(b);
+  return list;
+}
+
+Name kind_of(const PosteriorSpec& s) { return name_at<Parameterizations>(s.activation.kind); }
+Name likelihood_name(const ReconstructionSpec& s) { return name_at<Likelihoods>(s.likelihood); }
+
+}  // namespace
+
+namespace dispatched {
+
+Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& s) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = typed("vaefast::posterior_forward", op_posterior_forward);
+  const Activation& a = s.activation;
+  return op.call(in.mu, in.raw, in.prior_mu, s.prior_mu, in.prior_logvar, s.prior_logvar, in.eps, in.seed, in.generator,
+                 kind_of(s), a.lo, a.hi, a.floor, name_of(s.reduction), s.sample, s.kl);
+}
+
+Tensors posterior_backward(MaybeRef dz, MaybeRef dkl, const PosteriorInputs& in, const PosteriorSpec& s,
+                           const Mask& mask) {
+  static const auto op = typed("vaefast::posterior_backward", op_posterior_backward);
+  const Activation& a = s.activation;
+  return op.call(dz, dkl, in.mu, in.raw, in.prior_mu, s.prior_mu, in.prior_logvar, s.prior_logvar, in.eps, in.seed,
+                 kind_of(s), a.lo, a.hi, a.floor, name_of(s.reduction), list_of(mask));
+}
+
+Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& s, const Mask& mask) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = typed("vaefast::reconstruction_forward", op_reconstruction_forward);
+  return op.call(in.params, in.target, in.weight, likelihood_name(s), name_of(s.reduction), list_of(mask));
+}
+
+Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& s,
+                                const Mask& mask) {
+  static const auto op = typed("vaefast::reconstruction_backward", op_reconstruction_backward);
+  return op.call(upstream, in.params, in.target, in.weight, likelihood_name(s), name_of(s.reduction), list_of(mask));
+}
+
+Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rs, const PosteriorInputs& post,
+                     const PosteriorSpec& ps, double beta, const Mask& mask) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = typed("vaefast::elbo_forward", op_elbo_forward);
+  const Activation& a = ps.activation;
+  return op.call(rec.params, rec.target, rec.weight, likelihood_name(rs), post.mu, post.raw, post.prior_mu, ps.prior_mu,
+                 post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo, a.hi, a.floor, beta, name_of(rs.reduction),
+                 list_of(mask));
+}
+
+Tensor scale_(Tensor kept, const Tensor& upstream) {
+  static const auto op = typed("vaefast::scale_", op_scale_);
+  return op.call(std::move(kept), upstream);
+}
+
+}  // namespace dispatched
+
+TORCH_LIBRARY(vaefast, m) {
+  const auto random = std::vector<at::Tag>{at::Tag::nondeterministic_seeded};
+  m.def("posterior(" VF_P ", Tensor? eps, Tensor? seed, Generator? generator, " VF_A
+        ", str reduction, bool sample, bool kl) -> Tensor[]", random);
+  m.def("posterior_forward(" VF_P ", Tensor? eps, Tensor? seed, Generator? generator, " VF_A
+        ", str reduction, bool sample, bool kl) -> Tensor[]", random);
+  m.def("posterior_backward(Tensor? dz, Tensor? dkl, " VF_P ", Tensor? eps, Tensor? seed, " VF_A
+        ", str reduction, bool[] mask) -> Tensor[]");
+  m.def("reconstruction(" VF_R ", str reduction) -> Tensor");
+  m.def("reconstruction_forward(" VF_R ", str reduction, bool[] mask) -> Tensor[]");
+  m.def("reconstruction_backward(Tensor upstream, " VF_R ", str reduction, bool[] mask) -> Tensor[]");
+  m.def("elbo(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction) -> (Tensor, Tensor, Tensor)");
+  m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction, bool[] mask) -> Tensor[]");
+  m.def("scale_(Tensor(a!) kept, Tensor upstream) -> Tensor(a!)");
+}
+
+TORCH_LIBRARY_IMPL(vaefast, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(vaefast, Meta, m) { register_kernels(m); }
+#if defined(VAEFAST_CUDA)
+TORCH_LIBRARY_IMPL(vaefast, CUDA, m) { register_kernels(m); }
+#endif
+TORCH_LIBRARY_IMPL(vaefast, Autograd, m) { register_entries(m); }
+TORCH_LIBRARY_IMPL(vaefast, CompositeExplicitAutograd, m) { register_entries(m); }
+
+std::vector<std::string> devices() {
+  std::vector<std::string> names;
+  for (auto type : {c10::DeviceType::CUDA, c10::DeviceType::CPU}) {
+    if (device_for(type).run) names.push_back(c10::DeviceTypeName(type, true));
+  }
+  return names;
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  const auto released = pybind11::call_guard<pybind11::gil_scoped_release>();
+  m.def("posterior", op_posterior, released);
+  m.def("reconstruction", op_reconstruction<true, const Tensors&>, released);
+  m.def("elbo", op_elbo<true, const Tensors&>, released);
+  m.def("likelihoods", [] { return names_of(Likelihoods{}); });
+  m.def("parameterizations", [] { return names_of(Parameterizations{}); });
+  m.def("devices", devices);
+  m.def("cpu_capability", at::get_cpu_capability);
+}
+
+}  // namespace vaefast

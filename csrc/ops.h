@@ -1,0 +1,27 @@
+// The operators as users call them, with autograd. Dispatcher entries and pybind11 entries both come here. in_place tells
+// whether backward may overwrite what forward kept: eager calls may, traced ones must stay functional.
+#pragma once
+
+#include "compute.h"
+
+namespace vaefast {
+
+Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec);
+Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, bool in_place);
+Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
+             const PosteriorSpec& post_spec, double beta, bool in_place);
+
+// The operators below autograd, through the dispatcher, so that modes and tensor subclasses see them.
+namespace dispatched {
+Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec);
+Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
+                           const PosteriorSpec& spec, const Mask& mask);
+Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask);
+Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
+                                const Mask& mask);
+Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
+                     const PosteriorSpec& post_spec, double beta, const Mask& mask);
+Tensor scale_(Tensor kept, const Tensor& upstream);
+}  // namespace dispatched
+
+}  // namespace vaefast

@@ -1,0 +1,76 @@
+// Philox4x32-10 (Salmon et al. 2011) and Box-Muller. Element i of a sample reads word i % 4 of counter offset + i / 4,
+// so the noise is a function of (seed, offset, i) alone.
+#pragma once
+
+#include "math.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+
+struct Words {
+  uint32_t w[4];
+};
+
+VF_HD Words philox4x32(uint64_t counter, uint32_t stream, uint64_t key) {
+  uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32), c2 = stream, c3 = 0;
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+#if defined(__CUDACC__)
+#pragma unroll
+#else
+#pragma GCC unroll 10
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(p1);
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// 32 bits to (0, 1] and to [-1/2, 1/2) of a turn; float rounds them, but keeps all bits of small ones: tails to 6.6 sigma.
+VF_HD float uniform(uint32_t x) { return fma_(float(x), 0x1p-32f, 0x1p-32f); }
+VF_HD float turns(uint32_t x) { return float(int32_t(x)) * 0x1p-32f; }
+
+// The same with 53 bits of two words, high word first.
+VF_HD double uniform(uint32_t hi, uint32_t lo) {
+  return double(((uint64_t(hi) << 21) | (lo >> 11)) + 1) * 0x1p-53;
+}
+VF_HD double turns(uint32_t hi, uint32_t lo) {
+  return double(int64_t((uint64_t(hi) << 32) | lo) >> 11) * 0x1p-53;
+}
+
+// sin(2 pi t) and cos(2 pi t) for |t| <= 1/2
+#if defined(__CUDA_ARCH__)
+VF_HD void sincos_turns(float t, float& s, float& c) { ::sincospif(2 * t, &s, &c); }
+VF_HD void sincos_turns(double t, double& s, double& c) { ::sincospi(2 * t, &s, &c); }
+#else
+template <class V>
+VF_HD void sincos_turns(V t, V& s, V& c) {
+  // t = q / 4 + f, |f| <= 1/8: Taylor in a = 2 pi f <= pi / 4 to a^9 / a^10 (float) or a^17 / a^18 (double)
+  const V q = rint_(t * lit<V>(4));
+  const V a = fma_(q, lit<V>(-0.25), t) * lit<V>(6.283185307179586476925);
+  const V y = lit<V>(0) - a * a;
+  const V sa = a * even_tail<1, kDouble<V> ? 17 : 9>(y), ca = even_tail<0, kDouble<V> ? 18 : 10>(y);
+  const auto odd = abs_(q) == lit<V>(1);
+  const auto flip = abs_(q) == lit<V>(2);
+  const V sq = select(odd, ca * q, sa), cq = select(odd, (lit<V>(0) - sa) * q, ca);
+  s = select(flip, lit<V>(0) - sq, sq);
+  c = select(flip, lit<V>(0) - cq, cq);
+}
+#endif
+
+template <class V>
+VF_HD void box_muller(V u, V t, V& first, V& second) {
+  V s, c;
+  sincos_turns(t, s, c);
+  const V radius = sqrt_(lit<V>(-2) * log_(u));
+  first = radius * c;
+  second = radius * s;
+}
+
+}  // namespace VF_ISA
+}  // namespace vaefast

@@ -1,0 +1,99 @@
+// From tensors to problems: dtypes, the iteration space, operands with coalesced strides.
+
+#include "problem.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <numeric>
+
+namespace vaefast {
+
+DType dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return DType::kFloat;
+    case at::kDouble: return DType::kDouble;
+    case at::kHalf: return DType::kHalf;
+    case at::kBFloat16: return DType::kBFloat16;
+    case at::kBool: return DType::kBool;
+    default: TORCH_CHECK_TYPE(false, "vaefast: dtype ", t.scalar_type(), " is not float16, bfloat16, float32 or float64");
+  }
+}
+
+Reduction reduction_of(c10::string_view name) {
+  if (name == "none") return Reduction::kNone;
+  if (name == "per_sample") return Reduction::kPerSample;
+  if (name == "batchmean") return Reduction::kBatchMean;
+  if (name == "sum") return Reduction::kSum;
+  if (name == "mean") return Reduction::kMean;
+  TORCH_CHECK_VALUE(false, "vaefast: unknown reduction '", name, "'");
+}
+
+bool is_reduced(Reduction r) { return r != Reduction::kNone; }
+
+double scale_of(Reduction r, at::IntArrayRef shape) {
+  if (r == Reduction::kBatchMean) return 1.0 / double(shape.at(0));
+  if (r == Reduction::kMean) return 1.0 / double(c10::multiply_integers(shape));
+  return 1.0;
+}
+
+Layout::Layout(const at::Tensor& lead, bool per_row) : lead_(lead), per_row_(per_row) {
+  TORCH_CHECK_VALUE(!per_row || lead.dim() > 0, "vaefast: a sum per sample needs a batch dimension");
+}
+
+void Layout::add(Operand& operand, const at::Tensor& t, void* data) {
+  TORCH_CHECK_VALUE(t.device() == lead_.device(), "vaefast: tensors on ", t.device(), " and ", lead_.device());
+  operand.data = data;
+  operand.dtype = dtype_of(t);
+  entries_.push_back({operand.stride, &operand.linear, t.expand(lead_.sizes()).strides().vec()});
+}
+
+void Layout::add(Operand& operand, const at::Tensor& t) { add(operand, t, const_cast<void*>(t.const_data_ptr())); }
+
+void Layout::add_output(Operand& operand, const at::Tensor& t) { add(operand, t, t.mutable_data_ptr()); }
+
+void Layout::add_order(Philox& philox, const at::Tensor& sample) {
+  entries_.push_back({philox.stride, &philox.linear, sample.strides().vec()});
+}
+
+void Layout::finish(Space& space) {
+  const auto sizes = lead_.sizes(), strides = lead_.strides();
+  std::vector<int64_t> order;
+  for (int64_t d = 0; d < lead_.dim(); ++d) {
+    if (sizes[d] != 1) order.push_back(d);
+  }
+  auto first = order.begin();
+  if (per_row_ && first != order.end() && *first == 0) ++first;
+  std::stable_sort(first, order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
+
+  // merge a dimension into the one before it where every operand steps through both evenly
+  std::vector<std::pair<int64_t, int64_t>> dims;  // size, innermost original dimension
+  for (int64_t d : order) {
+    const bool merges = !dims.empty() && std::all_of(entries_.begin(), entries_.end(), [&](const Entry& e) {
+      return e.view[dims.back().second] == e.view[d] * sizes[d];
+    });
+    if (merges) {
+      dims.back() = {dims.back().first * sizes[d], d};
+    } else {
+      dims.emplace_back(sizes[d], d);
+    }
+  }
+  TORCH_CHECK(dims.size() <= kMaxDims, "vaefast: more than ", kMaxDims, " dimensions that do not merge; call contiguous()");
+
+  space.numel = lead_.numel();
+  space.rows = per_row_ ? sizes[0] : 1;
+  space.ndim = std::max<int32_t>(1, int32_t(dims.size()));
+  space.size[0] = 1;
+  for (size_t k = 0; k < dims.size(); ++k) space.size[k] = dims[k].first;
+  for (Entry& e : entries_) {
+    e.stride[0] = 1;  // a single element, where no dimension is left
+    int64_t dense = 1;
+    *e.linear = true;
+    for (size_t k = dims.size(); k-- > 0; dense *= dims[k].first) {
+      e.stride[k] = e.view[dims[k].second];
+      *e.linear = *e.linear && e.stride[k] == dense;
+    }
+  }
+}
+
+}  // namespace vaefast

@@ -1,0 +1,47 @@
+// From tensors to problems: dtypes, the iteration space, operands with coalesced strides.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <utility>
+#include <vector>
+
+#include "common.h"
+
+namespace vaefast {
+
+DType dtype_of(const at::Tensor& t);
+Reduction reduction_of(c10::string_view name);
+bool is_reduced(Reduction r);
+
+// What a sum over `shape` is multiplied by to be the reduction.
+double scale_of(Reduction r, at::IntArrayRef shape);
+
+// Collects the operands of a problem over `shape`, then fills in its space and their strides.
+class Layout {
+ public:
+  // `lead` gives the memory order; with per_row, dimension 0 stays outermost so that a row is one sum.
+  Layout(const at::Tensor& lead, bool per_row);
+
+  // Views t as broadcast to the shape; raises if it does not broadcast or lies elsewhere.
+  void add(Operand& operand, const at::Tensor& t);
+  void add_output(Operand& operand, const at::Tensor& t);
+  // Numbers the elements as they lie in the memory of `sample` (of which only sizes and strides are looked at).
+  void add_order(Philox& philox, const at::Tensor& sample);
+  void finish(Space& space);
+
+ private:
+  struct Entry {
+    int64_t* stride;
+    bool* linear;
+    std::vector<int64_t> view;
+  };
+
+  void add(Operand& operand, const at::Tensor& t, void* data);
+
+  const at::Tensor lead_;
+  bool per_row_;
+  std::vector<Entry> entries_;
+};
+
+}  // namespace vaefast

@@ -1,0 +1,87 @@
+"""The derivative of the backward ops, through the reference: what ``create_graph=True`` differentiates.
+
+The kernels compute first derivatives. When those are themselves to be differentiated, autograd calls the backward op with
+gradients enabled, which arrives here: the reference is evaluated at the same inputs and noise, and PyTorch differentiates it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._args import Parameterization
+
+
+def _gradients(
+    f: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor | None],
+    upstream: Sequence[Tensor],
+    mask: Sequence[bool],
+) -> list[Tensor]:
+    """Differentiable gradients of f's outputs in the masked inputs."""
+    with torch.enable_grad():
+        # views are new nodes: where one input was computed from another, its share must not be counted twice
+        own = [None if t is None else (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) for t in inputs]
+        wanted = [t for t, m in zip(own, mask) if m]
+        grads = torch.autograd.grad(f(*own), wanted, upstream, create_graph=True, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads)]
+
+
+def _posterior_backward(
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    mu: Tensor,
+    raw: Tensor,
+    prior_mu: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar: Tensor | None,
+    prior_logvar_value: float,
+    eps: Tensor | None,
+    seed: Tensor | None,
+    parameterization: str,
+    lo: float,
+    hi: float,
+    floor: float,
+    reduction: str,
+    mask: Sequence[bool],
+) -> list[Tensor]:
+    clamp = None if math.isinf(lo) and math.isinf(hi) else (lo, hi)
+    p = Parameterization(parameterization, clamp=clamp, floor=floor)
+
+    def forward(mu: Tensor, raw: Tensor, pm: Tensor | None, plv: Tensor | None) -> list[Tensor]:
+        out = []
+        if dz is not None:
+            out.append(reference._sample(mu, raw, p, eps, seed))
+        if dkl is not None:
+            pm = prior_mu_value if pm is None else pm
+            plv = prior_logvar_value if plv is None else plv
+            out.append(reference.gaussian_kl(mu, raw, pm, plv, parameterization=p, reduction=reduction))
+        return out
+
+    upstream = [t for t in (dz, dkl) if t is not None]
+    return _gradients(forward, (mu, raw, prior_mu, prior_logvar), upstream, mask)
+
+
+def _reconstruction_backward(
+    upstream: Tensor,
+    params: Sequence[Tensor],
+    target: Tensor,
+    weight: Tensor | None,
+    likelihood: str,
+    reduction: str,
+    mask: Sequence[bool],
+) -> list[Tensor]:
+    def forward(*params: Tensor) -> list[Tensor]:
+        nll = reference.reconstruction_loss(params, target, likelihood=likelihood, reduction=reduction, weight=weight)
+        return [nll]
+
+    return _gradients(forward, params, [upstream], mask)
+
+
+_LIBRARY: Any = torch.library.Library("vaefast", "IMPL")
+_LIBRARY.impl("posterior_backward", _posterior_backward, "Autograd")
+_LIBRARY.impl("reconstruction_backward", _reconstruction_backward, "Autograd")
