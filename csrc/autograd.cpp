@@ -103,7 +103,10 @@ Tensor upstream_of(const Tensor& a, const Tensor& b, double factor) {
 // The gradient asked for, from the one that forward kept.
 Tensor scale_kept(const Tensor& kept, const Tensor& upstream, bool in_place) {
   // in place only where nothing else can read the kept tensor: a graph that is not retained, outside tracing
-  if (in_place && !torch::autograd::get_current_graph_task_keep_graph()) return dispatched::scale_(kept, upstream);
+  if (in_place && !torch::autograd::get_current_graph_task_keep_graph()) {
+    dispatched::scale_(kept, upstream);
+    return kept;
+  }
   Tensor u = upstream;
   while (u.dim() > 0 && u.dim() < kept.dim()) u = u.unsqueeze(-1);
   return (kept * u).to(kept.scalar_type());

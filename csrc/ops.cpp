@@ -76,10 +76,7 @@ Tensors op_elbo_forward(at::TensorList params, const Tensor& target, MaybeRef we
                       spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, mask_of(mask));
 }
 
-Tensor op_scale_(Tensor kept, const Tensor& upstream) {
-  scale_(kept, upstream);
-  return kept;
-}
+void op_scale_(Tensor kept, const Tensor& upstream) { scale_(kept, upstream); }
 
 // The operators as users call them. Traced calls come here through the dispatcher and stay functional; List is the one
 // argument that pybind11 and the dispatcher pass differently.
@@ -189,9 +186,9 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
                  list_of(mask));
 }
 
-Tensor scale_(Tensor kept, const Tensor& upstream) {
+void scale_(const Tensor& kept, const Tensor& upstream) {
   static const auto op = typed("vaefast::scale_", op_scale_);
-  return op.call(std::move(kept), upstream);
+  op.call(kept, upstream);
 }
 
 }  // namespace dispatched
@@ -209,7 +206,7 @@ TORCH_LIBRARY(vaefast, m) {
   m.def("reconstruction_backward(Tensor upstream, " VF_R ", str reduction, bool[] mask) -> Tensor[]");
   m.def("elbo(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction) -> (Tensor, Tensor, Tensor)");
   m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction, bool[] mask) -> Tensor[]");
-  m.def("scale_(Tensor(a!) kept, Tensor upstream) -> Tensor(a!)");
+  m.def("scale_(Tensor(a!) kept, Tensor upstream) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(vaefast, CPU, m) { register_kernels(m); }

@@ -21,7 +21,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
                                 const Mask& mask);
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                      const PosteriorSpec& post_spec, double beta, const Mask& mask);
-Tensor scale_(Tensor kept, const Tensor& upstream);
+void scale_(const Tensor& kept, const Tensor& upstream);
 }  // namespace dispatched
 
 }  // namespace vaefast
