@@ -3,7 +3,7 @@
 // A new likelihood is a struct here, listed in Likelihoods, and that entry.
 #pragma once
 
-#include "math.h"
+#include "vmath.h"
 #include "registry.h"
 
 namespace vaefast {
@@ -19,11 +19,11 @@ struct Bernoulli {
   static constexpr const char* name = "bernoulli";
   static constexpr int required = 1, params = 1;
 
-  // softplus(l) - l x, as max(l, 0) - l x + log(1 + e^-|l|): nothing cancels for x in {0, 1}
+  // softplus(l) - l x = l ([l > 0] - x) + log(1 + e^-|l|): the difference is exact where it matters, so nothing cancels
   template <class V>
   static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
     const auto s = softplus_terms(p[0]);
-    return {s.value - p[0] * x, {s.sigmoid - x}};
+    return {fma_(p[0], s.step - x, s.tail), {s.sigmoid - x}};
   }
 };
 

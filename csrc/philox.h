@@ -2,7 +2,7 @@
 // so the noise is a function of (seed, offset, i) alone.
 #pragma once
 
-#include "math.h"
+#include "vmath.h"
 
 namespace vaefast {
 inline namespace VF_ISA {

@@ -2,7 +2,7 @@
 // A parameterisation is one struct here, listed in Parameterizations, and one entry in vaefast/reference.py.
 #pragma once
 
-#include "math.h"
+#include "vmath.h"
 #include "registry.h"
 
 namespace vaefast {
@@ -54,7 +54,8 @@ struct Softplus {
   template <class V>
   static VF_HD Scale<V> eval(V raw) {
     const auto s = softplus_terms(raw);
-    return {s.value, lit<V>(2) * log_(s.value), s.sigmoid, lit<V>(2) * s.sigmoid / s.value};
+    const V std = fma_(raw, s.step, s.tail);
+    return {std, lit<V>(2) * log_(std), s.sigmoid, lit<V>(2) * s.sigmoid / std};
   }
 };
 

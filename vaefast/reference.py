@@ -14,6 +14,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 from torch import distributions as D
+from torch.nn import functional as F
 
 from . import _args
 from ._args import Parameterization, Real
@@ -58,7 +59,10 @@ class Likelihood:
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
-    return logits.clamp(min=0) - logits * x + torch.log1p(torch.exp(-logits.abs()))
+    # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
+    return torch.where(
+        logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x
+    )
 
 
 def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:

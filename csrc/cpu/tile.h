@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "math.h"
+#include "vmath.h"
 
 namespace vaefast {
 inline namespace VF_ISA {

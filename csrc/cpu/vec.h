@@ -1,4 +1,4 @@
-// math.h's primitives for at::vec::Vectorized.
+// vmath.h's primitives for at::vec::Vectorized.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>

@@ -2,6 +2,7 @@
 //
 // The primitives come first (a SIMD unit includes cpu/vec.h, which overloads them, before this file); what is built on
 // them follows.
+// (Not named math.h: this folder is on the include path, where it would stand in for the system's.)
 #pragma once
 
 #include <cmath>
@@ -48,12 +49,15 @@ VF_HD double select(bool m, double a, double b) { return m ? a : b; }
 namespace vaefast {
 inline namespace VF_ISA {
 
-constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
+template <int K>
+inline constexpr double kInverseFactorial = kInverseFactorial<K - 1> / K;
+template <>
+inline constexpr double kInverseFactorial<0> = 1.0;
 
 // sum over j = K .. LAST of x^(j - K) / j!
 template <int K, int LAST, class V>
 VF_HD V exp_tail(V x) {
-  constexpr double c = inverse_factorial(K);
+  constexpr double c = kInverseFactorial<K>;
   if constexpr (K == LAST) {
     return lit<V>(c);
   } else {
@@ -75,7 +79,7 @@ VF_HD V atanh_tail(V y) {
 // sum over j = K, K + 2 .. LAST of y^((j - K) / 2) / j!: cosine and sine, with y = -x^2
 template <int K, int LAST, class V>
 VF_HD V even_tail(V y) {
-  constexpr double c = inverse_factorial(K);
+  constexpr double c = kInverseFactorial<K>;
   if constexpr (K == LAST) {
     return lit<V>(c);
   } else {
@@ -111,10 +115,10 @@ VF_HD V log1p_unit(V t) {
   return (s + s) * fma_(atanh_tail<1, kDouble<V> ? 16 : 7>(y), y, lit<V>(1));
 }
 
-// log(1 + e^x), and its derivative 1 / (1 + e^-x), from one exponential of -|x|
+// From one exponential t of -|x|: log(1 + e^x) = (x where x > 0) + tail, and its derivative 1 / (1 + e^-x).
 template <class V>
 struct SoftplusTerms {
-  V value, sigmoid;
+  V step, tail, sigmoid;  // step is 1 where x > 0, else 0
 };
 
 template <class V>
@@ -123,7 +127,7 @@ VF_HD SoftplusTerms<V> softplus_terms(V x) {
   const V t = exp_(zero - abs_(x));
   const V r = one / (one + t);
   const auto positive = x > zero;
-  return {select(positive, x, zero) + log1p_unit(t), select(positive, r, t * r)};
+  return {select(positive, one, zero), log1p_unit(t), select(positive, r, t * r)};
 }
 
 }  // namespace VF_ISA

@@ -1,0 +1,97 @@
+// The CUDA back end: the caller's device and stream, the generator's state, the counters that launches share.
+
+#include <ATen/ATen.h>
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "cuda/run.cuh"
+#include "device.h"
+#include "problem.h"
+
+namespace vaefast {
+
+// One a stream serves eagerly, for launches on a stream follow each other; a graph gets its own, cleared in the graph,
+// for its replays may run beside anything.
+at::Tensor counter_for(const at::Tensor& on, cudaStream_t stream) {
+  const auto options = on.options().dtype(at::kInt);
+  cudaStreamCaptureStatus status;
+  C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  if (status != cudaStreamCaptureStatusNone) return at::zeros({1}, options);
+  static std::mutex mutex;
+  static auto* counters = new std::map<std::pair<int, cudaStream_t>, at::Tensor>();
+  std::lock_guard<std::mutex> lock(mutex);
+  at::Tensor& counter = (*counters)[{on.get_device(), stream}];
+  if (!counter.defined()) counter = at::zeros({1}, options);
+  return counter;
+}
+
+namespace {
+
+void run(const at::Tensor& on, Job& job) {
+  const c10::cuda::CUDAGuard guard(on.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
+  wide ? run_typed<double>(on, job, stream) : run_typed<float>(on, job, stream);
+}
+
+void philox(const c10::optional<at::Generator>& generator, int64_t numel, const at::Tensor& save, Philox& philox) {
+  auto* cuda = at::get_generator_or_default<at::CUDAGeneratorImpl>(
+      generator, at::cuda::detail::getDefaultCUDAGenerator(save.get_device()));
+  at::PhiloxCudaState state;
+  {
+    std::lock_guard<std::mutex> lock(cuda->mutex_);
+    state = cuda->philox_cuda_state((uint64_t(numel) + 3) / 4 * 4);
+  }
+  if (state.captured_) {
+    philox.seed = state.seed_.ptr;
+    philox.offset = state.offset_.ptr;
+    philox.offset_add = state.offset_intragraph_;
+  } else {
+    philox.seed_value = state.seed_.val;
+    philox.offset_value = state.offset_.val;
+  }
+  philox.offset_shift = 2;  // torch counts words, Philox counters hold four
+  philox.save = save.mutable_data_ptr<int64_t>();
+}
+
+template <class T>
+void scale_typed(const Operand& kept, const Space& space, const Operand& upstream, cudaStream_t stream) {
+  const int64_t share = int64_t(kThreads) * kPack<T> * kPacksPerThread;
+  const int64_t blocks = (space.numel + share - 1) / share;
+  if (blocks == 0) return;
+  scale_kernel<T><<<unsigned(blocks), kThreads, 0, stream>>>(kept, space, upstream);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void scale(const at::Tensor& kept, const at::Tensor& upstream) {
+  if (upstream.dim() != 0 || !kept.is_non_overlapping_and_dense()) {
+    at::Tensor(kept).mul_(upstream);
+    return;
+  }
+  const c10::cuda::CUDAGuard guard(kept.device());
+  Space space;
+  space.size[0] = space.numel = kept.numel();
+  Operand to, by;
+  to.data = kept.mutable_data_ptr();
+  to.dtype = dtype_of(kept);
+  by.data = const_cast<void*>(upstream.const_data_ptr());
+  by.dtype = dtype_of(upstream);
+  to.linear = by.linear = true;
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  kept.scalar_type() == at::kDouble ? scale_typed<double>(to, space, by, stream)
+                                    : scale_typed<float>(to, space, by, stream);
+}
+
+const bool registered = [] {
+  device_for(c10::DeviceType::CUDA) = {run, philox, scale};
+  return true;
+}();
+
+}  // namespace
+
+}  // namespace vaefast
