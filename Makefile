@@ -1,0 +1,64 @@
+# Everything happens in a virtual environment that is made when first needed.
+#   make test TORCH="torch --index-url https://download.pytorch.org/whl/cpu"    another torch
+#   make test VENV=.venv-nightly PYTHON=python3.12                              another place, another Python
+VENV   ?= .venv
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+ARGS   ?=
+
+BIN     := $(VENV)/bin
+NATIVE  := $(shell find csrc -type f 2>/dev/null)
+CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-install bench lint format clean FORCE
+
+help:  ## these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "vaefast needs Python 3.10 or newer; \
+	$(PYTHON) is %d.%d: make PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: \
+	install its venv module (apt install python3-venv), or name another Python: make PYTHON=..." >&2; exit 1; }
+
+# torch comes first and alone, so that what follows builds against it and does not replace it
+$(VENV)/.torch: FORCE | $(BIN)/python
+	@[ "$$(cat $@ 2>/dev/null)" = '$(TORCH)' ] || { $(BIN)/pip install $(TORCH) && echo '$(TORCH)' > $@; }
+FORCE:
+
+# editable: Python edits count at once, and only a change of the compiled core or of the build comes here
+$(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
+	$(BIN)/pip install 'setuptools>=77' ninja numpy
+	$(BIN)/pip install --no-build-isolation -e '.[test,demo,bench,lint]'
+	@$(BIN)/python -c 'import vaefast; print(vaefast.show_config())'
+	@touch $@
+
+build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV)
+
+demo: $(VENV)/.built  ## train a small VAE on digits and draw from it (out/demo)
+	$(BIN)/python examples/digits_vae.py --out out/demo $(ARGS)
+
+test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
+	$(BIN)/pytest -m 'not install' $(ARGS)
+
+test-install: $(VENV)/.built  ## what pip, uv and a missing torch, compiler or nvcc do; minutes
+	$(BIN)/pytest -m install tests/test_install.py $(ARGS)
+
+bench: $(VENV)/.built  ## the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/.built  ## ruff, mypy, clang-format: look only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_ALL)
+
+format: $(VENV)/.built  ## ruff and clang-format: rewrite
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_ALL)
+
+clean:  ## remove what was built; $(VENV) stays, but for its stamp
+	rm -rf build dist out *.egg-info vaefast/_build_info.py vaefast/_C.*.so $(VENV)/.built
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,239 @@
+"""Builds vaefast's compiled core against the torch that is installed, and records what was built and why not more.
+
+What cannot be built costs one line of reason, printed here and shown by ``vaefast.show_config()``, and not the
+installation: without CUDA the CPU kernels are built, and without torch or a C++ compiler the package is pure Python.
+
+Environment variables:
+    VAEFAST_FORCE_CUDA=1    fail, naming the fix, instead of building without CUDA
+    VAEFAST_FORCE_CPU=1     build no CUDA kernels
+    VAEFAST_FORCE_PYTHON=1  compile nothing
+    MAX_JOBS                compilers at a time (default: one a core)
+    CXX, CUDA_HOME          the C++ compiler and the CUDA toolkit to use
+    TORCH_CUDA_ARCH_LIST    GPU architectures, such as "8.0;9.0+PTX" (default: those of ARCHS that the toolkit knows)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 11)
+ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+KERNELS = "csrc/cpu/kernels.cpp"
+SIMD = {
+    "DEFAULT": [],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+}
+CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+
+
+class Missing(Exception):
+    """Something that a build needs and does not find; the message ends with how to get it."""
+
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def output(*command: object) -> str:
+    return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout
+
+
+def find_torch() -> Any:
+    """The torch that vaefast will run with. pip hides it from an isolated build, but Python knows its place."""
+    paths = [*site.getsitepackages(), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
+    if sys.prefix == sys.base_prefix:  # a virtual environment does not see the user's packages
+        paths.insert(0, site.getusersitepackages())
+    sys.path += [path for path in paths if path not in sys.path]
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        if getattr(error, "name", None) == "torch":
+            uv = "; uv hides torch from builds unless given --no-build-isolation" if "UV" in os.environ else ""
+            raise Missing(f"the build found no torch; install torch first, then vaefast again{uv}") from None
+        raise Missing(f"torch cannot be imported ({error}); repair it, then install vaefast again") from error
+    if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise Missing(f"torch {torch.__version__} is older than {oldest}; upgrade torch, then install vaefast again")
+    return torch
+
+
+def find_compiler() -> str:
+    """Name and version of the C++ compiler, which CXX then names."""
+    asked = os.environ.get("CXX")
+    for command in [asked] if asked else ["c++", "g++", "clang++"]:
+        try:
+            line = output(*shlex.split(command), "--version").splitlines()[0]
+        except (OSError, subprocess.CalledProcessError, IndexError):
+            continue
+        # torch's ninja rules and setuptools' linker would each look for a compiler of their own
+        os.environ["CXX"] = command
+        version = re.search(r"\d+(\.\d+)+", re.sub(r"\(.*?\)", "", line))
+        return f"{'clang++' if 'clang' in line else 'g++'} {version[0] if version else line}"
+    what = f"CXX={asked} does not run" if asked else "no C++ compiler was found"
+    raise Missing(f"{what}; install g++ (apt install g++, dnf install gcc-c++) or set CXX, then install vaefast again")
+
+
+def find_headers() -> None:
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        raise Missing("Python.h was not found; install Python's headers (python3-dev), then install vaefast again")
+
+
+def find_cuda(torch: Any) -> tuple[str, tuple[str, ...]]:
+    """The CUDA toolkit's version and the architectures to compile for, which TORCH_CUDA_ARCH_LIST then names."""
+    if flag("VAEFAST_FORCE_CPU"):
+        raise Missing("VAEFAST_FORCE_CPU was set; unset it to build the CUDA kernels")
+    wanted = torch.version.cuda
+    if not wanted:
+        raise Missing(f"torch {torch.__version__} has no CUDA; install a CUDA build of torch (pytorch.org/get-started)")
+    if not any(ROOT.glob("csrc/cuda/*.cu")):
+        raise Missing("csrc/cuda has no .cu file; take a source tree that has CUDA kernels")
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    fix = f"install the CUDA {wanted.split('.')[0]} toolkit or set CUDA_HOME to it, then install vaefast again"
+    nvcc = Path(CUDA_HOME or "", "bin", "nvcc")
+    try:
+        found = re.search(r"release (\d+)\.(\d+)", output(nvcc, "--version"))
+        known = output(nvcc, "--list-gpu-arch").split()
+    except (OSError, subprocess.CalledProcessError):
+        found = None
+    if found is None:
+        raise Missing(f"no nvcc in {'CUDA_HOME=' + CUDA_HOME if CUDA_HOME else 'PATH or CUDA_HOME'}; {fix}")
+    version = f"{found[1]}.{found[2]}"
+    if found[1] != wanted.split(".")[0]:
+        raise Missing(f"nvcc is CUDA {version} but torch {torch.__version__} was built with CUDA {wanted}; {fix}")
+    # without a list, torch's builder asks the machine's GPUs, and fails where there is none
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        archs = [arch for arch in ARCHS if f"compute_{arch.replace('.', '')}" in known]
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs) + "+PTX"
+    return f"CUDA {version}", tuple(re.split(r"[; ]+", os.environ["TORCH_CUDA_ARCH_LIST"].strip("; ")))
+
+
+def plan() -> dict[str, Any]:
+    """What to build, as ``vaefast._build.BuildInfo`` takes it."""
+    build: dict[str, Any] = {"torch": "", "cpu": (), "cuda": "", "cuda_archs": (), "compiler": ""}
+    build |= {"why_no_native": "", "why_no_cuda": ""}
+    try:
+        if flag("VAEFAST_FORCE_PYTHON"):
+            raise Missing("VAEFAST_FORCE_PYTHON was set; unset it to build the kernels")
+        if sys.platform == "win32":
+            raise Missing("the kernels do not build on Windows yet; use WSL for them")
+        torch = find_torch()
+        build["torch"] = str(torch.__version__)
+        build["compiler"] = find_compiler()
+        find_headers()
+        build["cpu"] = tuple(SIMD) if platform.machine() == "x86_64" else ("DEFAULT",)
+        build["cuda"], build["cuda_archs"] = find_cuda(torch)
+    except Missing as missing:
+        build["why_no_cuda"] = str(missing)
+        build["why_no_native"] = "" if build["cpu"] else str(missing)
+    if flag("VAEFAST_FORCE_CUDA") and build["why_no_cuda"]:
+        raise SystemExit(f"VAEFAST_FORCE_CUDA was set, but {build['why_no_cuda']}")
+    return build
+
+
+def report(build: dict[str, Any]) -> None:
+    if build["why_no_native"]:
+        print(f"vaefast: pure Python, no kernels: {build['why_no_native']}", flush=True)
+        return
+    print(f"vaefast: CPU kernels ({', '.join(build['cpu'])}), {build['compiler']}, torch {build['torch']}", flush=True)
+    cuda = f"CUDA kernels for {' '.join(build['cuda_archs'])} with {build['cuda']}"
+    print(f"vaefast: {cuda if build['cuda'] else 'no CUDA kernels: ' + build['why_no_cuda']}", flush=True)
+
+
+def commands(build: dict[str, Any]) -> dict[str, Any]:
+    def record(folder: Path) -> None:
+        text = f'"""What setup.py built."""\n\nfrom typing import Any\n\nBUILD: dict[str, Any] = {build!r}\n'
+        Path(folder, "_build_info.py").write_text(text)
+
+    class BuildPython(build_py):
+        def run(self) -> None:
+            if not self.editable_mode:  # what an earlier build left there would be installed too
+                shutil.rmtree(Path(self.build_lib, "vaefast"), ignore_errors=True)
+            super().run()
+            if build["why_no_native"]:
+                record(ROOT / "vaefast" if self.editable_mode else Path(self.build_lib, "vaefast"))
+
+    if build["why_no_native"]:
+        return {"cmdclass": {"build_py": BuildPython}}
+
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    class BuildNative(BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # kept, for editable installs too, so that ninja compiles what changed; it does not see that torch changed
+            self.build_temp = str(ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{build['torch']}")
+
+        def build_extension(self, ext: Any) -> None:
+            """torch's ninja file has one set of flags, so each instruction set is compiled apart."""
+
+            def compile_kernels(simd: str) -> list[str]:
+                flags = [*ext.extra_compile_args["cxx"], *SIMD[simd], f"-DCPU_CAPABILITY={simd}"]
+                objects: list[str] = self.compiler.compile(
+                    [KERNELS],
+                    output_dir=str(Path(self.build_temp, simd)),
+                    include_dirs=ext.include_dirs,
+                    extra_postargs=[*flags, f"-DCPU_CAPABILITY_{simd}"],
+                )
+                return objects
+
+            jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1) if self.use_ninja else 1
+            with ThreadPoolExecutor(jobs) as pool:
+                ext.extra_objects = [obj for objs in pool.map(compile_kernels, build["cpu"]) for obj in objs]
+            super().build_extension(ext)
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                raise SystemExit(
+                    f"vaefast: its kernels did not compile: {error}. The compiler's messages are above. "
+                    "VAEFAST_FORCE_CPU=1 leaves out the CUDA kernels, VAEFAST_FORCE_PYTHON=1 all of them."
+                ) from error
+            record(ROOT / "vaefast" if self.inplace else Path(self.build_lib, "vaefast"))
+
+    linux = sys.platform == "linux"
+    defines = [f"-DVAEFAST_HAVE_{simd}" for simd in build["cpu"] if simd != "DEFAULT"]
+    defines += ["-DVAEFAST_CUDA"] if build["cuda"] else []
+    sources = sorted({*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")} - {ROOT / KERNELS})
+    sources += sorted(ROOT.glob("csrc/cuda/*.cu")) if build["cuda"] else []
+    extension = (CUDAExtension if build["cuda"] else CppExtension)(
+        "vaefast._C",
+        [str(source.relative_to(ROOT)) for source in sources],
+        include_dirs=[str(ROOT / "csrc")],
+        # OpenMP's symbols come from the library that torch loads: a second one would bring its own threads
+        extra_compile_args={"cxx": CXX_FLAGS + ["-fopenmp"] * linux + defines, "nvcc": ["-O3", *defines]},
+        extra_link_args=["-Wl,-s"] * linux,
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_py": BuildPython, "build_ext": BuildNative}}
+
+
+def main() -> None:
+    if {"egg_info", "dist_info", "sdist"} & set(sys.argv):  # metadata is the same whatever gets built
+        setup()
+        return
+    # a virtual environment's ninja is the one to use, activated or not
+    os.environ["PATH"] = os.pathsep.join((sysconfig.get_paths()["scripts"], os.environ.get("PATH", os.defpath)))
+    build = plan()
+    report(build)
+    setup(**commands(build))
+
+
+if __name__ == "__main__":
+    main()
