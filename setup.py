@@ -51,7 +51,8 @@ def flag(name: str) -> bool:
 
 
 def output(*command: object) -> str:
-    return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout
+    words = [str(word) for word in command]
+    return subprocess.run(words, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
 
 
 def find_torch() -> Any:
@@ -103,17 +104,21 @@ def find_cuda(torch: Any) -> tuple[str, tuple[str, ...]]:
         raise Missing(f"torch {torch.__version__} has no CUDA; install a CUDA build of torch (pytorch.org/get-started)")
     if not any(ROOT.glob("csrc/cuda/*.cu")):
         raise Missing("csrc/cuda has no .cu file; take a source tree that has CUDA kernels")
-    from torch.utils.cpp_extension import CUDA_HOME
 
     fix = f"install the CUDA {wanted.split('.')[0]} toolkit or set CUDA_HOME to it, then install vaefast again"
-    nvcc = Path(CUDA_HOME or "", "bin", "nvcc")
+    home = os.environ.get("CUDA_HOME")
+    nvcc = Path(home, "bin", "nvcc") if home else Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
     try:
         found = re.search(r"release (\d+)\.(\d+)", output(nvcc, "--version"))
         known = output(nvcc, "--list-gpu-arch").split()
+        # an nvcc on PATH may be a wrapper far from its toolkit, but it knows the way there
+        top = re.search(r"TOP=(.+)", output(nvcc, "--dryrun", "-x", "cu", os.devnull))
     except (OSError, subprocess.CalledProcessError):
         found = None
     if found is None:
-        raise Missing(f"no nvcc in {'CUDA_HOME=' + CUDA_HOME if CUDA_HOME else 'PATH or CUDA_HOME'}; {fix}")
+        raise Missing(f"no nvcc in {'CUDA_HOME=' + home if home else 'PATH or CUDA_HOME'}; {fix}")
+    if top and not home:
+        os.environ["CUDA_HOME"] = str(Path(top[1].strip()).resolve())
     version = f"{found[1]}.{found[2]}"
     if found[1] != wanted.split(".")[0]:
         raise Missing(f"nvcc is CUDA {version} but torch {torch.__version__} was built with CUDA {wanted}; {fix}")

@@ -1,6 +1,6 @@
-// The autograd nodes. Forward calls the *_forward operator; backward the *_backward operator, or multiplies the gradients
-// that forward kept. Under create_graph the backward operators are called with autograd on: their derivative is the
-// reference's (vaefast/_double_backward.py).
+// The autograd nodes. Forward calls the *_forward operator; backward the *_backward operator, or multiplies the
+// gradients that forward kept. Under create_graph the backward operators are called with autograd on: their derivative
+// is the reference's (vaefast/_double_backward.py).
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -41,8 +41,13 @@ variable_list to_save(const PosteriorInputs& in) {
 }
 
 PosteriorInputs posterior_of(const variable_list& saved, size_t at) {
-  return {saved[at],           saved[at + 1],       maybe(saved[at + 2]), maybe(saved[at + 3]),
-          maybe(saved[at + 4]), maybe(saved[at + 5]), c10::nullopt};
+  return {saved[at],
+          saved[at + 1],
+          maybe(saved[at + 2]),
+          maybe(saved[at + 3]),
+          maybe(saved[at + 4]),
+          maybe(saved[at + 5]),
+          c10::nullopt};
 }
 
 // Puts `values` at the places that the mask wants, undefined tensors elsewhere.
@@ -137,15 +142,15 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
     variable_list grads(8);
     const Tensor dz = spec.sample ? upstream[0] : Tensor(), dkl = spec.kl ? upstream[spec.sample] : Tensor();
     if (dz.defined() || dkl.defined()) {
-      spread(grads, 0, mask, backward_call([&] {
-               return dispatched::posterior_backward(maybe(dz), maybe(dkl), in, spec, mask);
-             }));
+      spread(grads, 0, mask,
+             backward_call([&] { return dispatched::posterior_backward(maybe(dz), maybe(dkl), in, spec, mask); }));
     }
     return grads;
   }
 };
 
-// What the nodes with a reconstruction save: target, weight, parameters, kept gradients; and the numbers that go with them.
+// What the nodes with a reconstruction save: target, weight, parameters, kept gradients; and the numbers that go with
+// them.
 struct SavedReconstruction {
   ReconstructionInputs in;
   ReconstructionSpec spec;
@@ -249,9 +254,8 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     if (any(mask) && dnll.defined()) rec.backward(dnll, mask, grads, 0);
     if (any(post_mask) && dkl.defined()) {
       const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
-      spread(grads, params + 2, post_mask, backward_call([&] {
-               return dispatched::posterior_backward(c10::nullopt, dkl, post, spec, post_mask);
-             }));
+      spread(grads, params + 2, post_mask,
+             backward_call([&] { return dispatched::posterior_backward(c10::nullopt, dkl, post, spec, post_mask); }));
     }
     return grads;
   }

@@ -53,8 +53,8 @@ struct Philox {
   uint64_t offset_value = 0;
   uint64_t offset_add = 0;
   int32_t offset_shift = 0;
-  int64_t* save = nullptr;             // [2]: seed and counter, for backward
-  int64_t stride[kMaxDims] = {};       // the sample's memory order, which numbers the elements
+  int64_t* save = nullptr;        // [2]: seed and counter, for backward
+  int64_t stride[kMaxDims] = {};  // the sample's memory order, which numbers the elements
   bool linear = false;
   bool on = false;
 };
@@ -76,7 +76,7 @@ struct Sum {
 struct PosteriorProblem {
   Space space;
   Activation activation;
-  bool wide = false;      // arithmetic in double
+  bool wide = false;  // arithmetic in double
   bool sample = false, kl = false, prior = false, backward = false;
   Operand mu, raw, prior_mu, prior_logvar, eps, dz, dkl;
   Operand out_z, out_kl;

@@ -1,4 +1,5 @@
-// The operators without autograd: outputs allocated, problems built and run. The same functions serve CPU, CUDA and Meta.
+// The operators without autograd: outputs allocated, problems built and run. The same functions serve CPU, CUDA and
+// Meta.
 
 #include "compute.h"
 
@@ -66,7 +67,8 @@ Tensor finish_grad(Tensor grad, const Tensor& param) {
 }
 
 bool is_wide(const PosteriorInputs& in) {
-  return is_double(in.mu) || is_double(in.raw) || is_double(in.prior_mu) || is_double(in.prior_logvar) || is_double(in.eps);
+  return is_double(in.mu) || is_double(in.raw) || is_double(in.prior_mu) || is_double(in.prior_logvar) ||
+         is_double(in.eps);
 }
 
 bool is_wide(const ReconstructionInputs& in) {
@@ -106,9 +108,9 @@ PosteriorProblem posterior_problem(const PosteriorInputs& in, const PosteriorSpe
 }
 
 void use_seed(Philox& philox, const Tensor& seed, const Tensor& mu) {
-  TORCH_CHECK_VALUE(seed.scalar_type() == at::kLong && seed.numel() == 2 && seed.is_contiguous() &&
-                        seed.device() == mu.device(),
-                    "vaefast: seed must be two contiguous int64 words on ", mu.device());
+  TORCH_CHECK_VALUE(
+      seed.scalar_type() == at::kLong && seed.numel() == 2 && seed.is_contiguous() && seed.device() == mu.device(),
+      "vaefast: seed must be two contiguous int64 words on ", mu.device());
   philox.on = true;
   philox.seed = seed.const_data_ptr<int64_t>();
   philox.offset = philox.seed + 1;
@@ -251,8 +253,8 @@ void check_params(const ReconstructionInputs& in, const ReconstructionSpec& spec
 }  // namespace
 
 std::vector<double> PosteriorSpec::pack() const {
-  return {prior_mu, prior_logvar,      double(activation.kind), activation.lo, activation.hi, activation.floor,
-          double(int(reduction)), double(sample), double(kl)};
+  return {prior_mu,         prior_logvar,           double(activation.kind), activation.lo, activation.hi,
+          activation.floor, double(int(reduction)), double(sample),          double(kl)};
 }
 
 PosteriorSpec PosteriorSpec::unpack(c10::ArrayRef<double> p) {

@@ -1,4 +1,5 @@
-// The operators without autograd: outputs allocated, problems built and run. The same functions serve CPU, CUDA and Meta.
+// The operators without autograd: outputs allocated, problems built and run. The same functions serve CPU, CUDA and
+// Meta.
 #pragma once
 
 #include <ATen/core/Generator.h>

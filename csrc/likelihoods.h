@@ -3,8 +3,8 @@
 // A new likelihood is a struct here, listed in Likelihoods, and that entry.
 #pragma once
 
-#include "vmath.h"
 #include "registry.h"
+#include "vmath.h"
 
 namespace vaefast {
 inline namespace VF_ISA {

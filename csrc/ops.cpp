@@ -16,7 +16,8 @@
 #include "posterior.h"
 #include "problem.h"
 
-#define VF_P "Tensor mu, Tensor raw, Tensor? prior_mu, float prior_mu_value, Tensor? prior_logvar, float prior_logvar_value"
+#define VF_P \
+  "Tensor mu, Tensor raw, Tensor? prior_mu, float prior_mu_value, Tensor? prior_logvar, float prior_logvar_value"
 #define VF_A "str parameterization, float lo, float hi, float floor"
 #define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood"
 
@@ -63,9 +64,10 @@ Tensors op_reconstruction_forward(at::TensorList params, const Tensor& target, M
   return reconstruction_forward({params.vec(), target, weight}, spec_of(likelihood, reduction), mask_of(mask));
 }
 
-Tensors op_reconstruction_backward(const Tensor& upstream, at::TensorList params, const Tensor& target,
-                                   MaybeRef weight, Name likelihood, Name reduction, c10::List<bool> mask) {
-  return reconstruction_backward(upstream, {params.vec(), target, weight}, spec_of(likelihood, reduction), mask_of(mask));
+Tensors op_reconstruction_backward(const Tensor& upstream, at::TensorList params, const Tensor& target, MaybeRef weight,
+                                   Name likelihood, Name reduction, c10::List<bool> mask) {
+  return reconstruction_backward(upstream, {params.vec(), target, weight}, spec_of(likelihood, reduction),
+                                 mask_of(mask));
 }
 
 Tensors op_elbo_forward(at::TensorList params, const Tensor& target, MaybeRef weight, Name likelihood, const Tensor& mu,
@@ -93,10 +95,10 @@ Tensor op_reconstruction(List params, const Tensor& target, MaybeRef weight, Nam
 }
 
 template <bool IN_PLACE, class List>
-std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, MaybeRef weight,
-                                           Name likelihood, const Tensor& mu, const Tensor& raw, MaybeRef pm,
-                                           double pm_value, MaybeRef plv, double plv_value, Name kind, double lo,
-                                           double hi, double floor, double beta, Name reduction) {
+std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, MaybeRef weight, Name likelihood,
+                                           const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value,
+                                           MaybeRef plv, double plv_value, Name kind, double lo, double hi,
+                                           double floor, double beta, Name reduction) {
   const Tensors out = elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, reduction),
                            {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
                            spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, IN_PLACE);
@@ -196,9 +198,11 @@ void scale_(const Tensor& kept, const Tensor& upstream) {
 TORCH_LIBRARY(vaefast, m) {
   const auto random = std::vector<at::Tag>{at::Tag::nondeterministic_seeded};
   m.def("posterior(" VF_P ", Tensor? eps, Tensor? seed, Generator? generator, " VF_A
-        ", str reduction, bool sample, bool kl) -> Tensor[]", random);
+        ", str reduction, bool sample, bool kl) -> Tensor[]",
+        random);
   m.def("posterior_forward(" VF_P ", Tensor? eps, Tensor? seed, Generator? generator, " VF_A
-        ", str reduction, bool sample, bool kl) -> Tensor[]", random);
+        ", str reduction, bool sample, bool kl) -> Tensor[]",
+        random);
   m.def("posterior_backward(Tensor? dz, Tensor? dkl, " VF_P ", Tensor? eps, Tensor? seed, " VF_A
         ", str reduction, bool[] mask) -> Tensor[]");
   m.def("reconstruction(" VF_R ", str reduction) -> Tensor");

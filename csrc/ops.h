@@ -1,5 +1,5 @@
-// The operators as users call them, with autograd. Dispatcher entries and pybind11 entries both come here. in_place tells
-// whether backward may overwrite what forward kept: eager calls may, traced ones must stay functional.
+// The operators as users call them, with autograd. Dispatcher entries and pybind11 entries both come here. in_place
+// tells whether backward may overwrite what forward kept: eager calls may, traced ones must stay functional.
 #pragma once
 
 #include "compute.h"

@@ -31,17 +31,14 @@ VF_HD Words philox4x32(uint64_t counter, uint32_t stream, uint64_t key) {
   return {{c0, c1, c2, c3}};
 }
 
-// 32 bits to (0, 1] and to [-1/2, 1/2) of a turn; float rounds them, but keeps all bits of small ones: tails to 6.6 sigma.
+// 32 bits to (0, 1] and to [-1/2, 1/2) of a turn; float rounds them, but keeps all bits of small ones: tails to 6.6
+// sigma.
 VF_HD float uniform(uint32_t x) { return fma_(float(x), 0x1p-32f, 0x1p-32f); }
 VF_HD float turns(uint32_t x) { return float(int32_t(x)) * 0x1p-32f; }
 
 // The same with 53 bits of two words, high word first.
-VF_HD double uniform(uint32_t hi, uint32_t lo) {
-  return double(((uint64_t(hi) << 21) | (lo >> 11)) + 1) * 0x1p-53;
-}
-VF_HD double turns(uint32_t hi, uint32_t lo) {
-  return double(int64_t((uint64_t(hi) << 32) | lo) >> 11) * 0x1p-53;
-}
+VF_HD double uniform(uint32_t hi, uint32_t lo) { return double(((uint64_t(hi) << 21) | (lo >> 11)) + 1) * 0x1p-53; }
+VF_HD double turns(uint32_t hi, uint32_t lo) { return double(int64_t((uint64_t(hi) << 32) | lo) >> 11) * 0x1p-53; }
 
 // sin(2 pi t) and cos(2 pi t) for |t| <= 1/2
 #if defined(__CUDA_ARCH__)

@@ -2,8 +2,8 @@
 // A parameterisation is one struct here, listed in Parameterizations, and one entry in vaefast/reference.py.
 #pragma once
 
-#include "vmath.h"
 #include "registry.h"
+#include "vmath.h"
 
 namespace vaefast {
 inline namespace VF_ISA {
@@ -73,7 +73,8 @@ VF_HD Scale<V> eval_kind(int kind, V raw, TypeList<P, Rest...>) {
 template <class V>
 VF_HD Scale<V> scale_of(const Activation& a, V raw) {
   const V lo = lit<V>(a.lo), hi = lit<V>(a.hi), zero = lit<V>(0);
-  const auto below = raw < lo, above = raw > hi;
+  const auto below = raw < lo;
+  const auto above = raw > hi;
   const V clamped = select(below, lo, select(above, hi, raw));
   Scale<V> s = eval_kind(a.kind, clamped, Parameterizations{});
   if (a.floor > 0) {

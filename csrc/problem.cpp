@@ -11,12 +11,18 @@ namespace vaefast {
 
 DType dtype_of(const at::Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kFloat: return DType::kFloat;
-    case at::kDouble: return DType::kDouble;
-    case at::kHalf: return DType::kHalf;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kBool: return DType::kBool;
-    default: TORCH_CHECK_TYPE(false, "vaefast: dtype ", t.scalar_type(), " is not float16, bfloat16, float32 or float64");
+    case at::kFloat:
+      return DType::kFloat;
+    case at::kDouble:
+      return DType::kDouble;
+    case at::kHalf:
+      return DType::kHalf;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kBool:
+      return DType::kBool;
+    default:
+      TORCH_CHECK_TYPE(false, "vaefast: dtype ", t.scalar_type(), " is not float16, bfloat16, float32 or float64");
   }
 }
 
@@ -78,7 +84,8 @@ void Layout::finish(Space& space) {
       dims.emplace_back(sizes[d], d);
     }
   }
-  TORCH_CHECK(dims.size() <= kMaxDims, "vaefast: more than ", kMaxDims, " dimensions that do not merge; call contiguous()");
+  TORCH_CHECK(dims.size() <= kMaxDims, "vaefast: more than ", kMaxDims,
+              " dimensions that do not merge; call contiguous()");
 
   space.numel = lead_.numel();
   space.rows = per_row_ ? sizes[0] : 1;

@@ -91,8 +91,8 @@ template <class V>
 constexpr bool kDouble = sizeof(typename Lane<V>::type) == 8;
 
 // e^x - 1 and h(x) = e^x - 1 - x, given ex = e^x. Both keep their relative accuracy at 0, where the subtraction loses
-// everything: the series is exact to half an ulp for |x| < 2 (float, to x^14/14!) or 1 (double, to x^18/18!). Beyond, e^x
-// comes as a square with 2 to 5 ulp of error, of which the subtraction makes at most 1.7 (3.8) times as many.
+// everything: the series is exact to half an ulp for |x| < 2 (float, to x^14/14!) or 1 (double, to x^18/18!). Beyond,
+// e^x comes as a square with 2 to 5 ulp of error, of which the subtraction makes at most 1.7 (3.8) times as many.
 template <class V>
 struct ExpTerms {
   V em1, h;

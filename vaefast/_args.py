@@ -6,8 +6,9 @@ They run before any kernel, for the native and the reference path alike, and cos
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Sequence, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .reference import Likelihood
 
-Real = Union[float, int]
+Real = float | int
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 REDUCTIONS = ("none", "per_sample", "batchmean", "sum", "mean")
 ELBO_REDUCTIONS = ("per_sample", "batchmean", "sum")
@@ -26,12 +27,14 @@ NOISE = ("philox", "torch")
 class Parameterization:
     """What the posterior's second argument ``raw`` means, with an optional clamp and floor.
 
-    ``std = activation(clamp(raw)) + floor``, and the floored ``std`` enters the KL too. The activation goes by ``name``:
-    ``"logvar"`` exp(raw / 2), ``"log_std"`` exp(raw), ``"std"`` raw, ``"var"`` sqrt(raw), ``"softplus"`` log(1 + e^raw).
+    ``std = activation(clamp(raw)) + floor``, and the floored ``std`` enters the KL too. The activation goes by
+    ``name``: ``"logvar"`` exp(raw / 2), ``"log_std"`` exp(raw), ``"std"`` raw, ``"var"`` sqrt(raw), ``"softplus"``
+    log(1 + e^raw).
 
     Args:
         name: one of the five names above.
-        clamp: ``(lo, hi)`` applied to ``raw`` as by :func:`torch.clamp`: no gradient outside, full gradient on the edges.
+        clamp: ``(lo, hi)`` applied to ``raw`` as by :func:`torch.clamp`: no gradient outside, the full one on the
+            edges.
         floor: added to the standard deviation, at least 0.
 
     Raises:
@@ -86,7 +89,8 @@ def floating(name: str, x: object) -> Tensor:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {str(x.dtype)[6:]}; convert it with {name}.float()"
+            f"{name} must be float16, bfloat16, float32 or float64, got {str(x.dtype)[6:]}; "
+            f"convert it with {name}.float()"
         )
     return x
 
@@ -111,7 +115,8 @@ def same_shape(name: str, x: Tensor, other: str, shape: torch.Size) -> None:
 def batched(name: str, x: Tensor, reduction: str) -> None:
     if x.dim() == 0 and reduction in ("per_sample", "batchmean"):
         raise ValueError(
-            f"reduction={reduction!r} needs a batch dimension, but {name} is a 0-d tensor; use 'sum' or {name}.unsqueeze(0)"
+            f"reduction={reduction!r} needs a batch dimension, but {name} is a 0-d tensor; "
+            f"use 'sum' or {name}.unsqueeze(0)"
         )
 
 
@@ -168,7 +173,7 @@ def noise(kind: str, eps: object, generator: object, mu: Tensor) -> Tensor | Non
 
 
 def reconstruction(
-    recon: object, target: object, weight: object, likelihood: str, registry: dict[str, "Likelihood"]
+    recon: object, target: object, weight: object, likelihood: str, registry: dict[str, Likelihood]
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """The likelihood's parameters as a list (the first has the full shape), the target, and the weight."""
     choice("likelihood", likelihood, tuple(registry))

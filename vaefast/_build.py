@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -24,7 +25,8 @@ def info() -> BuildInfo:
         from . import _build_info
     except ImportError:
         return BuildInfo()
-    return BuildInfo(**_build_info.BUILD)
+    build: dict[str, Any] = _build_info.BUILD
+    return BuildInfo(**build)
 
 
 def compiled() -> bool:
@@ -36,7 +38,7 @@ def why_not_compiled() -> str:
 
 
 def refuse_other_torch() -> None:
-    """A C++ extension holds the layout of the torch it was built against; with another it would crash, so it is refused."""
+    """An extension holds the memory layout of the torch it was built against: with another it would crash."""
     built = info().torch
     if torch.__version__ != built:
         raise ImportError(

@@ -1,19 +1,25 @@
 """The derivative of the backward ops, through the reference: what ``create_graph=True`` differentiates.
 
-The kernels compute first derivatives. When those are themselves to be differentiated, autograd calls the backward op with
-gradients enabled, which arrives here: the reference is evaluated at the same inputs and noise, and PyTorch differentiates it.
+The kernels compute first derivatives. When those are themselves to be differentiated, autograd calls the backward op
+with gradients enabled, which arrives here: the reference is evaluated at the same inputs and noise, and PyTorch
+differentiates it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import reference
 from ._args import Parameterization
+
+
+def _own(t: Tensor) -> Tensor:
+    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
 
 def _gradients(
@@ -25,8 +31,8 @@ def _gradients(
     """Differentiable gradients of f's outputs in the masked inputs."""
     with torch.enable_grad():
         # views are new nodes: where one input was computed from another, its share must not be counted twice
-        own = [None if t is None else (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) for t in inputs]
-        wanted = [t for t, m in zip(own, mask) if m]
+        own = [None if t is None else _own(t) for t in inputs]
+        wanted = [t for t, m in zip(own, mask) if m and t is not None]
         grads = torch.autograd.grad(f(*own), wanted, upstream, create_graph=True, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads)]
 
@@ -57,9 +63,8 @@ def _posterior_backward(
         if dz is not None:
             out.append(reference._sample(mu, raw, p, eps, seed))
         if dkl is not None:
-            pm = prior_mu_value if pm is None else pm
-            plv = prior_logvar_value if plv is None else plv
-            out.append(reference.gaussian_kl(mu, raw, pm, plv, parameterization=p, reduction=reduction))
+            prior = (prior_mu_value if pm is None else pm, prior_logvar_value if plv is None else plv)
+            out.append(reference.gaussian_kl(mu, raw, *prior, parameterization=p, reduction=reduction))
         return out
 
     upstream = [t for t in (dz, dkl) if t is not None]

@@ -1,15 +1,16 @@
 """The compiled extension: loading it, choosing the back end, and calling its ops.
 
-Eager calls go through pybind11 (``_C.f``), which is cheaper; ``torch.compile`` and tensor subclasses go through the same
-op's dispatcher entry (``torch.ops.vaefast.f``).
+Eager calls go through pybind11 (``_C.f``), which is cheaper; ``torch.compile`` and tensor subclasses go through the
+same op's dispatcher entry (``torch.ops.vaefast.f``).
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor

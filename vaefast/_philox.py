@@ -51,15 +51,14 @@ def _signed(word: Tensor, bits: int) -> Tensor:
 
 
 def _flat_normal(seed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
+    pairs: list[Tensor] = []
     if dtype == torch.float64:
-        pairs = []
         for stream in (0, 1):
             x0, x1, x2, x3 = _words(seed, numel, stream)
             u, t = ((x0 << 21) | (x1 >> 11)), ((x2 << 21) | (x3 >> 11))
             pairs += _box_muller((u + 1).to(dtype) * 2.0**-53, _signed(t, 53).to(dtype) * 2.0**-53)
     else:
         x0, x1, x2, x3 = _words(seed, numel, 0)
-        pairs = []
         for u, t in ((x0, x1), (x2, x3)):
             uniform = u.to(torch.float32) * 2.0**-32 + 2.0**-32
             pairs += _box_muller(uniform, _signed(t, 32).to(torch.float32) * 2.0**-32)

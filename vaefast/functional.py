@@ -5,7 +5,7 @@ Everything is in nats. ``B`` is the batch, dimension 0; ``[B, ...]`` is any shap
 
 from __future__ import annotations
 
-from typing import Sequence, Union
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from . import _args, _ops, reference
 from ._args import Parameterization, Real
 from .reference import ELBOTerms
 
-Recon = Union[Tensor, Sequence[Tensor]]
-Prior = Union[Tensor, Real, None]
+Recon = Tensor | Sequence[Tensor]
+Prior = Tensor | float | int | None
 
 
 def reparameterize(
@@ -34,7 +34,8 @@ def reparameterize(
     Args:
         mu: ``[B, ...]``, float16, bfloat16, float32 or float64, CPU or CUDA, any strides.
         logvar: the same shape; what it means is told by ``parameterization``.
-        parameterization: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"``, ``"softplus"`` or a :class:`Parameterization`.
+        parameterization: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"``, ``"softplus"`` or a
+            :class:`Parameterization`.
         eps: the noise to use, broadcasting to ``mu``; drawn if None.
         generator: where the seed comes from; the default generator of ``mu``'s device if None.
         noise: ``"philox"`` draws from (seed, offset, element index) inside the kernel, so that only 16 bytes are kept
@@ -55,9 +56,7 @@ def reparameterize(
     p = _args.parameterization(parameterization)
     eps = _args.noise(noise, eps, generator, mu)
     if not _ops.native_for(mu, no_grad_to=(eps,)):
-        return reference.reparameterize(
-            mu, logvar, parameterization=p, eps=eps, generator=generator, noise=noise
-        )
+        return reference.reparameterize(mu, logvar, parameterization=p, eps=eps, generator=generator, noise=noise)
     eps = _ops.torch_noise(mu, generator) if eps is None and noise == "torch" else eps
     return _ops.posterior(mu, logvar, None, None, eps, generator, p, "none", sample=True, kl=False)[0]
 
@@ -165,13 +164,13 @@ def reconstruction_loss(
 
     Args:
         recon: the likelihood's parameters, a tensor or a tuple: ``"bernoulli"`` logits; ``"gaussian"`` mean or
-            (mean, logvar); ``"laplace"`` loc or (loc, log_scale). The first is ``[B, ...]``; the others broadcast to it.
-            Where the scale is not given it is 1. Normalising constants (log 2 pi) are included.
+            (mean, logvar); ``"laplace"`` loc or (loc, log_scale). The first is ``[B, ...]``; the others broadcast to
+            it, and where the scale is not given it is 1. Normalising constants (log 2 pi) are included.
         target: the data, the first parameter's shape; any floating dtype.
         likelihood: one of ``vaefast.LIKELIHOODS``.
         reduction: as for :func:`gaussian_kl`; ``"mean"`` divides by the number of elements, weighted or not.
-        weight: broadcasts to the elementwise loss and multiplies it. Where it is 0 the element is not evaluated, so a NaN
-            there reaches neither loss nor gradient. A bool tensor is a mask.
+        weight: broadcasts to the elementwise loss and multiplies it. Where it is 0 the element is not evaluated, so a
+            NaN there reaches neither loss nor gradient. A bool tensor is a mask.
 
     Returns:
         The nll: float32 when reduced (float64 where an input is); ``"none"`` keeps the promoted dtype.
@@ -216,8 +215,8 @@ def elbo_terms(
         recon, target, likelihood, weight: as for :func:`reconstruction_loss`.
         mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`gaussian_kl`.
         beta: the KL's factor, a float or a 0-d tensor.
-        reduction: ``"per_sample"``, ``"batchmean"`` or ``"sum"``. ``"mean"`` is refused: a mean over elements would weigh
-            the two terms by their sizes.
+        reduction: ``"per_sample"``, ``"batchmean"`` or ``"sum"``. ``"mean"`` is refused: a mean over elements would
+            weigh the two terms by their sizes.
 
     Returns:
         ``ELBOTerms(loss, reconstruction, kl)``, a NamedTuple, in nats.

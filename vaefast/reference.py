@@ -8,8 +8,9 @@ Two registries are the Python side of ``csrc/likelihoods.h`` and ``csrc/posterio
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,9 +61,7 @@ class Likelihood:
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
-    return torch.where(
-        logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x
-    )
+    return torch.where(logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x)
 
 
 def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:

@@ -68,7 +68,8 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
     }
     if constexpr (KLD) {
       const V g = at(dkl, i, count) * factor;
-      const auto k = kl_of<PRIOR>(at(mu, i, count), q, PRIOR ? at(pm, i, count) : zero, PRIOR ? at(plv, i, count) : zero);
+      const auto k =
+          kl_of<PRIOR>(at(mu, i, count), q, PRIOR ? at(pm, i, count) : zero, PRIOR ? at(plv, i, count) : zero);
       gmu = fma_(g, k.dmu, gmu);
       graw = fma_(g * k.dlogvar, q.dlogvar, graw);
       if constexpr (PRIOR) {
@@ -86,7 +87,8 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
 template <class T, bool SAMPLE, bool KLD, bool PRIOR>
 void posterior_units(const PosteriorProblem& p, int64_t begin, int64_t end) {
   for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
-    return p.backward ? posterior_backward<T, SAMPLE, KLD, PRIOR>(p, t) : posterior_forward<T, SAMPLE, KLD, PRIOR>(p, t);
+    return p.backward ? posterior_backward<T, SAMPLE, KLD, PRIOR>(p, t)
+                      : posterior_forward<T, SAMPLE, KLD, PRIOR>(p, t);
   });
 }
 

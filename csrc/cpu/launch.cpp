@@ -90,7 +90,8 @@ void run(const at::Tensor&, Job& job) {
   if (job.posterior) job.posterior->sum.partial = partial.data() + rec.count;
   at::parallel_for(0, rec.total() + post.total(), kGrain, [&](int64_t begin, int64_t end) {
     rec.within(begin, end, [&](int64_t a, int64_t b) { k.reconstruction(*job.reconstruction, a, b); });
-    post.within(begin - rec.total(), end - rec.total(), [&](int64_t a, int64_t b) { k.posterior(*job.posterior, a, b); });
+    post.within(begin - rec.total(), end - rec.total(),
+                [&](int64_t a, int64_t b) { k.posterior(*job.posterior, a, b); });
   });
   const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
   wide ? finish<double>(job, rec, post) : finish<float>(job, rec, post);

@@ -1,6 +1,6 @@
 // Tiles: up to kTile consecutive elements of the iteration space. An operand that is not plain contiguous memory of the
-// arithmetic type (another dtype, a strided or broadcast view, a constant) is brought into an L1 buffer first, so that the
-// arithmetic sees contiguous arrays only, and dtypes and strides cost no extra kernels.
+// arithmetic type (another dtype, a strided or broadcast view, a constant) is brought into an L1 buffer first, so that
+// the arithmetic sees contiguous arrays only, and dtypes and strides cost no extra kernels.
 #pragma once
 
 #include <cstring>
@@ -180,11 +180,21 @@ const T* read(const Operand& op, const Tile& t, Buffer<T>& buffer) {
     return to;
   }
   switch (op.dtype) {
-    case DType::kFloat: gather<T, float>(op, t, to); break;
-    case DType::kDouble: gather<T, double>(op, t, to); break;
-    case DType::kHalf: gather<T, Half>(op, t, to); break;
-    case DType::kBFloat16: gather<T, BFloat16>(op, t, to); break;
-    case DType::kBool: gather<T, bool>(op, t, to); break;
+    case DType::kFloat:
+      gather<T, float>(op, t, to);
+      break;
+    case DType::kDouble:
+      gather<T, double>(op, t, to);
+      break;
+    case DType::kHalf:
+      gather<T, Half>(op, t, to);
+      break;
+    case DType::kBFloat16:
+      gather<T, BFloat16>(op, t, to);
+      break;
+    case DType::kBool:
+      gather<T, bool>(op, t, to);
+      break;
   }
   return to;
 }
@@ -200,11 +210,20 @@ template <class T>
 void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
   if (op.data == nullptr || in_place<T>(op, t)) return;
   switch (op.dtype) {
-    case DType::kFloat: scatter<T, float>(op, t, buffer.data); break;
-    case DType::kDouble: scatter<T, double>(op, t, buffer.data); break;
-    case DType::kHalf: scatter<T, Half>(op, t, buffer.data); break;
-    case DType::kBFloat16: scatter<T, BFloat16>(op, t, buffer.data); break;
-    case DType::kBool: break;
+    case DType::kFloat:
+      scatter<T, float>(op, t, buffer.data);
+      break;
+    case DType::kDouble:
+      scatter<T, double>(op, t, buffer.data);
+      break;
+    case DType::kHalf:
+      scatter<T, Half>(op, t, buffer.data);
+      break;
+    case DType::kBFloat16:
+      scatter<T, BFloat16>(op, t, buffer.data);
+      break;
+    case DType::kBool:
+      break;
   }
 }
 
@@ -232,7 +251,9 @@ template <class T>
 struct Accumulator {
   Vec<T> sum = Vec<T>(T(0));
 
-  VF_HD void add(Vec<T> x, int count) { sum = sum + (count == Vec<T>::size() ? x : Vec<T>::set(Vec<T>(T(0)), x, count)); }
+  VF_HD void add(Vec<T> x, int count) {
+    sum = sum + (count == Vec<T>::size() ? x : Vec<T>::set(Vec<T>(T(0)), x, count));
+  }
 
   double total() const {
     T lanes[Vec<T>::size()];

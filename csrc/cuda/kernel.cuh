@@ -1,5 +1,5 @@
-// The kernel: one launch for a posterior, a reconstruction, or both, with their sums. Blocks take units; each unit's sum
-// goes to its place in `partial`; the last block to finish adds those up in a fixed order. No torch types here.
+// The kernel: one launch for a posterior, a reconstruction, or both, with their sums. Blocks take units; each unit's
+// sum goes to its place in `partial`; the last block to finish adds those up in a fixed order. No torch types here.
 #pragma once
 
 #include "cuda/units.cuh"
@@ -139,8 +139,9 @@ __global__ void __launch_bounds__(kThreads) job_kernel(const __grid_constant__ L
 
 // kept *= upstream, and nothing at all where upstream is 1.
 template <class T>
-__global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ Operand kept, const __grid_constant__ Space space,
-                                                         const __grid_constant__ Operand upstream) {
+__global__ void __launch_bounds__(kThreads)
+    scale_kernel(const __grid_constant__ Operand kept, const __grid_constant__ Space space,
+                 const __grid_constant__ Operand upstream) {
   T factor[kPack<T>];
   read(upstream, Pack{space, 0, 1}, factor);
   if (factor[0] == T(1)) return;

@@ -79,7 +79,8 @@ __device__ inline char* whole_pack(const Operand& op, const Pack& at) {
   if (!op.linear) {
     const int last = at.space.ndim - 1;
     const int64_t size = at.space.size[last];
-    const int64_t column = at.space.numel <= 0x7fffffff ? int64_t(uint32_t(at.start) % uint32_t(size)) : at.start % size;
+    const int64_t column =
+        at.space.numel <= 0x7fffffff ? int64_t(uint32_t(at.start) % uint32_t(size)) : at.start % size;
     if (op.stride[last] != 1 || column + at.n > size) return nullptr;
   }
   const int item = size_of(op.dtype);
@@ -97,11 +98,16 @@ __device__ inline void read_whole(const char* from, T (&out)[kPack<T>]) {
 template <class T>
 __device__ inline T read_element(const Operand& op, int64_t offset) {
   switch (op.dtype) {
-    case DType::kFloat: return T(static_cast<const float*>(op.data)[offset]);
-    case DType::kDouble: return T(static_cast<const double*>(op.data)[offset]);
-    case DType::kHalf: return T(load(static_cast<const __half*>(op.data)[offset]));
-    case DType::kBFloat16: return T(load(static_cast<const __nv_bfloat16*>(op.data)[offset]));
-    default: return T(load(static_cast<const bool*>(op.data)[offset]));
+    case DType::kFloat:
+      return T(static_cast<const float*>(op.data)[offset]);
+    case DType::kDouble:
+      return T(static_cast<const double*>(op.data)[offset]);
+    case DType::kHalf:
+      return T(load(static_cast<const __half*>(op.data)[offset]));
+    case DType::kBFloat16:
+      return T(load(static_cast<const __nv_bfloat16*>(op.data)[offset]));
+    default:
+      return T(load(static_cast<const bool*>(op.data)[offset]));
   }
 }
 
@@ -115,11 +121,16 @@ __device__ inline void read(const Operand& op, const Pack& at, T (&out)[kPack<T>
   }
   if (const char* p = whole_pack<T>(op, at)) {
     switch (op.dtype) {
-      case DType::kFloat: return read_whole<T, float>(p, out);
-      case DType::kDouble: return read_whole<T, double>(p, out);
-      case DType::kHalf: return read_whole<T, __half>(p, out);
-      case DType::kBFloat16: return read_whole<T, __nv_bfloat16>(p, out);
-      default: return read_whole<T, bool>(p, out);
+      case DType::kFloat:
+        return read_whole<T, float>(p, out);
+      case DType::kDouble:
+        return read_whole<T, double>(p, out);
+      case DType::kHalf:
+        return read_whole<T, __half>(p, out);
+      case DType::kBFloat16:
+        return read_whole<T, __nv_bfloat16>(p, out);
+      default:
+        return read_whole<T, bool>(p, out);
     }
   }
   // a loop that shifts the elements into place keeps them in registers without being unrolled
@@ -143,10 +154,14 @@ __device__ inline void write_whole(char* to, const T (&in)[kPack<T>]) {
 template <class T>
 __device__ inline void write_element(const Operand& op, int64_t offset, T x) {
   switch (op.dtype) {
-    case DType::kFloat: return store(static_cast<float*>(op.data)[offset], x);
-    case DType::kDouble: return store(static_cast<double*>(op.data)[offset], x);
-    case DType::kHalf: return store(static_cast<__half*>(op.data)[offset], x);
-    default: return store(static_cast<__nv_bfloat16*>(op.data)[offset], x);
+    case DType::kFloat:
+      return store(static_cast<float*>(op.data)[offset], x);
+    case DType::kDouble:
+      return store(static_cast<double*>(op.data)[offset], x);
+    case DType::kHalf:
+      return store(static_cast<__half*>(op.data)[offset], x);
+    default:
+      return store(static_cast<__nv_bfloat16*>(op.data)[offset], x);
   }
 }
 
@@ -156,10 +171,14 @@ __device__ inline void write(const Operand& op, const Pack& at, const T (&in)[kP
   if (op.data == nullptr) return;
   if (char* p = whole_pack<T>(op, at)) {
     switch (op.dtype) {
-      case DType::kFloat: return write_whole<T, float>(p, in);
-      case DType::kDouble: return write_whole<T, double>(p, in);
-      case DType::kHalf: return write_whole<T, __half>(p, in);
-      default: return write_whole<T, __nv_bfloat16>(p, in);
+      case DType::kFloat:
+        return write_whole<T, float>(p, in);
+      case DType::kDouble:
+        return write_whole<T, double>(p, in);
+      case DType::kHalf:
+        return write_whole<T, __half>(p, in);
+      default:
+        return write_whole<T, __nv_bfloat16>(p, in);
     }
   }
   T x[N];

@@ -50,7 +50,8 @@ template <class T, template <class, bool, bool> class Work>
 void launch_posterior(const Launch& a, cudaStream_t stream) {
   const PosteriorProblem& p = a.posterior;
   if (!p.kl) return launch<T, Nothing, Work<T, true, false>>(a, stream);
-  return p.sample ? launch<T, Nothing, Work<T, true, true>>(a, stream) : launch<T, Nothing, Work<T, false, true>>(a, stream);
+  return p.sample ? launch<T, Nothing, Work<T, true, true>>(a, stream)
+                  : launch<T, Nothing, Work<T, false, true>>(a, stream);
 }
 
 template <class T>
