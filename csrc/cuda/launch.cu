@@ -11,7 +11,6 @@
 
 #include "cuda/run.cuh"
 #include "device.h"
-#include "problem.h"
 
 namespace vaefast {
 
@@ -59,32 +58,15 @@ void philox(const c10::optional<at::Generator>& generator, int64_t numel, const 
   philox.save = save.mutable_data_ptr<int64_t>();
 }
 
-template <class T>
-void scale_typed(const Operand& kept, const Space& space, const Operand& upstream, cudaStream_t stream) {
-  const int64_t share = int64_t(kThreads) * kPack<T> * kPacksPerThread;
-  const int64_t blocks = (space.numel + share - 1) / share;
-  if (blocks == 0) return;
-  scale_kernel<T><<<unsigned(blocks), kThreads, 0, stream>>>(kept, space, upstream);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
 void scale(const at::Tensor& kept, const at::Tensor& upstream) {
   if (upstream.dim() != 0 || !kept.is_non_overlapping_and_dense()) {
     at::Tensor(kept).mul_(upstream);
     return;
   }
   const c10::cuda::CUDAGuard guard(kept.device());
-  Space space;
-  space.size[0] = space.numel = kept.numel();
-  Operand to, by;
-  to.data = kept.mutable_data_ptr();
-  to.dtype = dtype_of(kept);
-  by.data = const_cast<void*>(upstream.const_data_ptr());
-  by.dtype = dtype_of(upstream);
-  to.linear = by.linear = true;
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-  kept.scalar_type() == at::kDouble ? scale_typed<double>(to, space, by, stream)
-                                    : scale_typed<float>(to, space, by, stream);
+  kept.scalar_type() == at::kDouble ? scale_typed<double>(kept, upstream, stream)
+                                    : scale_typed<float>(kept, upstream, stream);
 }
 
 const bool registered = [] {

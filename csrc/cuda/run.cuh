@@ -3,9 +3,10 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <c10/cuda/CUDAException.h>
 
+#include "cuda/grid.cuh"
 #include "cuda/kernel.cuh"
+#include "problem.h"
 
 namespace vaefast {
 
@@ -15,15 +16,20 @@ at::Tensor counter_for(const at::Tensor& on, cudaStream_t stream);
 template <class T>
 void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream);
 
-extern template void run_typed<float>(const at::Tensor&, const Job&, cudaStream_t);
-extern template void run_typed<double>(const at::Tensor&, const Job&, cudaStream_t);
+// kept *= upstream for a 0-d upstream; kept is dense.
+template <class T>
+void scale_typed(const at::Tensor& kept, const at::Tensor& upstream, cudaStream_t stream);
+
+#define VF_TYPED(EXTERN, T)                                                       \
+  EXTERN template void run_typed<T>(const at::Tensor&, const Job&, cudaStream_t); \
+  EXTERN template void scale_typed<T>(const at::Tensor&, const at::Tensor&, cudaStream_t);
+
+VF_TYPED(extern, float)
+VF_TYPED(extern, double)
 
 template <class T, class Rec, class Post>
 void launch(const Launch& a, cudaStream_t stream) {
-  const int64_t blocks = a.rec.blocks + a.post.blocks;
-  TORCH_CHECK(blocks <= 0x7fffffff, "vaefast: too many elements for one launch");
-  job_kernel<T, Rec, Post><<<unsigned(blocks), kThreads, 0, stream>>>(a);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  start(job_kernel<T, Rec, Post>, a.rec.blocks + a.post.blocks, kThreads, stream, a);
 }
 
 template <class T, class Rec>
@@ -84,6 +90,21 @@ void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   }
   a.posterior.backward ? launch_posterior<T, PosteriorBackward>(a, stream)
                        : launch_posterior<T, PosteriorForward>(a, stream);
+}
+
+template <class T>
+void scale_typed(const at::Tensor& kept, const at::Tensor& upstream, cudaStream_t stream) {
+  Space space;
+  space.size[0] = space.numel = kept.numel();
+  Operand to, by;
+  to.data = kept.mutable_data_ptr();
+  to.dtype = dtype_of(kept);
+  by.data = const_cast<void*>(upstream.const_data_ptr());
+  by.dtype = dtype_of(upstream);
+  to.linear = by.linear = true;
+  const int64_t share = int64_t(kThreads) * kPack<T> * kPacksPerThread;
+  const int64_t blocks = (space.numel + share - 1) / share;
+  if (blocks > 0) start(scale_kernel<T>, blocks, kThreads, stream, to, space, by);
 }
 
 }  // namespace vaefast

@@ -3,5 +3,5 @@
 #include "cuda/run.cuh"
 
 namespace vaefast {
-template void run_typed<double>(const at::Tensor&, const Job&, cudaStream_t);
+VF_TYPED(, double)
 }  // namespace vaefast

@@ -3,5 +3,5 @@
 #include "cuda/run.cuh"
 
 namespace vaefast {
-template void run_typed<float>(const at::Tensor&, const Job&, cudaStream_t);
+VF_TYPED(, float)
 }  // namespace vaefast

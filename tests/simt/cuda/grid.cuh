@@ -1,0 +1,11 @@
+// How a kernel is started on the executor: in place of csrc/cuda/grid.cuh.
+#pragma once
+
+namespace vaefast {
+
+template <class... Args>
+void start(void (*kernel)(Args...), int64_t blocks, int threads, cudaStream_t, const Args&... args) {
+  simt::run(blocks, threads, [&] { kernel(args...); });
+}
+
+}  // namespace vaefast

@@ -1,0 +1,59 @@
+// csrc/cuda/run.cuh and the kernels as the device of CPU tensors: the package built with this in place of
+// cpu/launch.cpp runs every call through the CUDA code.
+
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <mutex>
+
+#include "cuda/run.cuh"
+#include "device.h"
+
+namespace vaefast {
+
+VF_TYPED(, float)
+VF_TYPED(, double)
+
+// A fresh one each time, checked to be left at 0 by the launch before.
+at::Tensor counter_for(const at::Tensor& on, cudaStream_t) {
+  static at::Tensor counter = at::zeros({1}, on.options().dtype(at::kInt));
+  TORCH_CHECK(counter.item<int>() == 0, "a launch left its counter at ", counter.item<int>());
+  return counter;
+}
+
+namespace {
+
+std::mutex one_launch_at_a_time;
+
+void run(const at::Tensor& on, Job& job) {
+  std::lock_guard<std::mutex> lock(one_launch_at_a_time);
+  const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
+  wide ? run_typed<double>(on, job, nullptr) : run_typed<float>(on, job, nullptr);
+}
+
+// As cuda/launch.cu does outside graph capture: values by launch argument, written by the kernel for backward.
+void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Tensor& save, Philox& philox) {
+  auto* cpu = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+  std::lock_guard<std::mutex> lock(cpu->mutex_);
+  philox.seed_value = cpu->random64() ^ (uint64_t(1) << 63);
+  philox.offset_shift = 2;
+  philox.save = save.mutable_data_ptr<int64_t>();
+}
+
+void scale(const at::Tensor& kept, const at::Tensor& upstream) {
+  std::lock_guard<std::mutex> lock(one_launch_at_a_time);
+  if (upstream.dim() != 0 || !kept.is_non_overlapping_and_dense()) {
+    at::Tensor(kept).mul_(upstream);
+  } else {
+    kept.scalar_type() == at::kDouble ? scale_typed<double>(kept, upstream, nullptr)
+                                      : scale_typed<float>(kept, upstream, nullptr);
+  }
+}
+
+const bool registered = [] {
+  device_for(c10::DeviceType::CPU) = {run, philox, scale};
+  return true;
+}();
+
+}  // namespace
+
+}  // namespace vaefast

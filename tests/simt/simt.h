@@ -1,0 +1,71 @@
+// A small SIMT executor: runs CUDA device code, compiled by the host compiler, one block after another and every thread
+// of a block as a fiber. Barriers and shuffles are rendezvous; between them the order of threads, and the order of
+// blocks, is shuffled by a seed, so that a missing barrier or a dependence on the order shows as a wrong result. A
+// barrier that some threads of the block never reach is an error.
+//
+// It is included before everything else (-include) and defines what nvcc would.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __shared__ static
+#define __grid_constant__
+#define __launch_bounds__(n)
+
+struct Index {
+  unsigned x;
+};
+using cudaStream_t = void*;
+
+namespace simt {
+
+// The running thread's place.
+extern Index thread, block, block_size, grid_size;
+
+// Waits for every thread of the block (of the warp), then lets all go on.
+void block_barrier();
+void warp_barrier();
+
+// A slot a lane, of the running thread's warp.
+uint64_t* warp_slots();
+
+void run(int64_t blocks, int threads, const std::function<void()>& body);
+
+// How many kernels have been started.
+int64_t launches();
+
+template <class T>
+T shuffle_down(T value, int delta) {
+  static_assert(sizeof(T) <= 8);
+  const unsigned lane = thread.x % 32;
+  T result = value;
+  __builtin_memcpy(&warp_slots()[lane], &value, sizeof(T));
+  warp_barrier();
+  if (lane + delta < 32) __builtin_memcpy(&result, &warp_slots()[lane + delta], sizeof(T));
+  warp_barrier();
+  return result;
+}
+
+}  // namespace simt
+
+#define threadIdx ::simt::thread
+#define blockIdx ::simt::block
+#define blockDim ::simt::block_size
+#define gridDim ::simt::grid_size
+
+inline void __syncthreads() { simt::block_barrier(); }
+inline void __threadfence() {}
+
+template <class T>
+T __shfl_down_sync(unsigned, T value, int delta) {
+  return simt::shuffle_down(value, delta);
+}
+
+inline unsigned atomicAdd(unsigned* to, unsigned x) {
+  const unsigned old = *to;
+  *to += x;
+  return old;
+}
