@@ -11,7 +11,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-install bench lint format clean FORCE
+.PHONY: help build demo test test-install bench results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-install: $(VENV)/.built  ## what pip, uv and a missing torch, compiler or n
 
 bench: $(VENV)/.built  ## the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
+
+results: $(VENV)/.built  ## from benchmarks/results/ to the README's tables and plots
+	$(BIN)/python -m benchmarks.report $(ARGS)
 
 lint: $(VENV)/.built  ## ruff, mypy, clang-format: look only
 	$(BIN)/ruff check

@@ -208,7 +208,7 @@ ReconstructionProblem reconstruction_problem(const ReconstructionInputs& in, con
   for (size_t k = 0; k < in.params.size(); ++k) layout.add(p.param[k], in.params[k]);
   layout.add(p.target, in.target);
   p.weighted = in.weight.has_value();
-  if (in.weight) layout.add(p.weight, *in.weight);
+  if (in.weight) layout.add_weight(p.weight, *in.weight);
   p.grad_scale = scale_of(spec.reduction, lead.sizes());
   p.grad = !out.grads.empty();
   size_t next = 0;
@@ -296,7 +296,9 @@ Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const 
                              in.prior_logvar ? &*in.prior_logvar : nullptr};
   Tensor grads[4];
   for (int k = 0; k < 4; ++k) {
-    if (mask[k]) grads[k] = empty_grad(*params[k], in.mu, wide);
+    if (!mask[k]) continue;
+    TORCH_CHECK_VALUE(params[k], "vaefast: the mask wants the gradient of a prior that is no tensor");
+    grads[k] = empty_grad(*params[k], in.mu, wide);
   }
   if (!no_compute(in.mu)) {
     Layout layout(in.mu, false);
@@ -391,6 +393,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                      const PosteriorSpec& post_spec, double beta, const Mask& mask) {
   check_params(rec, rec_spec);
+  TORCH_CHECK_VALUE(is_reduced(rec_spec.reduction), "vaefast: the ELBO adds up sums, not elements");
   ReconstructionOutputs rec_out = empty_outputs(rec, rec_spec, mask);
   PosteriorOutputs post_out = empty_outputs(post, post_spec);
   const bool wide = is_wide(rec) || is_wide(post);

@@ -54,7 +54,14 @@ void Layout::add(Operand& operand, const at::Tensor& t, void* data) {
   entries_.push_back({operand.stride, &operand.linear, t.expand(lead_.sizes()).strides().vec()});
 }
 
-void Layout::add(Operand& operand, const at::Tensor& t) { add(operand, t, const_cast<void*>(t.const_data_ptr())); }
+void Layout::add(Operand& operand, const at::Tensor& t) {
+  TORCH_CHECK_TYPE(t.scalar_type() != at::kBool, "vaefast: only a weight may be bool");
+  add(operand, t, const_cast<void*>(t.const_data_ptr()));
+}
+
+void Layout::add_weight(Operand& operand, const at::Tensor& t) {
+  add(operand, t, const_cast<void*>(t.const_data_ptr()));
+}
 
 void Layout::add_output(Operand& operand, const at::Tensor& t) { add(operand, t, t.mutable_data_ptr()); }
 

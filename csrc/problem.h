@@ -25,6 +25,7 @@ class Layout {
 
   // Views t as broadcast to the shape; raises if it does not broadcast or lies elsewhere.
   void add(Operand& operand, const at::Tensor& t);
+  void add_weight(Operand& operand, const at::Tensor& t);
   void add_output(Operand& operand, const at::Tensor& t);
   // Numbers the elements as they lie in the memory of `sample` (of which only sizes and strides are looked at).
   void add_order(Philox& philox, const at::Tensor& sample);

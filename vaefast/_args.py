@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -55,8 +55,12 @@ class Parameterization:
 
         choice("parameterization", self.name, tuple(PARAMETERIZATIONS))
         if self.clamp is not None:
+            if not isinstance(self.clamp, (tuple, list)) or not all(map(is_real, self.clamp)):
+                raise TypeError(f"clamp must be None or two numbers (lo, hi), got {self.clamp!r}")
             if len(self.clamp) != 2 or not self.clamp[0] <= self.clamp[1]:
                 raise ValueError(f"clamp must be (lo, hi) with lo <= hi, got {self.clamp!r}")
+        if not is_real(self.floor):
+            raise TypeError(f"floor must be a number, got {self.floor!r}")
         if not (self.floor >= 0.0 and math.isfinite(self.floor)):
             raise ValueError(f"floor must be a finite number >= 0 (it is added to the std), got {self.floor!r}")
 
@@ -64,6 +68,10 @@ class Parameterization:
     def bounds(self) -> tuple[float, float]:
         """The clamp as two floats, infinite where there is none."""
         return self.clamp if self.clamp is not None else (-math.inf, math.inf)
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -121,16 +129,16 @@ def batched(name: str, x: Tensor, reduction: str) -> None:
 
 
 def parameterization(value: str | Parameterization) -> Parameterization:
-    known = _PLAIN.get(value) if isinstance(value, str) else value
-    if known is None:
-        known = Parameterization(str(value))
-        _PLAIN[known.name] = known
-    if not isinstance(known, Parameterization):
+    if isinstance(value, Parameterization):
+        return value
+    if not isinstance(value, str):
         raise TypeError(f"parameterization must be a str or a Parameterization, got {type(value).__name__}")
-    return known
+    choice("parameterization", value, tuple(PLAIN))
+    return PLAIN[value]
 
 
-_PLAIN: dict[str, Parameterization] = {}
+# each name without clamp or floor; reference.py fills it in, so that calls need not make one
+PLAIN: dict[str, Parameterization] = {}
 
 
 def posterior(mu: object, logvar: object) -> tuple[Tensor, Tensor]:
@@ -143,7 +151,7 @@ def posterior(mu: object, logvar: object) -> tuple[Tensor, Tensor]:
 def prior(name: str, value: object, mu: Tensor) -> Tensor | float | None:
     if value is None:
         return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if is_real(value):
         return float(value)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be None, a float or a torch.Tensor, got {type(value).__name__}")
@@ -187,7 +195,7 @@ def reconstruction(
     params = [first]
     for name, value in zip(entry.params[1:], given[1:]):
         label = f"recon's {name}"
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if is_real(value):
             value = torch.full((), float(value), dtype=first.dtype, device=first.device)
         broadcasts(label, floating(label, value), "recon", first.shape)
         same_device(label, value, "recon", first.device)
@@ -204,15 +212,16 @@ def reconstruction(
     return params, target, weight
 
 
-def factor(name: str, value: object, mu: Tensor) -> Tensor | float:
-    """A float, or a tensor of one element on mu's device."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+def factor(name: str, value: object, mu: Tensor | None = None) -> Tensor | float:
+    """A float, or a 0-d tensor, on mu's device where there is one to compare with."""
+    if is_real(value):
         return float(value)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a float or a 0-d torch.Tensor, got {type(value).__name__}")
     if floating(name, value).dim() != 0:
         raise ValueError(f"{name} must be a float or a 0-d tensor, got shape {tuple(value.shape)}")
-    same_device(name, value, "mu", mu.device)
+    if mu is not None:
+        same_device(name, value, "mu", mu.device)
     return value
 
 

@@ -55,6 +55,11 @@ def _posterior_backward(
     reduction: str,
     mask: Sequence[bool],
 ) -> list[Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():  # the kernel checks the arguments
+        torch.ops.vaefast.posterior_backward(
+            dz, dkl, mu, raw, prior_mu, prior_mu_value, prior_logvar, prior_logvar_value, eps, seed,
+            parameterization, lo, hi, floor, reduction, mask,
+        )  # fmt: skip
     clamp = None if math.isinf(lo) and math.isinf(hi) else (lo, hi)
     p = Parameterization(parameterization, clamp=clamp, floor=floor)
 
@@ -80,6 +85,9 @@ def _reconstruction_backward(
     reduction: str,
     mask: Sequence[bool],
 ) -> list[Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.vaefast.reconstruction_backward(upstream, params, target, weight, likelihood, reduction, mask)
+
     def forward(*params: Tensor) -> list[Tensor]:
         nll = reference.reconstruction_loss(params, target, likelihood=likelihood, reduction=reduction, weight=weight)
         return [nll]

@@ -21,6 +21,7 @@ from ._args import Parameterization, choice
 from ._philox import draw_seed
 
 BACKENDS = ("auto", "native", "reference")
+MAX_DIMS = 8  # kMaxDims in csrc/common.h
 
 _C: Any = None
 
@@ -98,7 +99,9 @@ def _uncovered(x: Tensor, no_grad_to: Sequence[Tensor | None]) -> str | None:
     device = x.device.type
     if device != "cpu" and device != "meta" and device not in _C.devices():
         return f"there are no kernels for {device} tensors"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if x.dim() > MAX_DIMS:
+        return f"there are more than {MAX_DIMS} dimensions"
+    if torch._C._functorch.get_dynamic_layer_stack_depth() > 0:
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"

@@ -38,7 +38,7 @@ class ELBOLoss(nn.Module):
         _args.choice("likelihood", likelihood, tuple(reference.LIKELIHOODS))
         _args.reduction_for_elbo(reduction)
         self.likelihood = likelihood
-        self.beta = beta
+        self.beta = _args.factor("beta", beta)
         self.parameterization = _args.parameterization(parameterization)
         self.reduction = reduction
 

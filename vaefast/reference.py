@@ -124,6 +124,9 @@ PARAMETERIZATIONS: dict[str, _Activation] = {
 }
 
 
+_args.PLAIN.update({name: Parameterization(name) for name in PARAMETERIZATIONS})
+
+
 def _std_logvar(raw: Tensor, p: Parameterization) -> tuple[Tensor, Tensor]:
     if p.clamp is not None:
         raw = raw.clamp(*p.clamp)
@@ -304,6 +307,10 @@ def elbo_terms(
     nll = reconstruction_loss(recon, target, likelihood=likelihood, reduction=reduction, weight=weight)
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction)
     _args.elbo_batch(recon if isinstance(recon, Tensor) else recon[0], mu, reduction)
+    beta = _args.factor("beta", beta, mu)
+    # one loss, one dtype
+    dtype = torch.promote_types(nll.dtype, kl.dtype)
+    nll, kl = nll.to(dtype), kl.to(dtype)
     return ELBOTerms(nll + beta * kl, nll, kl)
 
 

@@ -5,6 +5,8 @@
 
 #include <mutex>
 
+#include "simt.h"
+// after simt.h, which stands in for nvcc
 #include "cuda/run.cuh"
 #include "device.h"
 
@@ -13,7 +15,7 @@ namespace vaefast {
 VF_TYPED(, float)
 VF_TYPED(, double)
 
-// A fresh one each time, checked to be left at 0 by the launch before.
+// One for all launches, which must each leave it at 0.
 at::Tensor counter_for(const at::Tensor& on, cudaStream_t) {
   static at::Tensor counter = at::zeros({1}, on.options().dtype(at::kInt));
   TORCH_CHECK(counter.item<int>() == 0, "a launch left its counter at ", counter.item<int>());

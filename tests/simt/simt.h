@@ -3,7 +3,7 @@
 // blocks, is shuffled by a seed, so that a missing barrier or a dependence on the order shows as a wrong result. A
 // barrier that some threads of the block never reach is an error.
 //
-// It is included before everything else (-include) and defines what nvcc would.
+// It is included before any device code and defines what nvcc would.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,377 @@
+"""The harness: checks an implementation of a workload against float64, then times several of them side by side.
+
+What is checked: every output and every gradient, at the size that is timed, against the eager implementation in float64
+with the same noise (recovered from the sample that was drawn); the noise's mean and variance; that a second call draws
+other noise. A wrong implementation is reported and not timed.
+
+How it is timed: round robin, so that whatever else the machine does meets all of them alike; ratios come from the two
+times of a round. A time is that of enough calls in a row to last MIN_SAMPLE, the device synchronised at its end.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.providers import Provider, Step
+from benchmarks.workloads import Draw, Function, Workload
+
+TOLERANCE = 1e-4  # the largest deviation of a tensor, over the largest value of the true one
+SIGMAS = 6  # how far the noise's mean and variance may be off, in their standard deviations
+MIN_SAMPLE = 2e-3
+MAX_ROUNDS = 400
+MODES = {"f": "forward", "fb": "forward + backward"}
+
+
+class Wrong(Exception):
+    """An implementation that does not compute the workload."""
+
+
+class GivenNoise(TorchFunctionMode):
+    """Makes ``torch.randn_like`` return the given tensors in turn."""
+
+    def __init__(self, noise: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.noise = list(noise)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.noise.pop(0) if func is torch.randn_like else func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Case:
+    """A workload at a size, in a mode ("f" or "fb"), on a device, with its inputs."""
+
+    workload: Workload
+    mode: str
+    device: torch.device
+    factor: float = 1.0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.workload.scaled(self.factor)
+
+    @cached_property
+    def inputs(self) -> list[Tensor]:
+        return self.workload.make(Draw(self.device), **self.sizes)
+
+    @cached_property
+    def upstream(self) -> list[Tensor | None]:
+        """The gradient of each output: 1 for a scalar, noise for a tensor, None for one that takes none."""
+        draw = Draw(self.device, seed=1)
+        with torch.enable_grad():
+            outputs = self.workload.eager(*self.inputs)
+        like = [torch.ones_like(o) if o.dim() == 0 else draw.normal(*o.shape) for o in outputs]
+        return [g if o.requires_grad else None for o, g in zip(outputs, like)]
+
+    def run(self, function: Function, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Outputs and, in mode "fb", gradients."""
+        if self.mode == "f":
+            with torch.no_grad():
+                return function(*inputs), ()
+        outputs = function(*inputs)
+        pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, self.upstream) if g is not None]
+        leaves = [t for t in inputs if t.requires_grad]
+        gradients = torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs])
+        return tuple(o.detach() for o in outputs), gradients
+
+    def noise(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """The noise in the samples, in float64."""
+        if self.workload.posteriors is None:
+            return []
+        with torch.no_grad():
+            posteriors = self.workload.posteriors(*(t.double() for t in self.inputs))
+            return [(z.double() - mean) / std for z, (mean, std) in zip(outputs, posteriors)]
+
+    def step(self, function: Function) -> Step:
+        """What is timed; runs under no_grad in mode "f"."""
+        if self.mode == "f":
+            inputs = self.inputs
+            return lambda: function(*inputs)
+        if self.workload.optimizer:
+            return self._training_step(function)
+        inputs = self.inputs
+        leaves = [t for t in inputs if t.requires_grad]
+        wanted = [i for i, g in enumerate(self.upstream) if g is not None]
+        upstream = [self.upstream[i] for i in wanted]
+
+        def forward_backward() -> Any:
+            outputs = function(*inputs)
+            return torch.autograd.grad([outputs[i] for i in wanted], leaves, upstream)
+
+        return forward_backward
+
+    def _training_step(self, function: Function) -> Step:
+        inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in self.inputs]
+        optimizer = torch.optim.Adam([t for t in inputs if t.requires_grad], lr=1e-3)
+
+        def train() -> None:
+            optimizer.zero_grad()
+            function(*inputs)[-1].backward()
+            optimizer.step()
+
+        return train
+
+    def floor(self) -> int | None:
+        """The bytes that any implementation moves: inputs and upstream gradients read once, what backward needs again
+        twice, outputs and gradients written once."""
+        if self.workload.optimizer:
+            return None
+        outputs = [g for g in self.upstream if g is not None]
+        moved = [*self.inputs, *outputs]
+        if self.mode == "fb":
+            moved += [*outputs, *(self.inputs[i] for i in self.workload.reread)]
+            moved += [t for t in self.inputs if t.requires_grad]
+        return sum(map(bytes_of, moved))
+
+
+def bytes_of(t: Tensor) -> int:
+    return t.numel() * t.element_size()
+
+
+def deviation(got: Tensor, true: Tensor) -> float:
+    """The largest error over the largest true value; infinite where a NaN or another shape came back."""
+    if got.shape != true.shape:
+        return float("inf")
+    if got.numel() == 0:
+        return 0.0
+    error = ((got.double() - true).abs().max() / true.abs().max().clamp_min(1e-300)).item()
+    return error if error == error else float("inf")
+
+
+def check(case: Case, function: Function) -> float:
+    """The worst deviation from float64 among outputs and gradients.
+
+    Raises:
+        Wrong: one is above TOLERANCE, or the noise is not standard normal, or the same in a second call.
+    """
+    outputs, gradients = case.run(function, case.inputs)
+    noise = case.noise(outputs)
+    inputs = [t.detach().double().requires_grad_(t.requires_grad) for t in case.inputs]
+    with GivenNoise(noise):
+        true_outputs, true_gradients = case.run(case.workload.eager, inputs)
+    if len(outputs) != len(true_outputs):
+        raise Wrong(f"{len(outputs)} outputs, not {len(true_outputs)}")
+    worst = 0.0
+    for kind, pairs in (("output", zip(outputs, true_outputs)), ("gradient", zip(gradients, true_gradients))):
+        for i, (got, true) in enumerate(pairs):
+            error = deviation(got, true)
+            if error > TOLERANCE:
+                raise Wrong(f"{kind} {i} is off by {error:.2g} of its largest value")
+            worst = max(worst, error)
+    for eps in noise:
+        check_noise(eps)
+    if any(torch.equal(z, other) for z, other, _ in zip(outputs, function(*case.inputs), noise)):
+        raise Wrong("two calls drew the same noise")
+    return worst
+
+
+def check_noise(eps: Tensor) -> None:
+    n = eps.numel()
+    mean, variance = eps.mean().item(), eps.square().mean().item()
+    if not (abs(mean) <= SIGMAS * n**-0.5 and abs(variance - 1) <= SIGMAS * (2 / n) ** 0.5):
+        raise Wrong(f"the noise has mean {mean:.4g} and variance {variance:.4g} over {n} draws")
+
+
+def saved_bytes(case: Case, function: Function) -> int:
+    """Bytes that forward keeps for backward beside its inputs."""
+    known = {t.untyped_storage().data_ptr() for t in case.inputs}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(t.detach())  # an address is not used twice
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        function(*case.inputs)
+    return sum(kept.values())
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keeps what C++ code writes to stderr off the terminal: the profiler announces itself there."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def peak_bytes(step: Step, device: torch.device) -> int:
+    """The most memory that a step held at once beyond what was held before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as p:
+        step()
+    assert p.profiler is not None and p.profiler.kineto_results is not None
+    changes = [e for e in p.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes.sort(key=lambda e: e.start_ns())
+    return int(max(np.cumsum([0, *(e.nbytes() for e in changes)])))
+
+
+@contextmanager
+def no_gc() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def time_calls(step: Step, calls: int, synchronize: Callable[[], None]) -> float:
+    """Seconds a call."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+@dataclass
+class Times:
+    """Seconds a call in each round, and the pages that a call touched for the first time."""
+
+    calls: int
+    seconds: list[float] = field(default_factory=list)
+    faults: int = 0
+
+    def percentile(self, p: float) -> float:
+        return float(np.percentile(self.seconds, p))
+
+    @property
+    def faults_per_call(self) -> float:
+        return self.faults / (self.calls * max(1, len(self.seconds)))
+
+
+def interleave(steps: Mapping[str, Step], device: torch.device, budget: float, min_rounds: int) -> dict[str, Times]:
+    """Times of every step, round by round, until the budget (seconds) is spent; at least min_rounds of them."""
+    synchronize = synchronizer(device)
+    times: dict[str, Times] = {}
+    for name, step in steps.items():
+        first = time_calls(step, 1, synchronize)
+        if first < MIN_SAMPLE:
+            time_calls(step, 20, synchronize)
+            first = time_calls(step, 20, synchronize)
+        times[name] = Times(max(1, round(MIN_SAMPLE / first)))
+    names = list(steps)
+    end = time.perf_counter() + budget
+    with no_gc():
+        for rounds in range(MAX_ROUNDS):
+            if rounds >= min_rounds and time.perf_counter() > end:
+                break
+            names.append(names.pop(0))
+            for name in names:
+                faults = page_faults()
+                times[name].seconds.append(time_calls(steps[name], times[name].calls, synchronize))
+                times[name].faults += page_faults() - faults
+    return times
+
+
+def ratio(of: Times, to: Times) -> float:
+    """How many times as fast ``to`` is: the median over rounds."""
+    return statistics.median(a / b for a, b in zip(of.seconds, to.seconds))
+
+
+def measure(
+    case: Case,
+    providers: Sequence[Provider],
+    *,
+    budget: float,
+    min_rounds: int,
+    checked: bool = True,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """The case's record for the results file; a provider that fails has an "error" in it instead of times."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    records: dict[str, dict[str, Any]] = {}
+    steps: dict[str, Step] = {}
+    with torch.set_grad_enabled(case.mode == "fb"):
+        for provider in providers:
+            progress(provider.name)
+            record = records[provider.name] = {}
+            function = provider.function(case.workload)
+            assert function is not None
+            try:
+                if checked:
+                    record["deviation"] = check(case, function)
+                if case.mode == "fb":
+                    record["saved_bytes"] = saved_bytes(case, function)
+                step = case.step(function)
+                if not checked or case.workload.optimizer:
+                    step()  # the first call compiles, or makes the optimizer's state
+                record["peak_bytes"] = peak_bytes(step, case.device)
+                steps[provider.name] = provider.wrap(step) if provider.wrap else step
+            except Exception as error:  # one provider's failure is a result too
+                record["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        progress("timing")
+        times = interleave(steps, case.device, budget, min_rounds)
+    for name, t in times.items():
+        records[name] |= summary(t, times, case.floor())
+    return {
+        "workload": case.workload.name,
+        "what": case.workload.what,
+        "sizes": case.sizes,
+        "elements": max(t.numel() for t in case.inputs),
+        "mode": case.mode,
+        "floor_bytes": case.floor(),
+        "providers": records,
+    }
+
+
+def summary(t: Times, others: Mapping[str, Times], floor: int | None) -> dict[str, Any]:
+    median = t.percentile(50)
+    return {
+        "median": median,
+        "p20": t.percentile(20),
+        "p80": t.percentile(80),
+        "rounds": len(t.seconds),
+        "calls": t.calls,
+        "page_faults": t.faults_per_call,
+        "bytes_per_second": None if floor is None else floor / median,
+        "over": {name: ratio(others[name], t) for name in ("eager", "compile") if name in others},
+    }
+
+
+def copy_bandwidth(device: torch.device, size: int = 1 << 28) -> float:
+    """Bytes a second, read and written, of copying one tensor into another."""
+    a, b = torch.zeros(size, dtype=torch.uint8, device=device), torch.zeros(size, dtype=torch.uint8, device=device)
+    synchronize = synchronizer(device)
+    return 2 * size / statistics.median(time_calls(lambda: b.copy_(a), 1, synchronize) for _ in range(11))

@@ -1,0 +1,69 @@
+"""The providers: who computes a workload. A new provider is one entry in PROVIDERS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.workloads import Function, Workload
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute a workload.
+
+    Args:
+        name: as shown and filtered by.
+        function: the implementation, from a workload; None where it has none.
+        wrap: what is done to a whole step (forward and backward) before it is timed.
+        devices: where it runs.
+    """
+
+    name: str
+    function: Callable[[Workload], Function | None]
+    wrap: Callable[[Step], Step] | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def covers(self, workload: Workload, device: torch.device) -> bool:
+        if device.type not in self.devices or (self.wrap is not None and workload.optimizer):
+            return False
+        return self.function(workload) is not None
+
+
+def compiled(function: Function) -> Function:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def graphed(step: Step) -> Step:
+    """The step as one CUDA graph: captured once, replayed after."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = step()
+
+    def replay(kept: Any = kept) -> None:
+        graph.replay()
+
+    return replay
+
+
+REGISTERED = (
+    Provider("eager", lambda w: w.eager),
+    Provider("distributions", lambda w: w.distributions),
+    Provider("compile", lambda w: compiled(w.eager)),
+    Provider("eager+graph", lambda w: w.eager, wrap=graphed, devices=("cuda",)),
+    Provider("vaefast", lambda w: w.vaefast),
+    Provider("vaefast+compile", lambda w: compiled(w.vaefast)),
+    Provider("vaefast+graph", lambda w: w.vaefast, wrap=graphed, devices=("cuda",)),
+)
+PROVIDERS: dict[str, Provider] = {p.name: p for p in REGISTERED}

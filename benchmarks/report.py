@@ -1,0 +1,159 @@
+"""From results files to the README's tables (between its two markers) and a plot beside each file.
+
+``python -m benchmarks.report [FILE ...]``; all of benchmarks/results/ if none is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+LABELS = {"f": "forward", "fb": "forward + backward"}
+COLOURS = {"eager": "#9aa0a6", "compile": "#e8a33d", "vaefast": "#2b6cb0", "vaefast+compile": "#7fb2e5"}
+
+
+def duration(seconds: float) -> str:
+    unit, name = next(((u, n) for u, n in ((1.0, "s"), (1e-3, "ms")) if seconds >= u), (1e-6, "µs"))
+    return f"{seconds / unit:.3g} {name}" if seconds / unit < 999.5 else f"{seconds / unit:.0f} {name}"
+
+
+def times(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}x" if value < 10 else f"{value:.0f}x"
+
+
+def megabytes(value: int) -> str:
+    return f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
+
+
+def heading(document: dict[str, Any]) -> str:
+    m = document["machine"]
+    where = m["gpu"] or f"{m['cpu']}, {m['cores']} cores ({m['instruction_set']}), {m['threads']} threads"
+    cuda = f", CUDA {m['cuda']}" if m["cuda"] else ""
+    return f"{where}; torch {m['torch']}{cuda}; copies {m['copy_bandwidth'] / 1e9:.0f} GB/s; {document['date']}"
+
+
+def case_name(case: dict[str, Any], modes: set[str]) -> str:
+    return f"{case['workload']}, {LABELS[case['mode']]}" if len(modes) > 1 else str(case["workload"])
+
+
+def timed(case: dict[str, Any], name: str) -> dict[str, Any] | None:
+    record = case["providers"].get(name)
+    return record if record and "error" not in record else None
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """One table: a case a line, times, vaefast's ratios, and the memory that a step needs at its peak."""
+    modes = {case["mode"] for case in document["cases"]}
+    mode = f"{LABELS[next(iter(modes))]}; " if len(modes) == 1 else ""
+    head = ["case", "what, sizes", "eager", "torch.compile", "vaefast", "vs eager", "vs compile"]
+    head.append("peak MB, eager → vaefast")
+    rule = "|---|---|" + "---:|" * (len(head) - 2)
+    lines = [f"{heading(document)}; {mode}medians.", "", f"| {' | '.join(head)} |", rule]
+    for case in document["cases"]:
+        eager, compiled, fast = (timed(case, name) for name in ("eager", "compile", "vaefast"))
+        sizes = ", ".join(f"{name} {size:,}" for name, size in case["sizes"].items())
+        over = fast["over"] if fast else {}
+        cells = [
+            f"`{case_name(case, modes)}`",
+            f"{case['what']}; {sizes}",
+            *(duration(r["median"]) if r else "failed" for r in (eager, compiled, fast)),
+            f"**{times(over.get('eager'))}**",
+            times(over.get("compile")),
+            f"{megabytes(eager['peak_bytes'])} → {megabytes(fast['peak_bytes'])}" if eager and fast else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def into_readme(text: str, tables: Sequence[str]) -> str:
+    """The README with the tables between its markers.
+
+    Raises:
+        ValueError: the markers are not there, once each and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"README.md must hold {BEGIN} and then {END}, once each")
+    return "\n\n".join([before + begin, *tables, end + after])
+
+
+def plot(document: dict[str, Any], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    (plot_sweep if document["sweep"] else plot_speedups)(axes, document)
+    axes.set_title(heading(document), fontsize=8, loc="left", color="#555")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=160)
+    plt.close(figure)
+
+
+def plot_speedups(axes: Any, document: dict[str, Any]) -> None:
+    """Bars: how many times as fast as eager and as torch.compile vaefast is, a case a pair."""
+    cases = [case for case in document["cases"] if timed(case, "vaefast")][::-1]
+    modes = {case["mode"] for case in cases}
+    for shift, other, label in ((0.2, "eager", "against eager"), (-0.2, "compile", "against torch.compile")):
+        for i, case in enumerate(cases):
+            value = case["providers"]["vaefast"]["over"].get(other)
+            if value is None:
+                continue
+            axes.barh(i + shift, value, 0.38, color=COLOURS[other], label=label if i == 0 else None)
+            axes.text(value, i + shift, f" {value:.1f}", va="center", fontsize=8)
+    axes.axvline(1, color="#333", linewidth=0.8)
+    axes.set_yticks(range(len(cases)), [case_name(case, modes) for case in cases])
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08)
+    axes.set_xlabel(f"speed-up of vaefast, {' and '.join(LABELS[m] for m in sorted(modes))} (times as fast; 1: equal)")
+    axes.legend(frameon=False, loc="lower right")
+
+
+def plot_sweep(axes: Any, document: dict[str, Any]) -> None:
+    """Lines: time an element against elements, one a provider, with 20th to 80th percentile and the memory limit."""
+    cases = document["cases"]
+    providers = dict.fromkeys(name for case in cases for name in case["providers"])
+    for name in providers:
+        points = [(case["elements"], r) for case in cases if (r := timed(case, name))]
+        x = [n for n, _ in points]
+        colour = COLOURS.get(name)
+        (line,) = axes.plot(x, [r["median"] / n * 1e9 for n, r in points], "o-", ms=3, label=name, color=colour)
+        low, high = ([r[p] / n * 1e9 for n, r in points] for p in ("p20", "p80"))
+        axes.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+    limit = [case["floor_bytes"] / document["machine"]["copy_bandwidth"] / case["elements"] * 1e9 for case in cases]
+    axes.plot([case["elements"] for case in cases], limit, "k--", linewidth=0.8, label="memory limit (copy bandwidth)")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(f"elements of {document['sweep']}, {LABELS[cases[0]['mode']]}")
+    axes.set_ylabel("ns an element")
+    axes.legend(frameon=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="benchmarks.report", description="README table and plots from results files")
+    p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: all of benchmarks/results/")
+    p.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    args = p.parse_args(argv)
+    tables = []
+    for file in args.files or sorted(f for f in RESULTS.glob("*.json") if "-quick" not in f.name):
+        document = json.loads(file.read_text())
+        plot(document, file.with_suffix(".png"))
+        print(f"written: {file.with_suffix('.png')}")
+        if not document["sweep"]:
+            tables.append(markdown(document))
+    if tables:
+        args.readme.write_text(into_readme(args.readme.read_text(), tables))
+        print(f"written: {args.readme}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""The command line: runs the cases, prints a table, writes benchmarks/results/<machine>-<date>.json.
+
+- ``python benchmarks/run.py``: everything, forward + backward
+- ``python benchmarks/run.py --quick``: a first look, under a minute: smaller sizes, no torch.compile
+- ``python benchmarks/run.py --filter bce --mode f``: some workloads, forward only
+- ``python benchmarks/run.py --sweep``: one workload, time against size, 10^2 to 10^8 elements
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # python benchmarks/run.py has benchmarks/ there instead
+
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import vaefast  # noqa: E402
+from benchmarks import harness  # noqa: E402
+from benchmarks.harness import Case  # noqa: E402
+from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
+from benchmarks.workloads import WORKLOADS  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+QUICK_PROVIDERS = ("eager", "vaefast", "eager+graph", "vaefast+graph")
+QUICK_BYTES = 1 << 26
+SWEEP_PROVIDERS = ("eager", "compile", "vaefast", "eager+graph", "vaefast+graph")
+SWEEP_CHECKED = 10**7  # elements; beyond, float64 would need several times the memory of what is timed
+CHECKED = (
+    "every output and gradient against the eager implementation in float64 with the same noise, "
+    f"to {harness.TOLERANCE:g} of the largest value; the noise's mean and variance; two calls draw different noise"
+)
+
+
+def cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    config = vaefast.show_config()
+    runs = re.search(r"this machine runs (\w+)", config)
+    return {
+        "device": device.type,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "instruction_set": runs.group(1) if runs else torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "copy_bandwidth": harness.copy_bandwidth(device),
+        "config": config,
+    }
+
+
+def file_name(info: dict[str, Any], date: str, suffix: str = "") -> str:
+    name = info["gpu"] or f"{info['cpu']} {info['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + f"-{date}{suffix}.json"
+
+
+def cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case]:
+    for workload in WORKLOADS.values():
+        if not re.search(args.filter, workload.name):
+            continue
+        for mode in harness.MODES if args.mode == "all" else (args.mode,):
+            if mode in workload.modes:
+                case = Case(workload, mode, device)
+                while args.quick and (case.floor() or 0) > QUICK_BYTES:
+                    case = Case(workload, mode, device, case.factor / 2)
+                yield case
+
+
+def sweep_cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case]:
+    workload = WORKLOADS[args.sweep]
+    full = max(t.numel() for t in Case(workload, "fb", device).inputs)
+    for decade in range(2, 7 if args.quick else 9):
+        factor = (10**decade / full) ** (1 / len(workload.sizes))
+        yield Case(workload, "fb" if args.mode == "all" else args.mode, device, factor)
+
+
+def providers_of(args: argparse.Namespace, case: Case) -> list[Provider]:
+    default = QUICK_PROVIDERS if args.quick else SWEEP_PROVIDERS if args.sweep else tuple(PROVIDERS)
+    names = args.providers.split(",") if args.providers else default
+    return [PROVIDERS[name] for name in names if PROVIDERS[name].covers(case.workload, case.device)]
+
+
+def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The whole results document."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    start = time.perf_counter()
+    chosen = list(sweep_cases(args, device) if args.sweep else cases(args, device))
+    document: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine(device),
+        "checked": CHECKED,
+        "sweep": args.sweep,
+        "cases": [],
+    }
+    if document["machine"]["load_before"] > 0.5:
+        tqdm.write("the machine is busy: threads that wait for a core make CPU figures meaningless", file=sys.stderr)
+    plans = [(case, providers_of(args, case)) for case in chosen]
+    with tqdm(total=sum(len(p) + 1 for _, p in plans), unit="step", disable=None) as bar:
+        for case, providers in plans:
+
+            def progress(what: str, case: Case = case) -> None:
+                bar.set_description(f"{case.workload.name} {case.mode} {what}")
+                bar.update()
+
+            checked = not args.sweep or max(t.numel() for t in case.inputs) <= SWEEP_CHECKED
+            record = harness.measure(
+                case, providers, budget=args.budget, min_rounds=args.min_rounds, checked=checked, progress=progress
+            )
+            document["cases"].append(record)
+            case.__dict__.clear()  # the inputs
+    document["seconds"] = round(time.perf_counter() - start, 1)
+    return document
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest entry: the first two to the left, the rest to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    pad = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
+    return "\n".join("  ".join(p(cell, w) for p, cell, w in zip(pad, row, widths)).rstrip() for row in rows)
+
+
+def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
+    """A few significant digits, never an exponent."""
+    if value is None:
+        return "-"
+    value /= unit
+    if value == 0:
+        return "0"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def table(document: dict[str, Any]) -> str:
+    bandwidth = document["machine"]["copy_bandwidth"]
+    head = ["case", "provider", "ms", "p20", "p80", "x eager", "x compile", "GB/s", "of copy", "kept MB", "peak MB",
+            "fresh MB", "deviation", "rounds"]  # fmt: skip
+    rows = [head]
+    for case in document["cases"]:
+        sizes = " ".join(f"{name}{size}" for name, size in case["sizes"].items())
+        for name, r in case["providers"].items():
+            label = f"{case['workload']} {case['mode']} {sizes}"
+            if "error" in r:
+                rows.append([label, name, r["error"][:90], *[""] * (len(head) - 3)])
+                continue
+            rate = r["bytes_per_second"]
+            rows.append([
+                label, name, *(number(r[key], 1e-3) for key in ("median", "p20", "p80")),
+                *(number(r["over"].get(other)) for other in ("eager", "compile")),
+                number(rate, 1e9), "-" if rate is None else f"{rate / bandwidth:.0%}",
+                number(r.get("saved_bytes"), 1e6), number(r["peak_bytes"], 1e6), f"{r['page_faults'] * 4096e-6:.1f}",
+                f"{r.get('deviation', math.nan):.0e}", str(r["rounds"]),
+            ])  # fmt: skip
+    m = document["machine"]
+    where = m["gpu"] or f"{m['cpu']}, {m['cores']} cores, {m['instruction_set']}"
+    return (
+        f"{aligned(rows)}\n\n{where}, {m['threads']} threads, torch {m['torch']}, commit {document['commit']}; "
+        f"copy bandwidth {number(bandwidth, 1e9)} GB/s; {document['seconds']:.0f} s\n"
+        f"checked: {document['checked']}"
+    )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(prog="benchmarks", description="vaefast against eager PyTorch and torch.compile")
+    p.add_argument("--filter", default="", metavar="REGEX", help=f"workloads: {', '.join(WORKLOADS)}")
+    p.add_argument("--providers", metavar="A,B", help=f"among {', '.join(PROVIDERS)}")
+    p.add_argument(
+        "--mode", choices=[*harness.MODES, "all"], default="fb", help="f: forward, no grad; fb: and backward"
+    )
+    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    p.add_argument("--quick", action="store_true", help="under a minute: smaller sizes, no torch.compile")
+    p.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="timing a case, at least 5 rounds (default 2; quick 0.5)"
+    )
+    p.add_argument("--sweep", nargs="?", const="sample-kl", choices=list(WORKLOADS), help="one workload at many sizes")
+    p.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<machine>-<date>.json")
+    args = p.parse_args(argv)
+    args.budget = args.budget if args.budget is not None else (0.5 if args.quick else 2.0)
+    args.min_rounds = 3 if args.quick or args.sweep else 5
+    if args.device == "cuda" and not torch.cuda.is_available():
+        p.error("torch sees no CUDA device; use --device cpu")
+    if args.device not in vaefast.available_backends():
+        p.error(f"vaefast has no kernels for {args.device}, only its reference\n{vaefast.show_config()}")
+    unknown = set((args.providers or "eager").split(",")) - set(PROVIDERS)
+    if unknown:
+        p.error(f"unknown providers: {', '.join(sorted(unknown))}")
+    if not any(re.search(args.filter, name) for name in WORKLOADS):
+        p.error(f"no workload matches {args.filter!r}; there are {', '.join(WORKLOADS)}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what the arguments say; 1 if a provider failed or was wrong."""
+    args = parse(argv)
+    document = run(args, torch.device(args.device))
+    suffix = ("-sweep" if args.sweep else "") + ("-quick" if args.quick else "")
+    out = args.out or RESULTS / file_name(document["machine"], document["date"], suffix)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    print(table(document))
+    print(f"written: {out}")
+    return int(any("error" in r for case in document["cases"] for r in case["providers"].values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

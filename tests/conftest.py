@@ -1,0 +1,71 @@
+"""What the tests share: the device, the back end, the extension that must be there, a fixed random state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import vaefast
+from vaefast import _ops
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "isa: run again for every instruction set that was built (test_isa.py)")
+
+
+def require_native(device: str = "cpu") -> None:
+    """Fails where the kernels are missing: a suite that skips them would pass without having tested anything."""
+    if device in vaefast.available_backends():
+        return
+    if os.environ.get("VAEFAST_TEST_PURE_PYTHON") == "1":
+        pytest.skip("no compiled extension, and VAEFAST_TEST_PURE_PYTHON=1 says that there need be none")
+    pytest.fail(
+        f"there are no {device} kernels; build them (`make build`), or set VAEFAST_TEST_PURE_PYTHON=1 to test without\n"
+        + vaefast.show_config()
+    )
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device; run `make gpu` on a machine with one")
+    return str(request.param)
+
+
+@pytest.fixture
+def native(device: str) -> Iterator[str]:
+    """The kernels of the device or failure: nothing falls back unnoticed."""
+    require_native(device)
+    with vaefast.use_backend("native"):
+        yield device
+
+
+@pytest.fixture(params=["native", "reference"])
+def backend(request: pytest.FixtureRequest, device: str) -> Iterator[str]:
+    if request.param == "native":
+        require_native(device)
+    with vaefast.use_backend(request.param):
+        yield str(request.param)
+
+
+@pytest.fixture
+def extension() -> object:
+    require_native()
+    return _ops._C
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def set_threads() -> Iterator[object]:
+    threads = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)

@@ -1,0 +1,225 @@
+"""Inputs for every likelihood and parameterization in the registries: a new entry is tested with no edit here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaefast import Parameterization
+from vaefast.reference import LIKELIHOODS, PARAMETERIZATIONS
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+REDUCTIONS = ("none", "per_sample", "batchmean", "sum", "mean")
+ELBO_REDUCTIONS = ("per_sample", "batchmean", "sum")
+
+# every likelihood with every number of parameters that it takes
+LIKELIHOOD_CASES = [
+    (name, count) for name, entry in LIKELIHOODS.items() for count in range(entry.required, len(entry.params) + 1)
+]
+
+CLAMPED_AND_FLOORED = [
+    Parameterization(name, clamp=(0.25, 0.75), floor=floor) for name in PARAMETERIZATIONS for floor in (0.0, 0.1)
+]
+
+
+def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+@dataclass
+class Data:
+    """What a likelihood takes."""
+
+    recon: tuple[Tensor, ...]
+    target: Tensor
+
+    def to(self, *args: object) -> Data:
+        return Data(tuple(p.to(*args) for p in self.recon), self.target.to(*args))
+
+    def leaves(self) -> Data:
+        return Data(tuple(p.detach().clone().requires_grad_() for p in self.recon), self.target)
+
+
+def scale_params(likelihood: str, count: int) -> list[str]:
+    return list(LIKELIHOODS[likelihood].params[1:count])
+
+
+def targets(likelihood: str, recon: Sequence[Tensor], seed: int = 0) -> Tensor:
+    """Data in the likelihood's support: on [0, 1] soft values and both ends, on R at a distance that training meets."""
+    first = recon[0]
+    uniform = torch.rand(first.shape, generator=generator(seed + 1), dtype=torch.float64)
+    support = LIKELIHOODS[likelihood].support
+    if support == "unit":
+        ends = torch.where(uniform < 0.2, 0.0, torch.where(uniform > 0.8, 1.0, uniform))
+        return ends.to(first.dtype)
+    if support == "real":
+        noise = torch.randn(first.shape, generator=generator(seed + 2), dtype=torch.float64)
+        return (first.double() + noise).to(first.dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LIKELIHOODS[likelihood].distribution(*(p.double() for p in recon)).sample().to(first.dtype)
+
+
+def training(
+    likelihood: str,
+    count: int,
+    shape: Sequence[int] = (4, 7),
+    dtype: torch.dtype = torch.float32,
+    shapes: Sequence[Sequence[int] | None] | None = None,
+    seed: int = 0,
+) -> Data:
+    """Parameters around 0 as a network gives them; shapes[k], where given, is that of parameter k."""
+    g = generator(seed)
+    shapes = shapes or [None] * count
+    recon = [torch.randn(tuple(shape if s is None else s), generator=g, dtype=torch.float64) for s in shapes]
+    recon = [(2.0 * p if k == 0 else p).to(dtype) for k, p in enumerate(recon)]
+    return Data(tuple(recon), targets(likelihood, [torch.as_tensor(p).expand(tuple(shape)) for p in recon], seed))
+
+
+def extreme(likelihood: str, count: int, dtype: torch.dtype = torch.float32) -> Data:
+    """First parameter 0 to +-1e4, scales e^-30 to e^30, data at both ends of its support or 0 to 1e4 away."""
+    first = [sign * x for x in (0.0, 1e-30, 1e-8, 1e-3, 0.5, 1.0, 15.0, 17.0, 88.0, 104.0, 1e4) for sign in (1.0, -1.0)]
+    log_scale = [-30.0, -10.0, -1.0, -1e-6, 0.0, 0.3, 10.0, 30.0]
+    rest = [[x * (2.0 if name.endswith("var") else 1.0) for x in log_scale] for name in scale_params(likelihood, count)]
+    xs = {"unit": [0.0, 1e-6, 0.3, 0.5, 1.0], "real": [-1e4, -1.0, 0.0, 1e-3, 0.5, 2.0, 1e4]}
+    support = LIKELIHOODS[likelihood].support
+    grid = torch.tensor(list(itertools.product(first, *rest, xs.get(support, [0.0]))), dtype=dtype)
+    recon = [c.contiguous() for c in grid.unbind(1)]
+    x = recon.pop() if support in xs else targets(likelihood, recon[:-1])
+    return Data(tuple(recon[:count]), x)
+
+
+def raw_for(
+    parameterization: str | Parameterization,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Tensor:
+    """A raw second argument whose log variance is about N(0, 1): drawn from 512 solved by bisection."""
+    name = parameterization.name if isinstance(parameterization, Parameterization) else parameterization
+    g = generator(seed + 10)
+    wanted = torch.randn(512, generator=g, dtype=torch.float64)
+    lo, hi = torch.full_like(wanted, 1e-12 if _needs_positive(name) else -40.0), torch.full_like(wanted, 40.0)
+    for _ in range(60):
+        middle = 0.5 * (lo + hi)
+        below = PARAMETERIZATIONS[name].logvar(middle) < wanted
+        lo, hi = torch.where(below, middle, lo), torch.where(below, hi, middle)
+    return lo[torch.randint(512, tuple(shape), generator=g)].to(dtype)
+
+
+def _needs_positive(name: str) -> bool:
+    return bool(PARAMETERIZATIONS[name].logvar(torch.tensor(-1.0)).isnan())
+
+
+@dataclass
+class Posterior:
+    """mu, the raw scale and the prior, with the parameterization that goes with them."""
+
+    mu: Tensor
+    raw: Tensor
+    prior: tuple[Tensor | float | None, Tensor | float | None]
+
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.mu, self.raw, *self.prior) if isinstance(t, Tensor)]
+
+    def leaves(self) -> Posterior:
+        mu, raw, pm, plv = (
+            t.detach().clone().requires_grad_() if isinstance(t, Tensor) else t
+            for t in (self.mu, self.raw, *self.prior)
+        )
+        return Posterior(mu, raw, (pm, plv))
+
+    def args(self) -> tuple[object, ...]:
+        return (self.mu, self.raw, *self.prior)
+
+
+PRIORS = ("none", "float", "full", "broadcast", "scalar", "mu only", "logvar only")
+
+
+def prior_for(kind: str, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple:
+    def tensor(shape: Sequence[int], seed: int) -> Tensor:
+        return torch.randn(tuple(shape), generator=generator(seed), dtype=torch.float64).to(device, dtype)
+
+    # every second dimension broadcasts, the first among them
+    some = [1 if k % 2 == 0 else n for k, n in enumerate(shape)]
+    return {
+        "none": (None, None),
+        "float": (0.5, -0.25),
+        "full": (tensor(shape, 21), tensor(shape, 22)),
+        "broadcast": (tensor(some, 21), tensor(shape[1:], 22)),
+        "scalar": (tensor((), 21), tensor((), 22)),
+        "mu only": (tensor(shape, 21), None),
+        "logvar only": (None, tensor(shape, 22)),
+    }[kind]
+
+
+def posterior(
+    shape: Sequence[int] = (4, 6),
+    parameterization: str | Parameterization = "logvar",
+    prior: str = "none",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Posterior:
+    mu = torch.randn(tuple(shape), generator=generator(seed), dtype=torch.float64).to(device, dtype)
+    raw = raw_for(parameterization, shape, dtype, seed).to(device)
+    return Posterior(mu, raw, prior_for(prior, shape, dtype, device))
+
+
+def bound(exact: Tensor, tolerance: float) -> Tensor:
+    """The contract's elementwise bound: relative above 1, absolute below."""
+    return tolerance * exact.abs().clamp(min=1.0)
+
+
+def assert_within(actual: Tensor, exact: Tensor, tolerance: float, what: str = "") -> None:
+    """|actual - exact| <= tolerance * max(1, |exact|), in float64; the same infinities and NaNs."""
+    a, e = actual.detach().double().cpu(), exact.detach().double().cpu()
+    assert a.shape == e.shape, f"{what}: {tuple(a.shape)} is not {tuple(e.shape)}"
+    same = (a == e) | (a.isnan() & e.isnan())
+    wrong = ~(same | ((a - e).abs() <= bound(e, tolerance)))
+    if wrong.any():
+        at = tuple(wrong.nonzero()[0].tolist())
+        message = f"{what}: {int(wrong.sum())} of {a.numel()} wrong, first at {at}: {a[at]!r}, exact {e[at]!r}"
+        raise AssertionError(message)
+
+
+def gradients(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 5) -> list[Tensor]:
+    """Gradients of sum(u * output) with fixed random u, so that an upstream gradient is never 1 everywhere."""
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    upstream = [
+        (1.5 + torch.rand(o.shape, generator=generator(seed + k), dtype=torch.float64)).to(o.device, o.dtype)
+        for k, o in enumerate(outputs)
+    ]
+    return list(torch.autograd.grad(outputs, inputs, upstream, allow_unused=True))
+
+
+def std_and_logvar(parameterization: str | Parameterization, raw: Tensor) -> tuple[Tensor, Tensor]:
+    """In float64, from the registry and the definition alone: activation(clamp(raw)) + floor."""
+    p = parameterization if isinstance(parameterization, Parameterization) else Parameterization(parameterization)
+    raw = raw.double()
+    if p.clamp is not None:
+        raw = raw.clamp(*p.clamp)
+    std = PARAMETERIZATIONS[p.name].std(raw) + p.floor
+    return std, 2 * std.log()
+
+
+def textbook_kl(mu: Tensor, logvar: Tensor, prior_mu: object = None, prior_logvar: object = None) -> Tensor:
+    """Kingma & Welling 2014, appendix B, as everyone writes it."""
+    pm = torch.as_tensor(0.0 if prior_mu is None else prior_mu, dtype=mu.dtype, device=mu.device)
+    plv = torch.as_tensor(0.0 if prior_logvar is None else prior_logvar, dtype=mu.dtype, device=mu.device)
+    return -0.5 * (1 + logvar - plv - ((mu - pm) ** 2 + logvar.exp()) / plv.exp())
+
+
+def draws(seed: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    """The kernels' own noise for two seed words: z at mu = 0, std = 1."""
+    zero = torch.zeros(*shape, dtype=dtype, device=device)
+    words = torch.tensor(seed, dtype=torch.int64, device=device)
+    out = torch.ops.vaefast.posterior(
+        zero, zero, None, 0.0, None, 0.0, None, words, None, "logvar", -math.inf, math.inf, 0.0, "none", True, False
+    )
+    return out[0]

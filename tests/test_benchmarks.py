@@ -1,0 +1,222 @@
+"""The benchmarks' own logic: every implementation of every workload is right, a wrong one is caught, reports come out.
+
+Nothing here looks at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+pytest.importorskip("tqdm", reason="the benchmarks need tqdm: pip install 'vaefast[bench]'")
+
+from benchmarks import harness, report, run  # noqa: E402
+from benchmarks.harness import Case, Wrong  # noqa: E402
+from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
+from benchmarks.workloads import WORKLOADS, Function, Workload  # noqa: E402
+
+CPU = torch.device("cpu")
+FACTOR = 0.02
+MODED = [(name, mode) for name, w in WORKLOADS.items() for mode in w.modes]
+
+
+def small(name: str, mode: str = "fb") -> Case:
+    return Case(WORKLOADS[name], mode, CPU, FACTOR)
+
+
+@pytest.mark.parametrize(("name", "mode"), MODED)
+@pytest.mark.parametrize("kind", ["eager", "distributions", "vaefast"])
+def test_implementations_are_right(kind: str, name: str, mode: str) -> None:
+    function = getattr(WORKLOADS[name], kind)
+    if function is None:
+        pytest.skip(f"{name} has no {kind}")
+    assert harness.check(small(name, mode), function) <= harness.TOLERANCE
+
+
+def scaled(i: int) -> Any:
+    """The right outputs, but the i-th off by a thousandth."""
+
+    def wrong(w: Workload) -> Function:
+        return lambda *inputs: tuple(o * 1.001 if j == i else o for j, o in enumerate(w.vaefast(*inputs)))
+
+    return wrong
+
+
+def detached(w: Workload) -> Function:
+    """The right values; the last input takes part in them, but not in the gradients."""
+    return lambda *inputs: w.vaefast(*[t + 0 * t if i else t.detach() + 0 * t for i, t in enumerate(inputs)])
+
+
+def no_noise(w: Workload) -> Function:
+    """Eager, with zeros for noise."""
+
+    def wrong(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with harness.GivenNoise([torch.zeros_like(inputs[0])]):
+            return w.eager(*inputs)
+
+    return wrong
+
+
+def same_noise(w: Workload) -> Function:
+    def wrong(*inputs: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        return w.vaefast(*inputs)
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (scaled(1), "output 1 is off"),
+        (scaled(0), "gradient"),
+        (detached, "gradient 0 is off"),
+        (no_noise, "variance 0"),
+        (same_noise, "same noise"),
+        (lambda w: lambda *inputs: w.vaefast(*inputs)[:1], "1 outputs, not 2|out of range"),
+        (lambda w: lambda *inputs: tuple(o * float("nan") for o in w.vaefast(*inputs)), "off by inf"),
+    ],
+)
+def test_wrong_implementations_are_caught(make: Any, why: str) -> None:
+    case = small("sample-kl")
+    with pytest.raises((Wrong, IndexError), match=why):
+        harness.check(case, make(case.workload))
+
+
+def test_failures_are_results_and_are_not_timed() -> None:
+    def fails(*inputs: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError("no kernel\nfor this")
+
+    wrong = Provider("wrong", lambda w: scaled(1)(w))
+    raising = Provider("raising", lambda w: fails)
+    record = harness.measure(small("sample-kl"), [PROVIDERS["eager"], wrong, raising], budget=0.0, min_rounds=1)
+    providers = record["providers"]
+    assert providers["wrong"]["error"].startswith("Wrong: output 1 is off")
+    assert providers["raising"]["error"] == "RuntimeError: no kernel"
+    assert "median" in providers["eager"] and "median" not in providers["wrong"]
+    assert providers["eager"]["over"] == {"eager": 1.0}
+
+
+def test_memory_and_bytes() -> None:
+    case = small("sample-kl")
+    one = case.inputs[0].numel() * 4
+    assert harness.saved_bytes(case, case.workload.vaefast) == 16
+    assert harness.saved_bytes(case, case.workload.eager) >= 2 * one
+    # mu and logvar read twice, z written, its gradient read, two gradients written; and the KL with its gradient
+    assert case.floor() == 8 * one + 8
+    assert small("sample-kl", "f").floor() == 3 * one + 4
+    peak = harness.peak_bytes(case.step(case.workload.vaefast), CPU)
+    assert 3 * one <= peak < 4 * one
+
+
+def test_training_steps_leave_the_inputs_alone() -> None:
+    case = small("train-step")
+    before = [t.clone() for t in case.inputs]
+    case.step(case.workload.vaefast)()
+    assert all(torch.equal(a, b) for a, b in zip(before, case.inputs))
+
+
+def test_rounds_are_interleaved() -> None:
+    calls: list[str] = []
+    steps = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = harness.interleave(steps, CPU, budget=0.0, min_rounds=4)
+    assert [len(t.seconds) for t in times.values()] == [4, 4]
+    assert harness.ratio(times["a"], times["a"]) == 1.0
+    slow, fast = harness.Times(1, [2.0, 4.0, 9.0]), harness.Times(1, [1.0, 2.0, 3.0])
+    assert harness.ratio(slow, fast) == 2.0
+
+
+def arguments(*more: str) -> list[str]:
+    return ["--quick", "--budget", "0", "--providers", "eager,vaefast", *more]
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device: 1e10)
+    out = tmp_path / "out.json"
+    assert run.main(arguments("--filter", "small|train", "--out", str(out))) == 0
+    document = json.loads(out.read_text())
+    assert [c["workload"] for c in document["cases"]] == ["small-vae-bce", "small-vae-gaussian", "train-step"]
+    assert document["machine"]["threads"] == torch.get_num_threads()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("small-vae-bce fb B128 Z20 X784") for line in lines) == 2
+    for bad in (["--filter", "nonesuch"], ["--providers", "nonesuch"], ["--mode", "x"]):
+        with pytest.raises(SystemExit):
+            run.main(bad)
+
+
+def result(workload: str, eager: float, vaefast: float, **more: Any) -> dict[str, Any]:
+    def record(seconds: float) -> dict[str, Any]:
+        over = {"eager": eager / seconds, "compile": 0.5 * eager / seconds}
+        return {"median": seconds, "p20": seconds, "p80": seconds, "peak_bytes": 1_500_000, "over": over}
+
+    providers = {"eager": record(eager), "compile": {"error": "RuntimeError: x"}, "vaefast": record(vaefast)}
+    sizes = {"B": 4, "X": 1000}
+    return {
+        "workload": workload, "what": "something", "sizes": sizes, "elements": 4000, "mode": "fb",
+        "floor_bytes": 48_000, "providers": providers, **more,
+    }  # fmt: skip
+
+
+def results(sweep: str | None = None) -> dict[str, Any]:
+    machine = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "AVX2", "threads": 2, "torch": "2.13.0",
+               "cuda": None, "copy_bandwidth": 1e10}  # fmt: skip
+    cases = [result("one", 3e-3, 1e-3), result("two", 4e-2, 1e-3, elements=400_000)]
+    return {"date": "2026-01-31", "commit": "abc", "machine": machine, "sweep": sweep, "cases": cases}
+
+
+def test_report(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
+    readme, file = tmp_path / "README.md", tmp_path / "a-cpu.json"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    file.write_text(json.dumps(results()))
+    assert report.main([str(file), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    row = "| `one` | something; B 4, X 1,000 | 3 ms | failed | 1 ms | **3.0x** | 1.5x | 1.5 → 1.5 |"
+    assert row in text.splitlines()
+    assert "**40x**" in text and "A CPU, 2 cores (AVX2), 2 threads" in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert report.main([str(file), "--readme", str(readme)]) == 0
+    assert readme.read_text() == text
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="results:begin"):
+        report.main([str(file), "--readme", str(readme)])
+
+
+def test_sweep_report_leaves_the_readme_alone(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps(results("one")))
+    assert report.main([str(file), "--readme", str(tmp_path / "absent.md")]) == 0
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.234, "1.23 s"), (0.0123, "12.3 ms"), (0.4567, "457 ms"), (4.2e-4, "420 µs"), (12.0, "12 s")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
+
+
+def test_file_names_hold_machine_and_date() -> None:
+    info = {"gpu": None, "cpu": "Some CPU @ 2.0GHz", "cores": 8}
+    assert run.file_name(info, "2026-01-31") == "some-cpu-2-0ghz-8-cores-2026-01-31.json"
+    assert run.file_name(info | {"gpu": "NVIDIA H200"}, "2026-01-31", "-sweep") == "nvidia-h200-2026-01-31-sweep.json"
+
+
+def test_every_workload_has_inputs_to_train() -> None:
+    for workload in WORKLOADS.values():
+        tiny = Case(replace(workload), "fb", CPU, FACTOR)
+        assert any(t.requires_grad for t in tiny.inputs)
+        assert all(size >= 1 for size in tiny.sizes.values())

@@ -1,0 +1,306 @@
+"""torch.library.opcheck on every operator, and torch.compile(fullgraph=True): values, gradients, fresh noise.
+
+Compiling is slow, so most functions are traced with the aot_eager back end, which takes the same operators through the
+same functionalisation and partitioning, and few go through Inductor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from inputs import LIKELIHOOD_CASES, generator, posterior, training
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
+from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
+
+import vaefast
+from vaefast.reference import PARAMETERIZATIONS
+
+Arguments = tuple[Any, ...]
+INF = math.inf
+NOT = [False, False]
+PLAIN = ("logvar", -INF, INF, 0.0)
+CLAMPED = ("softplus", -1.0, 2.0, 0.1)
+
+
+def latents(grad: bool, prior: str = "none") -> Arguments:
+    p = posterior((6, 20), prior=prior)
+    p = p.leaves() if grad else p
+    pm, plv = (t if isinstance(t, Tensor) else None for t in p.prior)
+    values = [t if isinstance(t, float) else 0.0 for t in p.prior]
+    return p.mu, p.raw, pm, values[0], plv, values[1]
+
+
+def data(name: str, count: int, grad: bool, weighted: bool = False) -> Arguments:
+    d = training(name, count, (6, 50))
+    d = d.leaves() if grad else d
+    return list(d.recon), d.target, torch.rand(50, generator=generator(1)) > 0.3 if weighted else None, name
+
+
+def seed() -> Tensor:
+    return torch.tensor([5, 0])
+
+
+Samples = dict[str, Callable[[], list[Arguments]]]
+SAMPLES: Samples = {
+    "posterior": lambda: [
+        (*latents(True), None, seed(), None, *PLAIN, "batchmean", True, True),
+        (*latents(True, "broadcast"), None, seed(), None, *CLAMPED, "per_sample", True, True),
+        (*latents(True, "float"), torch.randn(6, 20), None, None, *PLAIN, "none", True, True),
+        (*latents(False), None, seed(), None, *PLAIN, "none", True, False),
+        (*latents(True, "full"), None, None, None, *PLAIN, "sum", False, True),
+    ],
+    "posterior_forward": lambda: [
+        (*latents(False), None, seed(), None, *PLAIN, "batchmean", True, True),
+        (*latents(False, "broadcast"), None, seed(), None, *CLAMPED, "per_sample", True, True),
+    ],
+    "posterior_backward": lambda: [
+        (
+            torch.randn(6, 20),
+            torch.tensor(1.0),
+            *latents(False),
+            None,
+            seed(),
+            *PLAIN,
+            "batchmean",
+            [True, True, False, False],
+        ),
+        (torch.randn(6, 20), torch.randn(6), *latents(False, "full"), None, seed(), *CLAMPED, "per_sample", [True] * 4),
+        (None, torch.randn(6, 20), *latents(False), None, None, *PLAIN, "none", [True, False, *NOT]),
+    ],
+    "reconstruction": lambda: [
+        (*data(name, count, True, weighted), reduction)
+        for name, count in LIKELIHOOD_CASES
+        for weighted, reduction in ((False, "batchmean"), (True, "none"))
+    ],
+    "reconstruction_forward": lambda: [
+        (*data(name, count, False), "per_sample", [True] * count) for name, count in LIKELIHOOD_CASES
+    ],
+    "reconstruction_backward": lambda: [
+        (torch.tensor(2.0), *data(name, count, False), "batchmean", [True] * count) for name, count in LIKELIHOOD_CASES
+    ],
+    "elbo": lambda: [
+        (*data("gaussian", 2, True, True), *latents(True, "broadcast"), *CLAMPED, 0.5, "batchmean"),
+        (*data("bernoulli", 1, True), *latents(True), *PLAIN, 1.0, "per_sample"),
+    ],
+    "elbo_forward": lambda: [(*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, 0.5, "sum", [True, False])],
+    "scale_": lambda: [(torch.randn(3, 4), torch.tensor(2.0)), (torch.randn(3, 4), torch.randn(3))],
+}
+
+
+def registered() -> set[str]:
+    return {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("vaefast::")}
+
+
+def test_every_operator_has_samples() -> None:
+    assert set(SAMPLES) == registered()
+
+
+@pytest.mark.parametrize("name", list(SAMPLES))
+def test_opcheck(name: str) -> None:
+    op = getattr(torch.ops.vaefast, name).default
+    for arguments in SAMPLES[name]():
+        report = opcheck(op, arguments)
+        assert set(report.values()) == {"SUCCESS"}
+
+
+@pytest.fixture(autouse=True)
+def _native_in_fresh_dynamo(extension: object) -> Iterator[None]:
+    """Under "native" a trace that took the reference, which compiles just as well, raises."""
+    torch._dynamo.reset()
+    with vaefast.use_backend("native"):
+        yield
+    torch._dynamo.reset()
+
+
+def compiled(f: Callable[..., Any], backend: Any = "aot_eager", **options: Any) -> Callable[..., Any]:
+    return torch.compile(f, fullgraph=True, backend=backend, **options)
+
+
+def assert_same(actual: Any, expected: Any, tolerance: float = 2e-6) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
+
+
+def step(mu: Tensor, raw: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything at once, with two draws whose operators have equal arguments."""
+    z, kl = vaefast.sample_with_kl(mu, raw)
+    again = vaefast.sample_with_kl(mu, raw)[0]
+    terms = vaefast.elbo_terms(recon, x, mu, raw, beta=2.0)
+    nll = vaefast.reconstruction_loss(recon, x, weight=x > 0.2, reduction="mean")
+    return terms.loss + kl + nll + (z - again).square().sum(), z, again
+
+
+def reference_step(mu: Tensor, raw: Tensor, recon: Tensor, x: Tensor, z: Tensor, again: Tensor) -> Tensor:
+    """The same given the samples that were drawn."""
+    with torch.no_grad():
+        eps, eps_again = ((s - mu) / torch.exp(raw / 2) for s in (z, again))
+    z, kl = vaefast.reference.sample_with_kl(mu, raw, eps=eps)
+    again = vaefast.reference.reparameterize(mu, raw, eps=eps_again)
+    terms = vaefast.reference.elbo_terms(recon, x, mu, raw, beta=2.0)
+    nll = vaefast.reference.reconstruction_loss(recon, x, weight=x > 0.2, reduction="mean")
+    return terms.loss + kl + nll + (z - again).square().sum()
+
+
+def step_inputs(batch: int = 6) -> tuple[list[Tensor], Tensor]:
+    p, d = posterior((batch, 20)).leaves(), training("bernoulli", 1, (batch, 50)).leaves()
+    return [p.mu, p.raw, *d.recon], d.target
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_whole_step(backend: str) -> None:
+    """Values and gradients; two draws in one graph are not merged; each call draws anew."""
+    f = compiled(step, backend)
+    leaves, x = step_inputs()
+    seen = []
+    for _ in range(2):
+        loss, z, again = f(*leaves, x)
+        assert (z - again).abs().min() > 0
+        exact = reference_step(*leaves, x, z, again)
+        torch.testing.assert_close(loss, exact, rtol=1e-5, atol=1e-5)
+        assert_same(torch.autograd.grad(loss, leaves), torch.autograd.grad(exact, leaves), 2e-5)
+        seen.append(z.detach())
+    assert (seen[0] - seen[1]).abs().min() > 0
+
+
+def test_the_graph_holds_the_operators() -> None:
+    """In the default mode too: nothing silently falls back to the reference's dozens of kernels."""
+    recorded = EagerAndRecordGraphs()
+    leaves, x = step_inputs()
+    with vaefast.use_backend("auto"):
+        compiled(step, recorded)(*leaves, x)
+    called = {str(node.target) for graph in recorded.graphs for node in graph.graph.nodes if node.op == "call_function"}
+    assert {f"vaefast.{name}" for name in ("posterior", "reconstruction", "elbo")} <= {
+        name.removesuffix(".default") for name in called
+    }
+    assert not any("exp" in name for name in called)
+
+
+def test_draws_without_gradients_differ() -> None:
+    f = compiled(lambda mu, raw: (vaefast.reparameterize(mu, raw), vaefast.reparameterize(mu, raw)))
+    zero = torch.zeros(50)
+    with torch.no_grad():
+        first, second = f(zero, zero)
+        third, _ = f(zero, zero)
+    for a, b in ((first, second), (first, third)):
+        assert (a != b).all()
+
+
+def test_manual_seed_reaches_compiled_draws() -> None:
+    f = compiled(vaefast.reparameterize)
+    zero = torch.zeros(50)
+    samples = []
+    for value in (1, 1, 2):
+        torch.manual_seed(value)
+        samples.append(f(zero, zero))
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+    torch.manual_seed(1)
+    assert torch.equal(vaefast.reparameterize(zero, zero), samples[0])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_dynamic_shapes(backend: str) -> None:
+    """What was traced for one batch size serves the others."""
+    counter = CompileCounterWithBackend(backend)
+    f = compiled(step, counter, dynamic=True)
+    graphs = []
+    for batch in (6, 9, 33):
+        leaves, x = step_inputs(batch)
+        loss, z, again = f(*leaves, x)
+        graphs.append(counter.frame_count)
+        exact = reference_step(*leaves, x, z, again)
+        torch.testing.assert_close(loss, exact, rtol=1e-5, atol=1e-5)
+        assert_same(torch.autograd.grad(loss, leaves), torch.autograd.grad(exact, leaves), 2e-5)
+    assert len(set(graphs)) == 1, "no batch size was compiled for again"
+
+
+@pytest.mark.parametrize("reduction", ["none", "per_sample", "sum"])
+@pytest.mark.parametrize("prior", ["float", "broadcast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_options(reduction: str, prior: str, dtype: torch.dtype) -> None:
+    """Compiled and eager run one kernel, so that results are equal or a rounding of the same."""
+    p = posterior((6, 20), "softplus", prior, dtype).leaves()
+    d = training("gaussian", 2, (6, 50), dtype, shapes=[None, (50,)]).leaves()
+    weight = torch.rand(6, 1, generator=generator(1))
+    eps = torch.randn(6, 20, generator=generator(2))
+
+    def f(weight: Tensor, eps: Tensor) -> list[Tensor]:
+        options: dict[str, Any] = {"parameterization": vaefast.Parameterization("softplus", clamp=(-1, 2), floor=0.1)}
+        z, kl = vaefast.sample_with_kl(*p.args(), reduction=reduction, eps=eps, **options)
+        nll = vaefast.reconstruction_loss(d.recon, d.target, likelihood="gaussian", reduction=reduction, weight=weight)
+        return [z, kl, nll]
+
+    found = []
+    leaves = [*p.tensors(), *d.recon]
+    for g in (f, compiled(f)):
+        out = g(weight, eps)
+        found.append([*out, *torch.autograd.grad(sum(t.float().square().sum() for t in out), leaves)])
+    assert_same(found[1], found[0], 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_compiled_loss_differentiated_twice() -> None:
+    """retain_graph and upstream gradients: what forward kept is not overwritten."""
+    d = training("laplace", 2, (6, 50)).leaves()
+    f = compiled(lambda a, b, x: vaefast.reconstruction_loss((a, b), x, likelihood="laplace"))
+    loss = f(*d.recon, d.target)
+    once = torch.autograd.grad(loss, d.recon, retain_graph=True)
+    thrice = torch.autograd.grad(3 * loss, d.recon, retain_graph=True)
+    again = torch.autograd.grad(loss, d.recon)
+    assert_same(again, once)
+    assert_same(thrice, [3 * g for g in once])
+
+
+@pytest.mark.parametrize("parameterization", list(PARAMETERIZATIONS))
+def test_compiled_checkpointing_replays_the_noise(parameterization: str) -> None:
+    """Backward draws again inside the graph; d z / d raw tells with which noise."""
+
+    def f(mu: Tensor, raw: Tensor) -> Tensor:
+        return checkpoint(
+            lambda m, r: vaefast.reparameterize(m, r, parameterization=parameterization).exp().log(),
+            mu,
+            raw,
+            use_reentrant=False,
+        )
+
+    p = posterior((4, 50), parameterization, dtype=torch.float64).leaves()
+    z = compiled(f)(p.mu, p.raw)
+    _, gradient = torch.autograd.grad(z.sum(), (p.mu, p.raw))
+    raw = p.raw.detach().requires_grad_()
+    std = PARAMETERIZATIONS[parameterization].std(raw)
+    (dstd,) = torch.autograd.grad(std.sum(), raw)
+    torch.testing.assert_close(gradient, ((z - p.mu) / std * dstd).detach(), rtol=1e-7, atol=1e-9)
+
+
+def test_module_and_torch_noise() -> None:
+    criterion = vaefast.ELBOLoss("gaussian", beta=0.5)
+    d, p = training("gaussian", 1, (6, 50)), posterior((6, 20))
+
+    def f(recon: Tensor, x: Tensor, mu: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        return criterion(recon, x, mu, raw), vaefast.reparameterize(mu, raw, noise="torch")
+
+    loss, z = compiled(f)(*d.recon, d.target, p.mu, p.raw)
+    torch.testing.assert_close(loss, criterion(d.recon, d.target, p.mu, p.raw))
+    assert z.isfinite().all()
+
+
+def test_meta_and_fake_tensors() -> None:
+    """Shapes, strides and dtypes without data, as export and sharding planners ask for."""
+    with torch.device("meta"):
+        moments = torch.empty(4, 6, 8, 8).to(memory_format=torch.channels_last)
+        z, kl = vaefast.sample_with_kl(*moments.chunk(2, 1), reduction="per_sample")
+        nll = vaefast.reconstruction_loss(torch.empty(4, 7, dtype=torch.bfloat16), torch.empty(4, 7))
+    assert z.is_meta
+    assert z.shape == (4, 3, 8, 8)
+    assert (
+        z.stride()
+        == torch.empty_like(torch.empty(4, 6, 8, 8).to(memory_format=torch.channels_last).chunk(2, 1)[0]).stride()
+    )
+    assert kl.shape == (4,)
+    assert nll.shape == ()
+    assert nll.dtype == torch.float32

@@ -1,0 +1,264 @@
+"""Every likelihood of the registry against float64: values, gradients, weights and masks, reductions, broadcasting.
+
+The bound of the contract is 2e-6 * max(1, |exact|) elementwise in float32, for values and gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from inputs import (
+    LIKELIHOOD_CASES,
+    REDUCTIONS,
+    Data,
+    assert_within,
+    extreme,
+    generator,
+    gradients,
+    training,
+)
+from torch import Tensor
+
+import vaefast
+from vaefast.reference import LIKELIHOODS
+
+CASES = pytest.mark.parametrize(("likelihood", "count"), LIKELIHOOD_CASES)
+KINDS = pytest.mark.parametrize("kind", ["training", "extreme"])
+BOUND = 2e-6
+
+
+def data_of(kind: str, likelihood: str, count: int) -> Data:
+    return extreme(likelihood, count) if kind == "extreme" else training(likelihood, count, (64, 130))
+
+
+def reduced(elementwise: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return elementwise
+    if reduction in ("sum", "mean"):
+        return getattr(elementwise, reduction)()
+    rows = elementwise.flatten(1).sum(1)
+    return rows if reduction == "per_sample" else rows.mean()
+
+
+def loss(data: Data, likelihood: str, **options: Any) -> Tensor:
+    return vaefast.reconstruction_loss(data.recon, data.target, likelihood=likelihood, **options)
+
+
+@pytest.mark.isa
+@CASES
+@KINDS
+def test_values_against_distributions(backend: str, device: str, kind: str, likelihood: str, count: int) -> None:
+    data = data_of(kind, likelihood, count)
+    wide = data.to(torch.float64)
+    exact = -LIKELIHOODS[likelihood].distribution(*wide.recon).log_prob(wide.target)
+    assert exact.isfinite().all()
+    assert_within(loss(data.to(device), likelihood, reduction="none"), exact, BOUND, "nll")
+
+
+@pytest.mark.isa
+@CASES
+@KINDS
+def test_gradients_against_float64(backend: str, device: str, kind: str, likelihood: str, count: int) -> None:
+    data = data_of(kind, likelihood, count)
+    ours, wide = data.to(device).leaves(), data.to(torch.float64).leaves()
+    actual = torch.autograd.grad(loss(ours, likelihood, reduction="sum"), ours.recon)
+    exact = torch.autograd.grad(LIKELIHOODS[likelihood].nll(wide.target, *wide.recon).sum(), wide.recon)
+    for name, a, e in zip(LIKELIHOODS[likelihood].params, actual, exact):
+        assert_within(a, e, BOUND, f"d {name}")
+
+
+@pytest.mark.isa
+@CASES
+@KINDS
+def test_float64(native: str, kind: str, likelihood: str, count: int) -> None:
+    data = data_of(kind, likelihood, count).to(torch.float64)
+    exact = -LIKELIHOODS[likelihood].distribution(*data.recon).log_prob(data.target)
+    actual = loss(data.to(native), likelihood, reduction="none")
+    assert actual.dtype == torch.float64
+    assert_within(actual, exact, 1e-14, "nll")
+
+
+def test_gaussian_against_scipy(backend: str, device: str) -> None:
+    data = training("gaussian", 2)
+    mean, logvar = (p.double().numpy() for p in data.recon)
+    exact = -scipy.stats.norm.logpdf(data.target.double().numpy(), mean, torch.from_numpy(logvar / 2).exp().numpy())
+    assert_within(loss(data.to(device), "gaussian", reduction="none"), torch.from_numpy(exact), BOUND)
+
+
+def test_laplace_against_scipy(backend: str, device: str) -> None:
+    data = training("laplace", 2)
+    loc, log_scale = (p.double().numpy() for p in data.recon)
+    exact = -scipy.stats.laplace.logpdf(data.target.double().numpy(), loc, torch.from_numpy(log_scale).exp().numpy())
+    assert_within(loss(data.to(device), "laplace", reduction="none"), torch.from_numpy(exact), BOUND)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "constant"),
+    [("bernoulli", math.log(2)), ("gaussian", 0.5 * math.log(2 * math.pi)), ("laplace", math.log(2))],
+)
+def test_normalising_constants(backend: str, device: str, likelihood: str, constant: float) -> None:
+    """At parameters 0 and x = 0 the constant is all there is."""
+    zero = torch.zeros(1, 3, device=device)
+    for recon in (zero, (zero, zero))[: len(LIKELIHOODS[likelihood].params)]:
+        nll = vaefast.reconstruction_loss(recon, zero, likelihood=likelihood, reduction="none")
+        assert_within(nll, torch.full((1, 3), constant, dtype=torch.float64), 1e-7)
+
+
+@CASES
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_reductions(backend: str, device: str, likelihood: str, count: int, reduction: str, weighted: bool) -> None:
+    """'mean' divides by the number of elements, weighted or not; 'batchmean' by the batch."""
+    data = training(likelihood, count, (5, 3, 11))
+    weight = torch.rand(5, 3, 11, generator=generator(9)) if weighted else None
+    ours, wide = data.to(device).leaves(), data.to(torch.float64).leaves()
+    actual = loss(ours, likelihood, reduction=reduction, weight=None if weight is None else weight.to(device))
+    elementwise = LIKELIHOODS[likelihood].nll(wide.target, *wide.recon)
+    exact = reduced(elementwise if weight is None else elementwise * weight.double(), reduction)
+    assert actual.dtype == torch.float32
+    assert_within(actual, exact, BOUND, reduction)
+    for a, e in zip(gradients(actual, ours.recon), gradients(exact, wide.recon)):
+        assert_within(a, e, BOUND, f"gradient of {reduction}")
+
+
+@CASES
+def test_one_dimensional_batch(backend: str, device: str, likelihood: str, count: int) -> None:
+    data = training(likelihood, count, (6,)).to(device)
+    rows = loss(data, likelihood, reduction="per_sample")
+    assert torch.equal(rows, loss(data, likelihood, reduction="none"))
+    assert_within(loss(data, likelihood), rows.double().mean(), BOUND)
+
+
+@CASES
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("mask", ["bool", "zeros"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_masked_elements_reach_nothing(
+    backend: str, device: str, likelihood: str, count: int, bad: float, mask: str, reduction: str
+) -> None:
+    """What a masked-out element holds, in the parameters or the data, is in neither the loss nor a gradient."""
+    data = training(likelihood, count, (6, 37))
+    on = torch.rand(6, 37, generator=generator(3)) > 0.3
+    clean = Data(tuple(p.where(on, torch.tensor(0.5)) for p in data.recon), data.target.where(on, torch.tensor(0.5)))
+    dirty = Data(tuple(p.where(on, torch.tensor(bad)) for p in data.recon), data.target.where(on, torch.tensor(bad)))
+    weight = (on if mask == "bool" else on.float()).to(device)
+    found = []
+    for d in (clean, dirty):
+        leaf = d.to(device).leaves()
+        value = loss(leaf, likelihood, reduction=reduction, weight=weight)
+        found.append([value, *gradients(value, leaf.recon)])
+        for gradient in found[-1][1:]:
+            assert (gradient[~on.to(device)] == 0).all()
+    for c, d in zip(*found):
+        assert d.isfinite().all()
+        assert torch.equal(c, d)
+
+
+@CASES
+def test_where_the_weight_is_not_zero_nan_flows(backend: str, device: str, likelihood: str, count: int) -> None:
+    data = training(likelihood, count, (3, 5)).to(device)
+    data.target[1, 2] = math.nan
+    rows = loss(data, likelihood, reduction="per_sample", weight=torch.ones(3, 5, device=device))
+    assert rows.isnan().tolist() == [False, True, False]
+
+
+@CASES
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (4, 1), (1, 7), (4, 7)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float64, torch.float16])
+def test_weights_broadcast(
+    backend: str, device: str, likelihood: str, count: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    data = training(likelihood, count, (4, 7))
+    uniform = torch.rand(shape, generator=generator(4))
+    weight = uniform > 0.4 if dtype == torch.bool else (uniform * (uniform > 0.3)).to(dtype)
+    ours, wide = data.to(device).leaves(), data.to(torch.float64).leaves()
+    actual = loss(ours, likelihood, reduction="batchmean", weight=weight.to(device))
+    exact = (LIKELIHOODS[likelihood].nll(wide.target, *wide.recon) * weight.double()).flatten(1).sum(1).mean()
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_within(actual, exact, BOUND)
+    for a, e in zip(gradients(actual, ours.recon), gradients(exact, wide.recon)):
+        assert_within(a, e, BOUND)
+
+
+@CASES
+def test_all_ones_is_no_weight(backend: str, device: str, likelihood: str, count: int) -> None:
+    data = training(likelihood, count).to(device)
+    ones = torch.ones_like(data.target)
+    assert torch.equal(loss(data, likelihood, weight=ones), loss(data, likelihood))
+    assert torch.equal(loss(data, likelihood, weight=ones.bool()), loss(data, likelihood))
+    assert loss(data, likelihood, weight=0 * ones).item() == 0
+
+
+WITH_SCALE = [(name, count) for name, count in LIKELIHOOD_CASES if count > 1]
+
+
+@pytest.mark.parametrize(("likelihood", "count"), WITH_SCALE)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1, 1), (1, 3, 1, 1), (1, 3, 4, 5), (2, 1, 1, 1), (2, 3, 4, 5), (5,)])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_further_parameters_broadcast(
+    backend: str, device: str, likelihood: str, count: int, shape: tuple[int, ...], reduction: str
+) -> None:
+    """A scale for everything, per channel, per sample or per element; its gradient has its shape."""
+    data = training(likelihood, count, (2, 3, 4, 5), shapes=[(2, 3, 4, 5), *[shape] * (count - 1)])
+    ours, wide = data.to(device).leaves(), data.to(torch.float64).leaves()
+    actual = loss(ours, likelihood, reduction=reduction)
+    exact = reduced(LIKELIHOODS[likelihood].nll(wide.target, *wide.recon), reduction)
+    assert_within(actual, exact, BOUND, "nll")
+    for p, a, e in zip(ours.recon, gradients(actual, ours.recon), gradients(exact, wide.recon)):
+        assert a.shape == p.shape
+        assert a.dtype == p.dtype
+        # a sum over 2 * 3 * 4 * 5 terms whose magnitudes are around 1 and may cancel
+        assert_within(a, e, 20 * BOUND)
+
+
+@pytest.mark.parametrize(("likelihood", "count"), WITH_SCALE)
+@pytest.mark.parametrize("value", [0, -1.5])
+def test_further_parameters_as_numbers(backend: str, device: str, likelihood: str, count: int, value: float) -> None:
+    data = training(likelihood, 1).to(device)
+    as_number = vaefast.reconstruction_loss((*data.recon, *[value] * (count - 1)), data.target, likelihood=likelihood)
+    tensors = [torch.tensor(float(value), device=device)] * (count - 1)
+    as_tensor = vaefast.reconstruction_loss((*data.recon, *tensors), data.target, likelihood=likelihood)
+    assert torch.equal(as_number, as_tensor)
+
+
+@pytest.mark.parametrize(("likelihood", "count"), WITH_SCALE)
+def test_unit_scale_is_the_default(backend: str, device: str, likelihood: str, count: int) -> None:
+    data = training(likelihood, 1).to(device)
+    given = vaefast.reconstruction_loss((*data.recon, *[0.0] * (count - 1)), data.target, likelihood=likelihood)
+    assert_within(given, loss(data, likelihood).double(), 1e-6)
+
+
+@CASES
+def test_gradient_of_some_parameters_only(backend: str, device: str, likelihood: str, count: int) -> None:
+    data = training(likelihood, count).to(device)
+    full = data.leaves()
+    everything = torch.autograd.grad(loss(full, likelihood), full.recon)
+    for k in range(count):
+        recon = [p.clone().requires_grad_(k == j) for j, p in enumerate(data.recon)]
+        value = vaefast.reconstruction_loss(recon, data.target, likelihood=likelihood)
+        value.backward()
+        assert torch.equal(recon[k].grad, everything[k])
+        assert all(p.grad is None for j, p in enumerate(recon) if j != k)
+
+
+@CASES
+def test_a_list_is_a_tuple(backend: str, device: str, likelihood: str, count: int) -> None:
+    data = training(likelihood, count).to(device)
+    given = vaefast.reconstruction_loss(list(data.recon), data.target, likelihood=likelihood)
+    assert torch.equal(given, loss(data, likelihood))
+    if count == 1:
+        alone = vaefast.reconstruction_loss(data.recon[0], data.target, likelihood=likelihood)
+        assert torch.equal(alone, given)
+
+
+def test_inputs_are_left_alone(backend: str, device: str) -> None:
+    for likelihood, count in LIKELIHOOD_CASES:
+        data = training(likelihood, count).to(device)
+        before = [t.clone() for t in (*data.recon, data.target)]
+        leaf = data.leaves()
+        loss(leaf, likelihood).backward()
+        assert all(torch.equal(a, b) for a, b in zip((*leaf.recon, leaf.target), before))

@@ -1,0 +1,111 @@
+"""The registries on both sides hold the same names, and the public face is whole: signatures, docstrings, exports."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+import vaefast
+from vaefast import Parameterization, reference
+
+FUNCTIONS = [n for n in vaefast.__all__ if inspect.isfunction(getattr(vaefast, n))]
+SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
+CONTRACT = {
+    "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise='philox'",
+    "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean'",
+    "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
+    "eps=None generator=None noise='philox'",
+    "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None",
+    "elbo_loss": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
+    "parameterization='logvar' reduction='batchmean' weight=None",
+    "elbo_terms": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
+    "parameterization='logvar' reduction='batchmean' weight=None",
+}
+
+
+def shape_of(f: Any) -> str:
+    """Names, kinds and defaults of a signature, without annotations."""
+    parts, starred = [], False
+    for p in inspect.signature(f).parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not starred:
+            parts.append("*")
+            starred = True
+        parts.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}")
+    return " ".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "python"),
+    [("likelihoods", reference.LIKELIHOODS), ("parameterizations", reference.PARAMETERIZATIONS)],
+    ids=["likelihoods", "parameterizations"],
+)
+def test_compiled_and_python_registries_agree(extension: Any, compiled: str, python: dict[str, Any]) -> None:
+    assert list(getattr(extension, compiled)()) == list(python)
+
+
+def test_public_list_is_the_registry() -> None:
+    assert vaefast.LIKELIHOODS == tuple(reference.LIKELIHOODS)
+
+
+def test_every_parameterization_can_be_named() -> None:
+    for name in reference.PARAMETERIZATIONS:
+        assert Parameterization(name).name == name
+
+
+@pytest.mark.parametrize("name", list(reference.LIKELIHOODS))
+def test_entries_are_well_formed(name: str) -> None:
+    entry = reference.LIKELIHOODS[name]
+    assert 1 <= entry.required <= len(entry.params)
+    assert len(set(entry.params)) == len(entry.params)
+    assert entry.support
+    assert entry.formula
+
+
+@pytest.mark.parametrize("name", list(CONTRACT))
+def test_signatures_are_the_contract(name: str) -> None:
+    assert shape_of(getattr(vaefast, name)) == CONTRACT[name]
+    assert shape_of(getattr(reference, name)) == CONTRACT[name]
+
+
+def test_reference_has_every_function_of_the_contract() -> None:
+    assert sorted(SHARED) == sorted(CONTRACT)
+    assert set(reference.__all__) >= set(CONTRACT)
+
+
+@pytest.mark.parametrize("name", vaefast.__all__)
+def test_exports_are_there_and_documented(name: str) -> None:
+    thing = getattr(vaefast, name)
+    if name == "LIKELIHOODS":
+        return
+    assert thing.__doc__
+    if inspect.ismodule(thing) or name == "ELBOTerms":
+        return
+    assert "Example::" in thing.__doc__
+
+
+@pytest.mark.parametrize("name", [*CONTRACT, "ELBOLoss", "Parameterization", "use_backend"])
+def test_docstrings_tell_arguments_and_errors(name: str) -> None:
+    """Its own, or by naming the function that tells them."""
+    doc = getattr(vaefast, name).__doc__
+    if "those of :func:`elbo_terms`" in doc:
+        doc += vaefast.elbo_terms.__doc__
+    assert "Raises:" in doc
+    documented = inspect.signature(getattr(vaefast, name)).parameters
+    assert "Args:" in doc
+    if name in CONTRACT:
+        missing = [p for p in documented if p not in doc]
+        assert not missing
+        assert "Returns:" in doc
+
+
+@pytest.mark.parametrize("name", list(reference.LIKELIHOODS))
+def test_every_likelihood_is_in_the_documentation(name: str) -> None:
+    assert f'"{name}"' in vaefast.reconstruction_loss.__doc__
+
+
+@pytest.mark.parametrize("name", list(reference.PARAMETERIZATIONS))
+def test_every_parameterization_is_in_the_documentation(name: str) -> None:
+    assert f'"{name}"' in Parameterization.__doc__
+    assert f'"{name}"' in vaefast.reparameterize.__doc__
