@@ -33,6 +33,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 KERNELS = "csrc/cpu/kernels.cpp"
 SIMD = {
     "DEFAULT": [],
@@ -107,7 +108,7 @@ def find_cuda(torch: Any) -> tuple[str, tuple[str, ...]]:
 
     fix = f"install the CUDA {wanted.split('.')[0]} toolkit or set CUDA_HOME to it, then install vaefast again"
     home = os.environ.get("CUDA_HOME")
-    nvcc = Path(home, "bin", "nvcc") if home else Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
+    nvcc = Path(home, "bin", "nvcc") if home else Path(shutil.which("nvcc") or USUAL_NVCC)
     try:
         found = re.search(r"release (\d+)\.(\d+)", output(nvcc, "--version"))
         known = output(nvcc, "--list-gpu-arch").split()

@@ -17,7 +17,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
 from vaefast._build import BuildInfo
 
@@ -34,7 +33,13 @@ def builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("VAEFAST_FORCE_CUDA", "VAEFAST_FORCE_CPU", "VAEFAST_FORCE_PYTHON", "TORCH_CUDA_ARCH_LIST", "CXX"):
+    for name in (
+        "VAEFAST_FORCE_CUDA",
+        "VAEFAST_FORCE_CPU",
+        "VAEFAST_FORCE_PYTHON",
+        "TORCH_CUDA_ARCH_LIST",
+        "CUDA_HOME",
+    ):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)
@@ -44,23 +49,25 @@ def builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(module, "find_torch", lambda: CPU_TORCH)
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(module, "sysconfig", SimpleNamespace(get_paths=lambda: PATHS | {"include": str(tmp_path)}))
-    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(module, "USUAL_NVCC", "/nowhere/nvcc")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("a build machine need not have the GPU"))
     program(tmp_path / "c++", "c++ (Some Linux 12.2.0-14) 12.2.0")
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
     return module
 
 
-def program(path: Path, says: str, archs: str = "") -> None:
+def program(path: Path, says: str, archs: str = "", top: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\nif [ $1 = --list-gpu-arch ]; then echo '{archs}'; else echo '{says}'; fi\n")
+    answers = f"--list-gpu-arch) echo '{archs}';; --dryrun) echo '#$ TOP={top}';; *) echo '{says}';;"
+    path.write_text(f"#!/bin/sh\ncase $1 in {answers} esac\n")
     path.chmod(0o755)
 
 
 def toolkit(module: ModuleType, monkeypatch: pytest.MonkeyPatch, release: str, archs: str = "") -> None:
     home = module.ROOT / "cuda"
     program(home / "bin" / "nvcc", f"Cuda compilation tools, release {release}, V{release}.88", archs)
-    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(home))
+    monkeypatch.setenv("CUDA_HOME", str(home))
     monkeypatch.setattr(module, "find_torch", lambda: CUDA_TORCH)
 
 
@@ -85,6 +92,17 @@ def test_same_cuda_major_builds_for_what_the_toolkit_knows(
     build = builder.plan()
     assert (build["cuda"], build["cuda_archs"]) == ("CUDA 13.0", ("7.5", "8.0", "9.0+PTX"))
     assert not build["why_no_cuda"] and os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5;8.0;9.0+PTX"
+
+
+def test_wrapper_on_path_leads_to_its_toolkit(builder: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    toolkit(builder, monkeypatch, "13.0", "compute_90")
+    monkeypatch.setenv("CUDA_HOME", "")
+    wrapper, top = builder.ROOT / "bin" / "nvcc", builder.ROOT / "elsewhere" / "bin" / ".."
+    top.parent.mkdir(parents=True)
+    program(wrapper, "Cuda compilation tools, release 13.0, V13.0.88", "compute_90", str(top))
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:/usr/bin:/bin")
+    assert builder.plan()["cuda"] == "CUDA 13.0"
+    assert os.environ["CUDA_HOME"] == str(builder.ROOT / "elsewhere")
 
 
 def test_arch_list_of_the_user_is_kept(builder: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +137,7 @@ def test_what_lacks_is_a_reason_or_with_force_cuda_an_error(
     elif lack == "CUDA torch":
         monkeypatch.setattr(builder, "find_torch", lambda: CPU_TORCH)
     elif lack == "nvcc":
-        monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+        monkeypatch.setenv("CUDA_HOME", "")
     elif lack == "compiler":
         monkeypatch.setenv("CXX", "/nowhere/c++")
     elif lack == "headers":
