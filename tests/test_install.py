@@ -33,13 +33,8 @@ def builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in (
-        "VAEFAST_FORCE_CUDA",
-        "VAEFAST_FORCE_CPU",
-        "VAEFAST_FORCE_PYTHON",
-        "TORCH_CUDA_ARCH_LIST",
-        "CUDA_HOME",
-    ):
+    wishes = ("VAEFAST_FORCE_CUDA", "VAEFAST_FORCE_CPU", "VAEFAST_FORCE_PYTHON")
+    for name in (*wishes, "TORCH_CUDA_ARCH_LIST", "CUDA_HOME"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)

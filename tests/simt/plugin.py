@@ -1,11 +1,13 @@
-"""A pytest plugin: the package runs on the CUDA device code, executed by the SIMT executor, in place of the CPU kernels.
+"""A pytest plugin: the package runs on the CUDA device code, executed by the SIMT executor, not on the CPU kernels.
 
-``pytest -p simt.plugin`` with this folder's parent on the path. The extension is built once for each change of its sources.
+``pytest -p simt.plugin`` with this folder's parent on the path. The extension is built again when its sources change.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import sysconfig
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -22,6 +24,8 @@ def build() -> Path:
     """Compiles csrc with the executor as the device of CPU tensors; ninja does nothing where nothing changed."""
     folder = HERE.parent.parent / "build" / f"simt-torch-{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
+    # a virtual environment's ninja is found whether or not the environment is activated
+    os.environ["PATH"] = os.pathsep.join((sysconfig.get_paths()["scripts"], os.environ.get("PATH", os.defpath)))
     sources = [*SOURCES, HERE / "launch.cpp", HERE / "simt.cpp"]
     load(
         name="_C",
