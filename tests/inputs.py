@@ -82,9 +82,10 @@ def training(
 
 
 def extreme(likelihood: str, count: int, dtype: torch.dtype = torch.float32) -> Data:
-    """First parameter 0 to +-1e4, scales e^-30 to e^30, data at both ends of its support or 0 to 1e4 away."""
+    """First parameter 0 to +-1e4, logs of scales and rates -30 to 30, data at its ends or up to 1e4 off."""
     first = [sign * x for x in (0.0, 1e-30, 1e-8, 1e-3, 0.5, 1.0, 15.0, 17.0, 88.0, 104.0, 1e4) for sign in (1.0, -1.0)]
     log_scale = [-30.0, -10.0, -1.0, -1e-6, 0.0, 0.3, 10.0, 30.0]
+    first = log_scale if LIKELIHOODS[likelihood].params[0].startswith("log_") else first
     rest = [[x * (2.0 if name.endswith("var") else 1.0) for x in log_scale] for name in scale_params(likelihood, count)]
     xs = {"unit": [0.0, 1e-6, 0.3, 0.5, 1.0], "real": [-1e4, -1.0, 0.0, 1e-3, 0.5, 2.0, 1e4]}
     support = LIKELIHOODS[likelihood].support
