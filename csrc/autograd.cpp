@@ -1,6 +1,5 @@
-// The autograd nodes. Forward calls the *_forward operator; backward the *_backward operator, or multiplies the
-// gradients that forward kept. Under create_graph the backward operators are called with autograd on: their derivative
-// is the reference's (vaefast/_double_backward.py).
+// The autograd nodes. Forward calls the *_forward operator; backward the *_backward operator, which under create_graph
+// is the reference's (ops.cpp), or multiplies the gradients that forward kept.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -19,14 +18,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) : c10::nullopt; }
-
-// Runs f below autograd, or with it where the gradients themselves are to be differentiated.
-template <class F>
-auto backward_call(F f) {
-  if (at::GradMode::is_enabled()) return f();
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return f();
-}
 
 // The saved tensors and numbers of a posterior, and their way back.
 constexpr size_t kPosteriorTensors = 6;
@@ -142,8 +133,7 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
     variable_list grads(8);
     const Tensor dz = spec.sample ? upstream[0] : Tensor(), dkl = spec.kl ? upstream[spec.sample] : Tensor();
     if (dz.defined() || dkl.defined()) {
-      spread(grads, 0, mask,
-             backward_call([&] { return dispatched::posterior_backward(maybe(dz), maybe(dkl), in, spec, mask); }));
+      spread(grads, 0, mask, dispatched::posterior_backward(maybe(dz), maybe(dkl), in, spec, mask));
     }
     return grads;
   }
@@ -183,8 +173,7 @@ struct SavedReconstruction {
   // Writes the gradients that the mask wants to grads[at ..].
   void backward(const Tensor& upstream, const Mask& mask, variable_list& grads, size_t at) const {
     if (kept.empty() || at::GradMode::is_enabled()) {
-      return spread(grads, at, mask,
-                    backward_call([&] { return dispatched::reconstruction_backward(upstream, in, spec, mask); }));
+      return spread(grads, at, mask, dispatched::reconstruction_backward(upstream, in, spec, mask));
     }
     at::AutoDispatchBelowADInplaceOrView guard;
     size_t next = 0;
@@ -254,8 +243,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     if (any(mask) && dnll.defined()) rec.backward(dnll, mask, grads, 0);
     if (any(post_mask) && dkl.defined()) {
       const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
-      spread(grads, params + 2, post_mask,
-             backward_call([&] { return dispatched::posterior_backward(c10::nullopt, dkl, post, spec, post_mask); }));
+      spread(grads, params + 2, post_mask, dispatched::posterior_backward(c10::nullopt, dkl, post, spec, post_mask));
     }
     return grads;
   }

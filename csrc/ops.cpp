@@ -2,6 +2,7 @@
 //
 //   vaefast::posterior, reconstruction, elbo        as users call them; autograd in autograd.cpp
 //   vaefast::*_forward, *_backward, scale_          what those run, below autograd; compute.cpp
+//   vaefast::_differentiable_*_backward             the same gradients from the reference; vaefast/_double_backward.py
 //
 // A posterior's arguments are always P (tensors and constants of q and p) and A (its activation).
 
@@ -20,6 +21,9 @@
   "Tensor mu, Tensor raw, Tensor? prior_mu, float prior_mu_value, Tensor? prior_logvar, float prior_logvar_value"
 #define VF_A "str parameterization, float lo, float hi, float floor"
 #define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood"
+#define VF_POSTERIOR_BACKWARD \
+  "(Tensor? dz, Tensor? dkl, " VF_P ", Tensor? eps, Tensor? seed, " VF_A ", str reduction, bool[] mask) -> Tensor[]"
+#define VF_RECONSTRUCTION_BACKWARD "(Tensor upstream, " VF_R ", str reduction, bool[] mask) -> Tensor[]"
 
 namespace vaefast {
 
@@ -105,6 +109,41 @@ std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, Ma
   return {out[0], out[1], out[2]};
 }
 
+template <class F>
+auto typed(const char* name, F*) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<F>();
+}
+
+// A backward operator above autograd: its kernel or, where its results are themselves to be differentiated
+// (create_graph), the reference's way of computing them.
+struct PosteriorBackward {
+  static constexpr auto kernel = op_posterior_backward;
+  static constexpr const char* name = "vaefast::posterior_backward";
+  static constexpr const char* differentiable = "vaefast::_differentiable_posterior_backward";
+};
+
+struct ReconstructionBackward {
+  static constexpr auto kernel = op_reconstruction_backward;
+  static constexpr const char* name = "vaefast::reconstruction_backward";
+  static constexpr const char* differentiable = "vaefast::_differentiable_reconstruction_backward";
+};
+
+template <class Op, class F = decltype(Op::kernel)>
+struct AboveAutograd;
+
+template <class Op, class R, class... Args>
+struct AboveAutograd<Op, R (*const)(Args...)> {
+  static R call(Args... args) {
+    if (at::GradMode::is_enabled()) {
+      static const auto op = typed(Op::differentiable, Op::kernel);
+      return op.call(std::forward<Args>(args)...);
+    }
+    at::AutoDispatchBelowADInplaceOrView guard;
+    static const auto op = typed(Op::name, Op::kernel);
+    return op.call(std::forward<Args>(args)...);
+  }
+};
+
 void register_kernels(torch::Library& m) {
   m.impl("posterior_forward", op_posterior_forward);
   m.impl("posterior_backward", op_posterior_backward);
@@ -119,11 +158,6 @@ void register_entries(torch::Library& m) {
   m.impl("posterior", op_posterior);
   m.impl("reconstruction", op_reconstruction<false, at::TensorList>);
   m.impl("elbo", op_elbo<false, at::TensorList>);
-}
-
-template <class F>
-auto typed(const char* name, F*) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<F>();
 }
 
 Name name_of(Reduction r) {
@@ -203,11 +237,12 @@ TORCH_LIBRARY(vaefast, m) {
   m.def("posterior_forward(" VF_P ", Tensor? eps, Tensor? seed, Generator? generator, " VF_A
         ", str reduction, bool sample, bool kl) -> Tensor[]",
         random);
-  m.def("posterior_backward(Tensor? dz, Tensor? dkl, " VF_P ", Tensor? eps, Tensor? seed, " VF_A
-        ", str reduction, bool[] mask) -> Tensor[]");
+  m.def("posterior_backward" VF_POSTERIOR_BACKWARD);
+  m.def("_differentiable_posterior_backward" VF_POSTERIOR_BACKWARD);
   m.def("reconstruction(" VF_R ", str reduction) -> Tensor");
   m.def("reconstruction_forward(" VF_R ", str reduction, bool[] mask) -> Tensor[]");
-  m.def("reconstruction_backward(Tensor upstream, " VF_R ", str reduction, bool[] mask) -> Tensor[]");
+  m.def("reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
+  m.def("_differentiable_reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
   m.def("elbo(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction) -> (Tensor, Tensor, Tensor)");
   m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction, bool[] mask) -> Tensor[]");
   m.def("scale_(Tensor(a!) kept, Tensor upstream) -> ()");
@@ -218,7 +253,11 @@ TORCH_LIBRARY_IMPL(vaefast, Meta, m) { register_kernels(m); }
 #if defined(VAEFAST_CUDA)
 TORCH_LIBRARY_IMPL(vaefast, CUDA, m) { register_kernels(m); }
 #endif
-TORCH_LIBRARY_IMPL(vaefast, Autograd, m) { register_entries(m); }
+TORCH_LIBRARY_IMPL(vaefast, Autograd, m) {
+  register_entries(m);
+  m.impl("posterior_backward", AboveAutograd<PosteriorBackward>::call);
+  m.impl("reconstruction_backward", AboveAutograd<ReconstructionBackward>::call);
+}
 TORCH_LIBRARY_IMPL(vaefast, CompositeExplicitAutograd, m) { register_entries(m); }
 
 std::vector<std::string> devices() {

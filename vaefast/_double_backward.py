@@ -1,8 +1,7 @@
-"""The derivative of the backward ops, through the reference: what ``create_graph=True`` differentiates.
+"""The backward ops through the reference, and so differentiable: what ``create_graph=True`` differentiates.
 
-The kernels compute first derivatives. When those are themselves to be differentiated, autograd calls the backward op
-with gradients enabled, which arrives here: the reference is evaluated at the same inputs and noise, and PyTorch
-differentiates it.
+The kernels compute first derivatives. When those are themselves to be differentiated, the backward op is called with
+gradients enabled and comes here: the reference is evaluated at the same inputs and noise, and differentiated.
 """
 
 from __future__ import annotations
@@ -96,5 +95,5 @@ def _reconstruction_backward(
 
 
 _LIBRARY: Any = torch.library.Library("vaefast", "IMPL")
-_LIBRARY.impl("posterior_backward", _posterior_backward, "Autograd")
-_LIBRARY.impl("reconstruction_backward", _reconstruction_backward, "Autograd")
+_LIBRARY.impl("_differentiable_posterior_backward", _posterior_backward, "CompositeImplicitAutograd")
+_LIBRARY.impl("_differentiable_reconstruction_backward", _reconstruction_backward, "CompositeImplicitAutograd")
