@@ -64,7 +64,7 @@ template <class V>
 VF_HD void box_muller(V u, V t, V& first, V& second) {
   V s, c;
   sincos_turns(t, s, c);
-  const V radius = sqrt_(lit<V>(-2) * log_(u));
+  const V radius = sqrt_(lit<V>(-2) * log_unit(u));
   first = radius * c;
   second = radius * s;
 }

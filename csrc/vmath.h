@@ -26,6 +26,9 @@ VF_HD V lit(double x) {
 
 VF_HD float exp_(float x) { return ::expf(x); }
 VF_HD double exp_(double x) { return ::exp(x); }
+// log of x in [2^-53, 1]
+VF_HD float log_unit(float x) { return ::logf(x); }
+VF_HD double log_unit(double x) { return ::log(x); }
 VF_HD float log_(float x) { return ::logf(x); }
 VF_HD double log_(double x) { return ::log(x); }
 VF_HD float sqrt_(float x) { return ::sqrtf(x); }
@@ -87,6 +90,16 @@ VF_HD V even_tail(V y) {
   }
 }
 
+}  // namespace VF_ISA
+}  // namespace vaefast
+
+#if defined(CPU_CAPABILITY)
+#include "cpu/vec_exp.h"
+#endif
+
+namespace vaefast {
+inline namespace VF_ISA {
+
 template <class V>
 constexpr bool kDouble = sizeof(typename Lane<V>::type) == 8;
 
@@ -107,10 +120,10 @@ VF_HD ExpTerms<V> exp_terms(V x, V ex) {
   return {select(near, x + series, em1), select(near, series, em1 - x)};
 }
 
-// log(1 + t) for t in [0, 1]: 2 atanh(s) with s = t / (2 + t) <= 1/3
+// log(1 + t) for t in [0, 1], given inverse = 1 / (2 + t): 2 atanh(s) with s = t / (2 + t) <= 1/3
 template <class V>
-VF_HD V log1p_unit(V t) {
-  const V s = t / (t + lit<V>(2));
+VF_HD V log1p_unit(V t, V inverse) {
+  const V s = t * inverse;
   const V y = s * s;
   return (s + s) * fma_(atanh_tail<1, kDouble<V> ? 16 : 7>(y), y, lit<V>(1));
 }
@@ -125,9 +138,11 @@ template <class V>
 VF_HD SoftplusTerms<V> softplus_terms(V x) {
   const V zero = lit<V>(0), one = lit<V>(1);
   const V t = exp_(zero - abs_(x));
-  const V r = one / (one + t);
+  // 1 / (1 + t) and 1 / (2 + t) from one division: it costs as much as the rest
+  const V a = one + t, b = a + one, inverse = one / (a * b);
+  const V r = inverse * b;
   const auto positive = x > zero;
-  return {select(positive, one, zero), log1p_unit(t), select(positive, r, t * r)};
+  return {select(positive, one, zero), log1p_unit(t, inverse * a), select(positive, r, t * r)};
 }
 
 }  // namespace VF_ISA

@@ -193,3 +193,14 @@ def test_back_ends_agree_on_dtypes(extension: Any, wide: str, reduction: str) ->
             found.append([t.dtype for t in terms])
             assert terms.loss.dtype == torch.float64
     assert found[0] == found[1]
+
+
+def test_every_operator_has_a_cuda_kernel() -> None:
+    if "cuda" not in vaefast.available_backends():
+        pytest.skip("vaefast was built without CUDA; build it where nvcc and a CUDA torch are (no GPU is needed)")
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vaefast::")]
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert names
+    for name in names:
+        composed = any(has(name, f"Composite{kind}Autograd") for kind in ("Explicit", "Implicit"))
+        assert has(name, "CUDA") or composed, name

@@ -15,10 +15,6 @@ struct Lane<Vec<T>> {
 };
 
 template <class T>
-VF_HD Vec<T> exp_(Vec<T> x) {
-  return x.exp();
-}
-template <class T>
 VF_HD Vec<T> log_(Vec<T> x) {
   return x.log();
 }
