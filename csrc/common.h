@@ -59,10 +59,11 @@ struct Philox {
   bool on = false;
 };
 
-// std = activation(clamp(raw, lo, hi)) + floor
+// std = activation(clamp(raw, lo, hi)) + floor; no gradient passes outside the clamp or on its edges.
 struct Activation {
   int32_t kind = 0;  // index into Parameterizations
   double lo = 0, hi = 0, floor = 0;
+  bool clamped = false;
 };
 
 // out[row] = scale * sum of the row's elements, in the arithmetic type; nothing where out is null.

@@ -7,6 +7,7 @@
 #include <ATen/ExpandUtils.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "device.h"
@@ -24,6 +25,10 @@ int64_t index_of(Name name, const char* what) {
   const auto found = std::find(names.begin(), names.end(), std::string(name));
   TORCH_CHECK_VALUE(found != names.end(), "vaefast: unknown ", what, " '", name, "'");
   return found - names.begin();
+}
+
+Activation make_activation(int64_t kind, double lo, double hi, double floor) {
+  return {int32_t(kind), lo, hi, floor, std::isfinite(lo) || std::isfinite(hi)};
 }
 
 bool is_double(const Tensor& t) { return t.scalar_type() == at::kDouble; }
@@ -261,7 +266,7 @@ PosteriorSpec PosteriorSpec::unpack(c10::ArrayRef<double> p) {
   PosteriorSpec s;
   s.prior_mu = p[0];
   s.prior_logvar = p[1];
-  s.activation = {int32_t(p[2]), p[3], p[4], p[5]};
+  s.activation = make_activation(int64_t(p[2]), p[3], p[4], p[5]);
   s.reduction = Reduction(int(p[6]));
   s.sample = p[7] != 0;
   s.kl = p[8] != 0;
@@ -269,7 +274,7 @@ PosteriorSpec PosteriorSpec::unpack(c10::ArrayRef<double> p) {
 }
 
 Activation activation_of(Name kind, double lo, double hi, double floor) {
-  return {int32_t(index_of<Parameterizations>(kind, "parameterization")), lo, hi, floor};
+  return make_activation(index_of<Parameterizations>(kind, "parameterization"), lo, hi, floor);
 }
 
 int64_t likelihood_of(Name name) { return index_of<Likelihoods>(name, "likelihood"); }

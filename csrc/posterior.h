@@ -73,17 +73,17 @@ VF_HD Scale<V> eval_kind(int kind, V raw, TypeList<P, Rest...>) {
 template <class V>
 VF_HD Scale<V> scale_of(const Activation& a, V raw) {
   const V lo = lit<V>(a.lo), hi = lit<V>(a.hi), zero = lit<V>(0);
-  const auto below = raw < lo;
-  const auto above = raw > hi;
-  const V clamped = select(below, lo, select(above, hi, raw));
+  const V clamped = a.clamped ? select(raw < lo, lo, select(raw > hi, hi, raw)) : raw;
   Scale<V> s = eval_kind(a.kind, clamped, Parameterizations{});
   if (a.floor > 0) {
     s.std = s.std + lit<V>(a.floor);
     s.logvar = lit<V>(2) * log_(s.std);
     s.dlogvar = lit<V>(2) * s.dstd / s.std;
   }
-  s.dstd = select(below, zero, select(above, zero, s.dstd));
-  s.dlogvar = select(below, zero, select(above, zero, s.dlogvar));
+  if (a.clamped) {
+    s.dstd = select(raw <= lo, zero, select(raw >= hi, zero, s.dstd));
+    s.dlogvar = select(raw <= lo, zero, select(raw >= hi, zero, s.dlogvar));
+  }
   return s;
 }
 

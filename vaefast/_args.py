@@ -33,8 +33,7 @@ class Parameterization:
 
     Args:
         name: one of the five names above.
-        clamp: ``(lo, hi)`` applied to ``raw`` as by :func:`torch.clamp`: no gradient outside, the full one on the
-            edges.
+        clamp: ``(lo, hi)`` applied to ``raw``; no gradient outside, edges included.
         floor: added to the standard deviation, at least 0.
 
     Raises:

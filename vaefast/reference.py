@@ -129,7 +129,9 @@ _args.PLAIN.update({name: Parameterization(name) for name in PARAMETERIZATIONS})
 
 def _std_logvar(raw: Tensor, p: Parameterization) -> tuple[Tensor, Tensor]:
     if p.clamp is not None:
-        raw = raw.clamp(*p.clamp)
+        lo, hi = p.clamp
+        # not torch.clamp, whose gradient on the edges depends on torch's version
+        raw = torch.where((raw <= lo) | (raw >= hi), raw.detach().clamp(lo, hi), raw)
     activation = PARAMETERIZATIONS[p.name]
     std = activation.std(raw)
     if p.floor > 0:
