@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from examples_by_path import load_example
 
 import vaefast
 
 for needed in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(needed, reason=f"examples/digits_vae.py needs {needed}: pip install 'vaefast[demo]'")
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "digits_vae.py"
 PICTURES = ("reconstructions.png", "samples.png", "latent.png", "curves.png")
 SHORT = ("--epochs", "2", "--batch-size", "128", "--rounds", "5")
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-digits_vae = load(EXAMPLE)
+digits_vae = load_example("digits_vae")
 
 
 def numbers(value: Any) -> list[float]:
@@ -113,4 +101,4 @@ def test_refusals_name_the_remedy(capsys: pytest.CaptureFixture[str], monkeypatc
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"sklearn\.datasets.*pip install 'vaefast\[demo\]'"):
-        load(EXAMPLE)
+        load_example("digits_vae")

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from examples_by_path import load_example
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import vaefast
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "ppca_identity.py"
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-ppca = load(EXAMPLE)
+ppca = load_example("ppca_identity")
 
 
 @pytest.fixture(autouse=True, params=["auto", "reference"])
