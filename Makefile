@@ -42,8 +42,8 @@ demo: $(VENV)/.built  ## train a small VAE on digits and draw from it (out/demo)
 test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
 	$(BIN)/pytest -m 'not install' $(ARGS)
 
-test-install: $(VENV)/.built  ## what pip, uv and a missing torch, compiler or nvcc do; minutes
-	$(BIN)/pytest -m install tests/test_install.py $(ARGS)
+test-install: $(VENV)/.built  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
+	$(BIN)/pytest -m install $(ARGS)
 
 bench: $(VENV)/.built  ## the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
