@@ -103,9 +103,7 @@ Tensor scale_kept(const Tensor& kept, const Tensor& upstream, bool in_place) {
     dispatched::scale_(kept, upstream);
     return kept;
   }
-  Tensor u = upstream;
-  while (u.dim() > 0 && u.dim() < kept.dim()) u = u.unsqueeze(-1);
-  return (kept * u).to(kept.scalar_type());
+  return (kept * by_rows(upstream, kept.dim())).to(kept.scalar_type());
 }
 
 struct PosteriorNode : torch::autograd::Function<PosteriorNode> {

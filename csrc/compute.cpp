@@ -86,13 +86,6 @@ void add_optional(Layout& layout, Operand& operand, const MaybeTensor& t, double
   if (t) layout.add(operand, *t);
 }
 
-// A tensor over dimension 0 as one that broadcasts over the rest.
-Tensor by_rows(const Tensor& t, int64_t dim) {
-  Tensor view = t;
-  while (view.dim() > 0 && view.dim() < dim) view = view.unsqueeze(-1);
-  return view;
-}
-
 // What forward and backward have in common.
 PosteriorProblem posterior_problem(const PosteriorInputs& in, const PosteriorSpec& spec, Layout& layout) {
   TORCH_CHECK_VALUE(in.mu.sizes() == in.raw.sizes(), "vaefast: mu has shape ", in.mu.sizes(), ", raw ", in.raw.sizes());
@@ -309,20 +302,16 @@ Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const 
     Layout layout(in.mu, false);
     PosteriorProblem p = posterior_problem(in, spec, layout);
     p.backward = true;
-    Tensor order, dz_view, dkl_view;
     if (spec.sample) {
-      dz_view = *dz;
-      layout.add(p.dz, dz_view);
+      layout.add(p.dz, *dz);
       if (!in.eps) {
         TORCH_CHECK_VALUE(in.seed, "vaefast: backward of a sample needs its eps or its seed");
         use_seed(p.philox, *in.seed, in.mu);
-        order = at::empty_like(in.mu, in.mu.options().device(at::kMeta));
-        p.philox.on = true;
+        layout.add_order(p.philox, at::empty_like(in.mu, in.mu.options().device(at::kMeta)));
       }
     }
     if (spec.kl) {
-      dkl_view = by_rows(*dkl, in.mu.dim());
-      layout.add(p.dkl, dkl_view);
+      layout.add(p.dkl, by_rows(*dkl, in.mu.dim()));
       p.dkl_scale = scale_of(spec.reduction, in.mu.sizes());
     }
     Operand* outs[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
@@ -335,7 +324,6 @@ Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const 
         layout.add_output(*outs[k], grads[k]);
       }
     }
-    if (p.philox.on) layout.add_order(p.philox, order);
     layout.finish(p.space);
     Job job;
     job.posterior = &p;
@@ -385,8 +373,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
   if (!no_compute(lead)) {
     Layout layout(lead, false);
     ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
-    const Tensor view = by_rows(upstream, lead.dim());
-    layout.add(p.upstream, view);
+    layout.add(p.upstream, by_rows(upstream, lead.dim()));
     layout.finish(p.space);
     Job job;
     job.reconstruction = &p;
@@ -424,6 +411,12 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
   Tensors result = rec_out.finish(rec, mask);
   result.insert(result.begin(), {total, rec_out.nll, post_out.kl});
   return result;
+}
+
+Tensor by_rows(const Tensor& t, int64_t dim) {
+  Tensor view = t;
+  while (view.dim() > 0 && view.dim() < dim) view = view.unsqueeze(-1);
+  return view;
 }
 
 void scale_(const Tensor& kept, const Tensor& upstream) {

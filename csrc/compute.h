@@ -69,6 +69,9 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                      const PosteriorSpec& post_spec, double beta, const Mask& mask);
 
+// A tensor over dimension 0, or 0-d, as one that broadcasts over dim dimensions.
+Tensor by_rows(const Tensor& t, int64_t dim);
+
 // kept *= upstream (0-d or [B]), in place.
 void scale_(const Tensor& kept, const Tensor& upstream);
 

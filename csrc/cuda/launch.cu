@@ -33,9 +33,7 @@ namespace {
 
 void run(const at::Tensor& on, Job& job) {
   const c10::cuda::CUDAGuard guard(on.device());
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-  const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
-  wide ? run_typed<double>(on, job, stream) : run_typed<float>(on, job, stream);
+  run_on(on, job, c10::cuda::getCurrentCUDAStream().stream());
 }
 
 void philox(const c10::optional<at::Generator>& generator, int64_t numel, const at::Tensor& save, Philox& philox) {
@@ -59,14 +57,8 @@ void philox(const c10::optional<at::Generator>& generator, int64_t numel, const 
 }
 
 void scale(const at::Tensor& kept, const at::Tensor& upstream) {
-  if (upstream.dim() != 0 || !kept.is_non_overlapping_and_dense()) {
-    at::Tensor(kept).mul_(upstream);
-    return;
-  }
   const c10::cuda::CUDAGuard guard(kept.device());
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-  kept.scalar_type() == at::kDouble ? scale_typed<double>(kept, upstream, stream)
-                                    : scale_typed<float>(kept, upstream, stream);
+  scale_on(kept, upstream, c10::cuda::getCurrentCUDAStream().stream());
 }
 
 const bool registered = [] {

@@ -107,4 +107,18 @@ void scale_typed(const at::Tensor& kept, const at::Tensor& upstream, cudaStream_
   if (blocks > 0) start(scale_kernel<T>, blocks, kThreads, stream, to, space, by);
 }
 
+inline void run_on(const at::Tensor& on, const Job& job, cudaStream_t stream) {
+  const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
+  wide ? run_typed<double>(on, job, stream) : run_typed<float>(on, job, stream);
+}
+
+inline void scale_on(const at::Tensor& kept, const at::Tensor& upstream, cudaStream_t stream) {
+  if (upstream.dim() != 0 || !kept.is_non_overlapping_and_dense()) {
+    at::Tensor(kept).mul_(upstream);
+    return;
+  }
+  kept.scalar_type() == at::kDouble ? scale_typed<double>(kept, upstream, stream)
+                                    : scale_typed<float>(kept, upstream, stream);
+}
+
 }  // namespace vaefast

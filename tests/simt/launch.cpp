@@ -28,8 +28,7 @@ std::mutex one_launch_at_a_time;
 
 void run(const at::Tensor& on, Job& job) {
   std::lock_guard<std::mutex> lock(one_launch_at_a_time);
-  const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
-  wide ? run_typed<double>(on, job, nullptr) : run_typed<float>(on, job, nullptr);
+  run_on(on, job, nullptr);
 }
 
 // As cuda/launch.cu does outside graph capture: values by launch argument, written by the kernel for backward.
@@ -43,12 +42,7 @@ void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Te
 
 void scale(const at::Tensor& kept, const at::Tensor& upstream) {
   std::lock_guard<std::mutex> lock(one_launch_at_a_time);
-  if (upstream.dim() != 0 || !kept.is_non_overlapping_and_dense()) {
-    at::Tensor(kept).mul_(upstream);
-  } else {
-    kept.scalar_type() == at::kDouble ? scale_typed<double>(kept, upstream, nullptr)
-                                      : scale_typed<float>(kept, upstream, nullptr);
-  }
+  scale_on(kept, upstream, nullptr);
 }
 
 const bool registered = [] {
