@@ -2,6 +2,7 @@
 // is the reference's (ops.cpp), or multiplies the gradients that forward kept.
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
@@ -72,7 +73,8 @@ class Edges {
   size_t edge_ = 0;
 };
 
-bool any(const Mask& mask) { return std::find(mask.begin(), mask.end(), true) != mask.end(); }
+ptrdiff_t count(const Mask& mask) { return std::count(mask.begin(), mask.end(), true); }
+bool any(const Mask& mask) { return count(mask) > 0; }
 
 bool wants_grad(const Tensor& t) { return t.requires_grad(); }
 bool wants_grad(const MaybeTensor& t) { return t && t->requires_grad(); }
@@ -90,21 +92,18 @@ Mask wanted_grads(const Tensors& params) {
 }
 
 // What reaches a term of the loss: a comes down from the loss, in which the term has a factor, b from the term itself.
-Tensor upstream_of(const Tensor& a, const Tensor& b, double factor) {
-  if (!a.defined()) return b;
-  const Tensor scaled = factor == 1.0 ? a : a * factor;
-  return b.defined() ? scaled + b : scaled;
-}
+struct Upstream {
+  Tensor grad;
+  double factor = 1.0;  // still to be multiplied by
 
-// The gradient asked for, from the one that forward kept.
-Tensor scale_kept(const Tensor& kept, const Tensor& upstream, bool in_place) {
-  // in place only where nothing else can read the kept tensor: a graph that is not retained, outside tracing
-  if (in_place && !torch::autograd::get_current_graph_task_keep_graph()) {
-    dispatched::scale_(kept, upstream);
-    return kept;
+  Upstream(const Tensor& a, const Tensor& b, double beta) : grad(a.defined() ? a : b) {
+    if (a.defined() && b.defined()) {
+      grad = (beta == 1.0 ? a : a * beta) + b;
+    } else if (a.defined()) {
+      factor = beta;
+    }
   }
-  return (kept * by_rows(upstream, kept.dim())).to(kept.scalar_type());
-}
+};
 
 struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
   static constexpr bool is_traceable = true;
@@ -168,17 +167,37 @@ struct SavedReconstruction {
             Tensors(kept, saved.end())};
   }
 
-  // Writes the gradients that the mask wants to grads[at ..].
-  void backward(const Tensor& upstream, const Mask& mask, variable_list& grads, size_t at) const {
-    if (kept.empty() || at::GradMode::is_enabled()) {
-      return spread(grads, at, mask, dispatched::reconstruction_backward(upstream, in, spec, mask));
-    }
-    at::AutoDispatchBelowADInplaceOrView guard;
+  // Whether backward may write over the kept gradients: nothing else can read them, as the graph is not retained, and
+  // nothing is traced (compiled autograd works through modes) or differentiated again.
+  bool final() const {
+    return in_place && !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
+           !c10::impl::TorchDispatchModeTLS::any_modes_set();
+  }
+
+  // The kept gradients that the mask wants, if there are any.
+  Tensors kept_for(const Mask& mask) const {
+    Tensors list;
+    if (kept.empty()) return list;
     size_t next = 0;
     for (size_t k = 0; k < mask.size(); ++k) {
-      if (mask[k]) grads[at + k] = scale_kept(kept[next], upstream, in_place);
+      if (mask[k]) list.push_back(kept[next]);
       next += wanted[k];
     }
+    return list;
+  }
+
+  Tensors backward(const Tensor& upstream, const Mask& mask) const {
+    if (kept.empty() || at::GradMode::is_enabled()) {
+      return dispatched::reconstruction_backward(upstream, in, spec, mask);
+    }
+    at::AutoDispatchBelowADInplaceOrView guard;
+    Tensors grads = kept_for(mask);
+    if (final()) {
+      dispatched::scale_(grads, upstream);
+      return grads;
+    }
+    for (Tensor& g : grads) g = (g * by_rows(upstream, g.dim())).to(g.scalar_type());
+    return grads;
   }
 };
 
@@ -200,8 +219,9 @@ struct ReconstructionNode : torch::autograd::Function<ReconstructionNode> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     const auto saved = SavedReconstruction::load(ctx, ctx->get_saved_variables(), 0);
-    variable_list grads(saved.in.params.size() + 5);
-    saved.backward(upstream[0], Edges(ctx).next(saved.in.params), grads, 0);
+    const Mask mask = Edges(ctx).next(saved.in.params);
+    variable_list grads(mask.size() + 5);
+    if (any(mask)) spread(grads, 0, mask, saved.backward(upstream[0], mask));
     return grads;
   }
 };
@@ -236,12 +256,25 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     const Mask post_mask = edges.next(post);
     const size_t params = mask.size();
     variable_list grads(params + 11);
-    const Tensor dnll = upstream_of(upstream[0], upstream[1], 1.0);
-    const Tensor dkl = upstream_of(upstream[0], upstream[2], ctx->saved_data["beta"].toDouble());
-    if (any(mask) && dnll.defined()) rec.backward(dnll, mask, grads, 0);
-    if (any(post_mask) && dkl.defined()) {
-      const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
-      spread(grads, params + 2, post_mask, dispatched::posterior_backward(c10::nullopt, dkl, post, spec, post_mask));
+    const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
+    const Upstream dnll(any(mask) ? upstream[0] : Tensor(), any(mask) ? upstream[1] : Tensor(), 1.0);
+    const bool kl = any(post_mask);
+    const Upstream dkl(kl ? upstream[0] : Tensor(), kl ? upstream[2] : Tensor(), ctx->saved_data["beta"].toDouble());
+    if (rec.final() && (dnll.grad.defined() || dkl.grad.defined())) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      Tensors all = dnll.grad.defined() ? rec.kept_for(mask) : Tensors();
+      const Tensors out = dispatched::elbo_backward_(all, maybe(dnll.grad), maybe(dkl.grad), dkl.factor, rec.in,
+                                                     rec.spec, post, spec, mask, post_mask);
+      all.insert(all.end(), out.begin(), out.end());
+      const auto rest = all.begin() + (dnll.grad.defined() ? count(mask) : 0);
+      if (dnll.grad.defined()) spread(grads, 0, mask, Tensors(all.begin(), rest));
+      if (dkl.grad.defined()) spread(grads, params + 2, post_mask, Tensors(rest, all.end()));
+      return grads;
+    }
+    if (dnll.grad.defined()) spread(grads, 0, mask, rec.backward(dnll.grad, mask));
+    if (dkl.grad.defined()) {
+      const Tensor scaled = dkl.factor == 1.0 ? dkl.grad : dkl.grad * dkl.factor;
+      spread(grads, params + 2, post_mask, dispatched::posterior_backward(c10::nullopt, scaled, post, spec, post_mask));
     }
     return grads;
   }

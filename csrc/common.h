@@ -27,12 +27,31 @@ enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kBool };
 
 enum class Reduction : int32_t { kNone, kPerSample, kBatchMean, kSum, kMean };
 
+// A constant of the loops, in either arithmetic: a GPU converts from double slowly.
+struct Number {
+  double wide = 0;
+  float narrow = 0;
+
+  Number() = default;
+  VF_HD Number(double x) : wide(x), narrow(float(x)) {}
+};
+
+// How the CUDA loops reach an operand; set at launch.
+enum class Access : int32_t {
+  kConstant,   // no memory: `value`
+  kScalar,     // one element for all
+  kLinear,     // element i of the space is element i of memory
+  kRowScalar,  // one element for each stretch along the last dimension
+  kView,       // by its index in every dimension
+};
+
 // A tensor seen through the iteration space, or the constant `value` where data is null.
 struct Operand {
   void* data = nullptr;
-  double value = 0.0;
+  Number value;
   int64_t stride[kMaxDims] = {};  // in elements
   DType dtype = DType::kFloat;
+  Access access = Access::kConstant;
   bool linear = false;  // element i of the space is element i of memory
 };
 
@@ -42,6 +61,9 @@ struct Space {
   int64_t size[kMaxDims] = {};
   int64_t numel = 0;
   int64_t rows = 1;  // sums asked for
+  // For the CUDA loops, set at launch:
+  bool views = false;   // an operand's place follows from the index in every dimension
+  bool packed = false;  // every operand can be moved a pack at a time
 };
 
 // Where the noise comes from: a tensor of two words, or a generator's state as it stood at launch or, under CUDA-graph
@@ -62,8 +84,8 @@ struct Philox {
 // std = activation(clamp(raw, lo, hi)) + floor; no gradient passes outside the clamp or on its edges.
 struct Activation {
   int32_t kind = 0;  // index into Parameterizations
-  double lo = 0, hi = 0, floor = 0;
-  bool clamped = false;
+  Number lo, hi, floor;
+  bool clamped = false, floored = false;
 };
 
 // out[row] = scale * sum of the row's elements, in the arithmetic type; nothing where out is null.
@@ -82,22 +104,25 @@ struct PosteriorProblem {
   Operand mu, raw, prior_mu, prior_logvar, eps, dz, dkl;
   Operand out_z, out_kl;
   Operand out_dmu, out_draw, out_dprior_mu, out_dprior_logvar;
-  double dkl_scale = 1.0;
+  Number dkl_scale = 1.0;
   Philox philox;
   Sum sum;
 };
 
-// nll and/or its gradients; a gradient is d nll / d param * weight * upstream * grad_scale.
+// nll and/or its gradients; a gradient is d nll / d param * weight * upstream * grad_scale. Or, where `kept`, nothing
+// but the gradients in out_grad that an earlier run left there, multiplied by upstream, unless that is one number
+// and 1.
 struct ReconstructionProblem {
   Space space;
   int32_t likelihood = 0;  // index into Likelihoods
   int32_t nparams = 1;
   bool wide = false;
-  bool nll = false, grad = false;
-  Operand param[kMaxParams], target, weight, upstream;
+  bool nll = false, grad = false, kept = false;
+  Operand param[kMaxParams], target;
+  Operand weight{nullptr, 1.0}, upstream{nullptr, 1.0};
   bool weighted = false;
   Operand out_nll, out_grad[kMaxParams];
-  double grad_scale = 1.0;
+  Number grad_scale = 1.0;
   Sum sum;
 };
 

@@ -7,6 +7,7 @@
 #include <ATen/ExpandUtils.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -28,7 +29,7 @@ int64_t index_of(Name name, const char* what) {
 }
 
 Activation make_activation(int64_t kind, double lo, double hi, double floor) {
-  return {int32_t(kind), lo, hi, floor, std::isfinite(lo) || std::isfinite(hi)};
+  return {int32_t(kind), lo, hi, floor, std::isfinite(lo) || std::isfinite(hi), floor > 0};
 }
 
 bool is_double(const Tensor& t) { return t.scalar_type() == at::kDouble; }
@@ -162,6 +163,76 @@ PosteriorProblem forward_problem(const PosteriorInputs& in, const PosteriorSpec&
   return p;
 }
 
+// The gradients of a posterior in the making.
+class PosteriorGradients {
+ public:
+  PosteriorGradients(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
+                     const PosteriorSpec& spec, const Mask& mask)
+      : dz_(dz), dkl_(dkl), in_(in), spec_(spec), mask_(mask) {
+    TORCH_CHECK_VALUE(dz || dkl, "vaefast: backward without any incoming gradient");
+    TORCH_CHECK_VALUE(mask.size() == 4, "vaefast: the mask has four entries");
+    spec_.sample = dz.has_value();
+    spec_.kl = dkl.has_value();
+    params_ = {&in_.mu, &in_.raw, in_.prior_mu ? &*in_.prior_mu : nullptr,
+               in_.prior_logvar ? &*in_.prior_logvar : nullptr};
+    for (int k = 0; k < 4; ++k) {
+      if (!mask_[k]) continue;
+      TORCH_CHECK_VALUE(params_[k], "vaefast: the mask wants the gradient of a prior that is no tensor");
+      grads_[k] = empty_grad(*params_[k], in_.mu, wide());
+    }
+  }
+
+  bool wide() const { return is_wide(in_) || is_double(dz_) || is_double(dkl_); }
+
+  // dkl comes without `factor`, which the KL has in the loss
+  PosteriorProblem problem(double factor) const {
+    Layout layout(in_.mu, false);
+    PosteriorProblem p = posterior_problem(in_, spec_, layout);
+    p.backward = true;
+    p.wide = wide();
+    if (dz_) {
+      layout.add(p.dz, *dz_);
+      if (!in_.eps) {
+        TORCH_CHECK_VALUE(in_.seed, "vaefast: backward of a sample needs its eps or its seed");
+        use_seed(p.philox, *in_.seed, in_.mu);
+        layout.add_order(p.philox, at::empty_like(in_.mu, in_.mu.options().device(at::kMeta)));
+      }
+    }
+    if (dkl_) {
+      layout.add(p.dkl, by_rows(*dkl_, in_.mu.dim()));
+      p.dkl_scale = factor * scale_of(spec_.reduction, in_.mu.sizes());
+    }
+    Operand* outs[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
+    for (int k = 0; k < 4; ++k) {
+      if (!mask_[k]) continue;
+      // without a KL the prior has no part in the result
+      if (k >= 2 && !p.prior) {
+        grads_[k].zero_();
+      } else {
+        layout.add_output(*outs[k], grads_[k]);
+      }
+    }
+    layout.finish(p.space);
+    return p;
+  }
+
+  Tensors finish() {
+    Tensors result;
+    for (int k = 0; k < 4; ++k) {
+      if (mask_[k]) result.push_back(finish_grad(std::move(grads_[k]), *params_[k]));
+    }
+    return result;
+  }
+
+ private:
+  const MaybeTensor &dz_, &dkl_;
+  const PosteriorInputs& in_;
+  PosteriorSpec spec_;
+  const Mask& mask_;
+  std::array<const Tensor*, 4> params_;
+  Tensor grads_[4];
+};
+
 struct ReconstructionOutputs {
   Tensor nll;
   Tensors grads;
@@ -223,10 +294,53 @@ ReconstructionProblem forward_problem(const ReconstructionInputs& in, const Reco
   p.nll = true;
   if (is_reduced(spec.reduction)) {
     p.sum.out = out.nll.mutable_data_ptr();
-    p.sum.scale = p.grad_scale;
+    p.sum.scale = p.grad_scale.wide;
   } else {
     layout.add_output(p.out_nll, out.nll);
   }
+  layout.finish(p.space);
+  return p;
+}
+
+ReconstructionOutputs empty_grads(const ReconstructionInputs& in, const Mask& mask) {
+  ReconstructionOutputs out;
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (mask[k]) out.grads.push_back(empty_grad(in.params.at(k), in.params.at(0), is_wide(in)));
+  }
+  return out;
+}
+
+ReconstructionProblem backward_problem(const Tensor& upstream, const ReconstructionInputs& in,
+                                       const ReconstructionSpec& spec, const ReconstructionOutputs& out,
+                                       const Mask& mask) {
+  const Tensor& lead = in.params.at(0);
+  Layout layout(lead, false);
+  ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
+  p.wide = p.wide || is_double(upstream);
+  layout.add(p.upstream, by_rows(upstream, lead.dim()));
+  layout.finish(p.space);
+  return p;
+}
+
+// kept *= upstream, for all of them that share the largest one's shape; the others, parameters that were broadcast, are
+// multiplied here and now.
+ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstream) {
+  const Tensor& lead = *std::max_element(kept.begin(), kept.end(),
+                                         [](const Tensor& a, const Tensor& b) { return a.numel() < b.numel(); });
+  Layout layout(lead, false);
+  ReconstructionProblem p;
+  p.kept = true;
+  p.nparams = 0;
+  p.wide = is_double(upstream);
+  for (const Tensor& grad : kept) {
+    if (grad.sizes() != lead.sizes() || p.nparams == kMaxParams) {
+      Tensor(grad).mul_(by_rows(upstream, grad.dim()));
+      continue;
+    }
+    layout.add_output(p.out_grad[p.nparams++], grad);
+    p.wide = p.wide || is_double(grad);
+  }
+  layout.add(p.upstream, by_rows(upstream, lead.dim()));
   layout.finish(p.space);
   return p;
 }
@@ -248,11 +362,18 @@ void check_params(const ReconstructionInputs& in, const ReconstructionSpec& spec
                     count.required, " to ", count.params);
 }
 
+// One launch reads them all.
+void check_devices(const ReconstructionInputs& rec, const PosteriorInputs& post) {
+  TORCH_CHECK_VALUE(rec.target.device() == post.mu.device(), "vaefast: target is on ", rec.target.device(), ", mu on ",
+                    post.mu.device());
+}
+
 }  // namespace
 
 std::vector<double> PosteriorSpec::pack() const {
-  return {prior_mu,         prior_logvar,           double(activation.kind), activation.lo, activation.hi,
-          activation.floor, double(int(reduction)), double(sample),          double(kl)};
+  return {prior_mu,           prior_logvar,          double(activation.kind), activation.lo.wide,
+          activation.hi.wide, activation.floor.wide, double(int(reduction)),  double(sample),
+          double(kl)};
 }
 
 PosteriorSpec PosteriorSpec::unpack(c10::ArrayRef<double> p) {
@@ -283,57 +404,15 @@ Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec) 
 }
 
 Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
-                           const PosteriorSpec& given, const Mask& mask) {
-  PosteriorSpec spec = given;
-  spec.sample = dz.has_value();
-  spec.kl = dkl.has_value();
-  TORCH_CHECK_VALUE(spec.sample || spec.kl, "vaefast: backward without any incoming gradient");
-  TORCH_CHECK_VALUE(mask.size() == 4, "vaefast: the mask has four entries");
-  const bool wide = is_wide(in);
-  const Tensor* params[4] = {&in.mu, &in.raw, in.prior_mu ? &*in.prior_mu : nullptr,
-                             in.prior_logvar ? &*in.prior_logvar : nullptr};
-  Tensor grads[4];
-  for (int k = 0; k < 4; ++k) {
-    if (!mask[k]) continue;
-    TORCH_CHECK_VALUE(params[k], "vaefast: the mask wants the gradient of a prior that is no tensor");
-    grads[k] = empty_grad(*params[k], in.mu, wide);
-  }
+                           const PosteriorSpec& spec, const Mask& mask) {
+  PosteriorGradients grads(dz, dkl, in, spec, mask);
   if (!no_compute(in.mu)) {
-    Layout layout(in.mu, false);
-    PosteriorProblem p = posterior_problem(in, spec, layout);
-    p.backward = true;
-    if (spec.sample) {
-      layout.add(p.dz, *dz);
-      if (!in.eps) {
-        TORCH_CHECK_VALUE(in.seed, "vaefast: backward of a sample needs its eps or its seed");
-        use_seed(p.philox, *in.seed, in.mu);
-        layout.add_order(p.philox, at::empty_like(in.mu, in.mu.options().device(at::kMeta)));
-      }
-    }
-    if (spec.kl) {
-      layout.add(p.dkl, by_rows(*dkl, in.mu.dim()));
-      p.dkl_scale = scale_of(spec.reduction, in.mu.sizes());
-    }
-    Operand* outs[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
-    for (int k = 0; k < 4; ++k) {
-      // without a KL the prior has no part in the result
-      if (!mask[k]) continue;
-      if (k >= 2 && !p.prior) {
-        grads[k].zero_();
-      } else {
-        layout.add_output(*outs[k], grads[k]);
-      }
-    }
-    layout.finish(p.space);
+    PosteriorProblem p = grads.problem(1.0);
     Job job;
     job.posterior = &p;
     run(in.mu, job);
   }
-  Tensors result;
-  for (int k = 0; k < 4; ++k) {
-    if (mask[k]) result.push_back(finish_grad(std::move(grads[k]), *params[k]));
-  }
-  return result;
+  return grads.finish();
 }
 
 bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
@@ -365,19 +444,12 @@ Tensors reconstruction_forward(const ReconstructionInputs& in, const Reconstruct
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
                                 const Mask& mask) {
   check_params(in, spec);
-  const Tensor& lead = in.params.at(0);
-  ReconstructionOutputs out;
-  for (size_t k = 0; k < mask.size(); ++k) {
-    if (mask[k]) out.grads.push_back(empty_grad(in.params.at(k), lead, is_wide(in)));
-  }
-  if (!no_compute(lead)) {
-    Layout layout(lead, false);
-    ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
-    layout.add(p.upstream, by_rows(upstream, lead.dim()));
-    layout.finish(p.space);
+  const ReconstructionOutputs out = empty_grads(in, mask);
+  if (!no_compute(in.target)) {
+    ReconstructionProblem p = backward_problem(upstream, in, spec, out, mask);
     Job job;
     job.reconstruction = &p;
-    run(lead, job);
+    run(in.target, job);
   }
   return out.finish(in, mask);
 }
@@ -385,6 +457,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                      const PosteriorSpec& post_spec, double beta, const Mask& mask) {
   check_params(rec, rec_spec);
+  check_devices(rec, post);
   TORCH_CHECK_VALUE(is_reduced(rec_spec.reduction), "vaefast: the ELBO adds up sums, not elements");
   ReconstructionOutputs rec_out = empty_outputs(rec, rec_spec, mask);
   PosteriorOutputs post_out = empty_outputs(post, post_spec);
@@ -413,15 +486,50 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
   return result;
 }
 
+Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const MaybeTensor& dkl, double beta,
+                       const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
+                       const PosteriorSpec& post_spec, const Mask& mask, const Mask& post_mask) {
+  check_params(rec, rec_spec);
+  check_devices(rec, post);
+  const bool recompute = dnll && kept.empty();
+  const ReconstructionOutputs out = recompute ? empty_grads(rec, mask) : ReconstructionOutputs();
+  const MaybeTensor no_sample;
+  c10::optional<PosteriorGradients> grads;
+  if (dkl) grads.emplace(no_sample, dkl, post, post_spec, post_mask);
+  if (!no_compute(post.mu)) {
+    ReconstructionProblem r;
+    PosteriorProblem p;
+    Job job;
+    if (dnll) {
+      r = recompute ? backward_problem(*dnll, rec, rec_spec, out, mask) : rescale_problem(kept, *dnll);
+      job.reconstruction = &r;
+    }
+    if (dkl) {
+      p = grads->problem(beta);
+      job.posterior = &p;
+    }
+    r.wide = p.wide = (dnll && r.wide) || (dkl && p.wide);
+    run(post.mu, job);
+  }
+  Tensors result = recompute ? out.finish(rec, mask) : Tensors();
+  if (grads) {
+    for (Tensor& g : grads->finish()) result.push_back(std::move(g));
+  }
+  return result;
+}
+
 Tensor by_rows(const Tensor& t, int64_t dim) {
   Tensor view = t;
   while (view.dim() > 0 && view.dim() < dim) view = view.unsqueeze(-1);
   return view;
 }
 
-void scale_(const Tensor& kept, const Tensor& upstream) {
-  if (no_compute(kept)) return;
-  device_for(kept.device().type()).scale(kept, by_rows(upstream, kept.dim()));
+void scale_(const Tensors& kept, const Tensor& upstream) {
+  if (kept.empty() || no_compute(kept[0])) return;
+  ReconstructionProblem p = rescale_problem(kept, upstream);
+  Job job;
+  job.reconstruction = &p;
+  run(kept[0], job);
 }
 
 }  // namespace vaefast

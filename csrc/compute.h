@@ -69,10 +69,17 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                      const PosteriorSpec& post_spec, double beta, const Mask& mask);
 
+// The gradients of an ELBO from those of its terms, nll and beta * kl: the reconstruction's, or where forward kept
+// them, nothing but `kept` multiplied in place; then the posterior's. dnll or dkl may be absent, and their parts with
+// them.
+Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const MaybeTensor& dkl, double beta,
+                       const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
+                       const PosteriorSpec& post_spec, const Mask& mask, const Mask& post_mask);
+
 // A tensor over dimension 0, or 0-d, as one that broadcasts over dim dimensions.
 Tensor by_rows(const Tensor& t, int64_t dim);
 
-// kept *= upstream (0-d or [B]), in place.
-void scale_(const Tensor& kept, const Tensor& upstream);
+// Each of kept *= upstream (0-d or [B]), in place.
+void scale_(const Tensors& kept, const Tensor& upstream);
 
 }  // namespace vaefast

@@ -13,8 +13,6 @@ struct Device {
   // Fills in where the noise of a sample of numel elements comes from; `save` [2] gets seed and counter for backward.
   void (*philox)(const c10::optional<at::Generator>& generator, int64_t numel, const at::Tensor& save,
                  Philox& philox) = nullptr;
-  // kept *= upstream, broadcast from the left; nothing is written where upstream is 1.
-  void (*scale)(const at::Tensor& kept, const at::Tensor& upstream) = nullptr;
 };
 
 Device& device_for(c10::DeviceType type);

@@ -1,7 +1,7 @@
 // Every operator's schema, its kernels, and its pybind11 entry: the map of the rest.
 //
 //   vaefast::posterior, reconstruction, elbo        as users call them; autograd in autograd.cpp
-//   vaefast::*_forward, *_backward, scale_          what those run, below autograd; compute.cpp
+//   vaefast::*_forward, *_backward, *_              what those run, below autograd; compute.cpp
 //   vaefast::_differentiable_*_backward             the same gradients from the reference; vaefast/_double_backward.py
 //
 // A posterior's arguments are always P (tensors and constants of q and p) and A (its activation).
@@ -82,7 +82,17 @@ Tensors op_elbo_forward(at::TensorList params, const Tensor& target, MaybeRef we
                       spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, mask_of(mask));
 }
 
-void op_scale_(Tensor kept, const Tensor& upstream) { scale_(kept, upstream); }
+Tensors op_elbo_backward_(at::TensorList kept, MaybeRef dnll, MaybeRef dkl, double beta, at::TensorList params,
+                          const Tensor& target, MaybeRef weight, Name likelihood, const Tensor& mu, const Tensor& raw,
+                          MaybeRef pm, double pm_value, MaybeRef plv, double plv_value, Name kind, double lo, double hi,
+                          double floor, Name reduction, c10::List<bool> mask, c10::List<bool> post_mask) {
+  return elbo_backward_(kept.vec(), dnll, dkl, beta, {params.vec(), target, weight}, spec_of(likelihood, reduction),
+                        {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
+                        spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), mask_of(mask),
+                        mask_of(post_mask));
+}
+
+void op_scale_(at::TensorList kept, const Tensor& upstream) { scale_(kept.vec(), upstream); }
 
 // The operators as users call them. Traced calls come here through the dispatcher and stay functional; List is the one
 // argument that pybind11 and the dispatcher pass differently.
@@ -150,6 +160,7 @@ void register_kernels(torch::Library& m) {
   m.impl("reconstruction_forward", op_reconstruction_forward);
   m.impl("reconstruction_backward", op_reconstruction_backward);
   m.impl("elbo_forward", op_elbo_forward);
+  m.impl("elbo_backward_", op_elbo_backward_);
   m.impl("scale_", op_scale_);
 }
 
@@ -189,7 +200,7 @@ Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& s) {
   static const auto op = typed("vaefast::posterior_forward", op_posterior_forward);
   const Activation& a = s.activation;
   return op.call(in.mu, in.raw, in.prior_mu, s.prior_mu, in.prior_logvar, s.prior_logvar, in.eps, in.seed, in.generator,
-                 kind_of(s), a.lo, a.hi, a.floor, name_of(s.reduction), s.sample, s.kl);
+                 kind_of(s), a.lo.wide, a.hi.wide, a.floor.wide, name_of(s.reduction), s.sample, s.kl);
 }
 
 Tensors posterior_backward(MaybeRef dz, MaybeRef dkl, const PosteriorInputs& in, const PosteriorSpec& s,
@@ -197,7 +208,7 @@ Tensors posterior_backward(MaybeRef dz, MaybeRef dkl, const PosteriorInputs& in,
   static const auto op = typed("vaefast::posterior_backward", op_posterior_backward);
   const Activation& a = s.activation;
   return op.call(dz, dkl, in.mu, in.raw, in.prior_mu, s.prior_mu, in.prior_logvar, s.prior_logvar, in.eps, in.seed,
-                 kind_of(s), a.lo, a.hi, a.floor, name_of(s.reduction), list_of(mask));
+                 kind_of(s), a.lo.wide, a.hi.wide, a.floor.wide, name_of(s.reduction), list_of(mask));
 }
 
 Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& s, const Mask& mask) {
@@ -218,11 +229,21 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
   static const auto op = typed("vaefast::elbo_forward", op_elbo_forward);
   const Activation& a = ps.activation;
   return op.call(rec.params, rec.target, rec.weight, likelihood_name(rs), post.mu, post.raw, post.prior_mu, ps.prior_mu,
-                 post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo, a.hi, a.floor, beta, name_of(rs.reduction),
-                 list_of(mask));
+                 post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo.wide, a.hi.wide, a.floor.wide, beta,
+                 name_of(rs.reduction), list_of(mask));
 }
 
-void scale_(const Tensor& kept, const Tensor& upstream) {
+Tensors elbo_backward_(const Tensors& kept, MaybeRef dnll, MaybeRef dkl, double beta, const ReconstructionInputs& rec,
+                       const ReconstructionSpec& rs, const PosteriorInputs& post, const PosteriorSpec& ps,
+                       const Mask& mask, const Mask& post_mask) {
+  static const auto op = typed("vaefast::elbo_backward_", op_elbo_backward_);
+  const Activation& a = ps.activation;
+  return op.call(kept, dnll, dkl, beta, rec.params, rec.target, rec.weight, likelihood_name(rs), post.mu, post.raw,
+                 post.prior_mu, ps.prior_mu, post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo.wide, a.hi.wide,
+                 a.floor.wide, name_of(rs.reduction), list_of(mask), list_of(post_mask));
+}
+
+void scale_(const Tensors& kept, const Tensor& upstream) {
   static const auto op = typed("vaefast::scale_", op_scale_);
   op.call(kept, upstream);
 }
@@ -245,7 +266,9 @@ TORCH_LIBRARY(vaefast, m) {
   m.def("_differentiable_reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
   m.def("elbo(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction) -> (Tensor, Tensor, Tensor)");
   m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction, bool[] mask) -> Tensor[]");
-  m.def("scale_(Tensor(a!) kept, Tensor upstream) -> ()");
+  m.def("elbo_backward_(Tensor(a!)[] kept, Tensor? dnll, Tensor? dkl, float beta, " VF_R ", " VF_P ", " VF_A
+        ", str reduction, bool[] mask, bool[] post_mask) -> Tensor[]");
+  m.def("scale_(Tensor(a!)[] kept, Tensor upstream) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(vaefast, CPU, m) { register_kernels(m); }

@@ -21,7 +21,10 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
                                 const Mask& mask);
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                      const PosteriorSpec& post_spec, double beta, const Mask& mask);
-void scale_(const Tensor& kept, const Tensor& upstream);
+Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const MaybeTensor& dkl, double beta,
+                       const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
+                       const PosteriorSpec& post_spec, const Mask& mask, const Mask& post_mask);
+void scale_(const Tensors& kept, const Tensor& upstream);
 }  // namespace dispatched
 
 }  // namespace vaefast

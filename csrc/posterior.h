@@ -61,21 +61,12 @@ struct Softplus {
 
 using Parameterizations = TypeList<LogVar, LogStd, Std, Var, Softplus>;
 
-template <class V, class P, class... Rest>
-VF_HD Scale<V> eval_kind(int kind, V raw, TypeList<P, Rest...>) {
-  if constexpr (sizeof...(Rest) == 0) {
-    return P::eval(raw);
-  } else {
-    return kind == 0 ? P::eval(raw) : eval_kind(kind - 1, raw, TypeList<Rest...>{});
-  }
-}
-
-template <class V>
+template <class P, class V>
 VF_HD Scale<V> scale_of(const Activation& a, V raw) {
   const V lo = lit<V>(a.lo), hi = lit<V>(a.hi), zero = lit<V>(0);
   const V clamped = a.clamped ? select(raw < lo, lo, select(raw > hi, hi, raw)) : raw;
-  Scale<V> s = eval_kind(a.kind, clamped, Parameterizations{});
-  if (a.floor > 0) {
+  Scale<V> s = P::eval(clamped);
+  if (a.floored) {
     s.std = s.std + lit<V>(a.floor);
     s.logvar = lit<V>(2) * log_(s.std);
     s.dlogvar = lit<V>(2) * s.dstd / s.std;

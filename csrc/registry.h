@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -15,5 +16,30 @@ template <class... Ts>
 std::vector<std::string> names_of(TypeList<Ts...>) {
   return {Ts::name...};
 }
+
+// Stands for the type T as an argument.
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+inline namespace VF_ISA {
+
+// f(Tag of the list's type number `index`): what depends on it is decided once, outside the loops in f.
+template <class F, class T, class... Rest>
+VF_HD auto visit(int index, TypeList<T, Rest...>, const F& f) {
+  if constexpr (sizeof...(Rest) > 0) {
+    if (index != 0) return visit(index - 1, TypeList<Rest...>{}, f);
+  }
+  return f(Tag<T>{});
+}
+
+// f(std::true_type) or f(std::false_type), likewise.
+template <class F>
+VF_HD auto visit(bool flag, const F& f) {
+  return flag ? f(std::true_type{}) : f(std::false_type{});
+}
+
+}  // namespace VF_ISA
 
 }  // namespace vaefast

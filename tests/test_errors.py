@@ -257,6 +257,9 @@ def elbo(params=(rec,), target=x, p=P, beta=1.0, reduction="sum", mask=None):
     if mask is None:
         return ops.elbo(list(params), target, None, "bernoulli", *p, *A, beta, reduction)
     return ops.elbo_forward(list(params), target, None, "bernoulli", *p, *A, beta, reduction, list(mask))
+def elbo_back(kept=(), dnll=one, dkl=one, params=(rec,), mask=(True,), post_mask=(True, True, False, False)):
+    recon = list(params), x, None, "bernoulli"
+    return ops.elbo_backward_(list(kept), dnll, dkl, 1.0, *recon, *P, *A, "sum", list(mask), list(post_mask))
 """
 MALFORMED = [
     "post(raw=raw[:3])",
@@ -324,9 +327,18 @@ MALFORMED = [
     "elbo(p=(mu, raw[:3], None, 0.0, None, 0.0))",
     "elbo(params=(), mask=())",
     "elbo(mask=(True,) * 9)",
-    "ops.scale_(torch.zeros(3), torch.zeros(4))",
-    "ops.scale_(torch.zeros(3), torch.zeros(2, 3))",
-    "ops.scale_(torch.zeros(3), torch.zeros((), device='meta'))",
+    "elbo_back(kept=[torch.zeros(6, 50)], dnll=torch.zeros(7))",
+    "elbo_back(kept=[torch.zeros(2, 3)], dnll=torch.zeros(6))",
+    "elbo_back(params=(), mask=())",
+    "elbo_back(mask=(True,) * 9)",
+    "elbo_back(post_mask=(True,) * 3)",
+    "elbo_back(post_mask=(True,) * 4)",
+    "elbo_back(dkl=torch.zeros(7))",
+    "elbo_back(dkl=one.to('meta'))",
+    "ops.scale_([torch.zeros(3)], torch.zeros(4))",
+    "ops.scale_([torch.zeros(3)], torch.zeros(2, 3))",
+    "ops.scale_([torch.zeros(3)], torch.zeros((), device='meta'))",
+    "ops.scale_([torch.zeros(3, dtype=torch.long)], one)",
 ]
 RUN = """
 import contextlib, sys

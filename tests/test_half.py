@@ -207,6 +207,6 @@ def test_long_half_sums_do_not_saturate(native: str, half: torch.dtype) -> None:
     """Summed in the dtype, bfloat16 would stop at 256 and float16 overflow at 65504."""
     logits = torch.zeros(2, 400_000, dtype=half, device=native)
     rows = vaefast.reconstruction_loss(logits, logits, reduction="per_sample")
-    assert rows.tolist() == pytest.approx([400_000 * 0.6931471805599453] * 2, rel=1e-6)
+    assert rows.tolist() == pytest.approx([400_000 * 0.6931471805599453] * 2, rel=2e-6)
     kl = vaefast.gaussian_kl(torch.ones_like(logits), logits, reduction="sum")
     assert kl.item() == 400_000

@@ -11,7 +11,7 @@ namespace vaefast {
 inline namespace VF_ISA {
 namespace {
 
-template <class T, bool SAMPLE, bool KLD, bool PRIOR>
+template <class T, class P, bool SAMPLE, bool KLD, bool PRIOR>
 double posterior_forward(const PosteriorProblem& p, const Tile& t) {
   using V = Vec<T>;
   Buffer<T> mu_buffer, raw_buffer, noise_buffer, pm_buffer, plv_buffer, z_buffer, kl_buffer;
@@ -27,7 +27,7 @@ double posterior_forward(const PosteriorProblem& p, const Tile& t) {
   Accumulator<T> sum;
   for_vectors<T>(t.n, [&](int i, int count) {
     const V m = at(mu, i, count);
-    const auto q = scale_of(p.activation, at(raw, i, count));
+    const auto q = scale_of<P>(p.activation, at(raw, i, count));
     if constexpr (SAMPLE) put(z, i, count, fma_(q.std, at(eps, i, count), m));
     if constexpr (KLD) {
       const V zero = V(T(0));
@@ -41,7 +41,7 @@ double posterior_forward(const PosteriorProblem& p, const Tile& t) {
   return sum.total();
 }
 
-template <class T, bool SAMPLE, bool KLD, bool PRIOR>
+template <class T, class P, bool SAMPLE, bool KLD, bool PRIOR>
 double posterior_backward(const PosteriorProblem& p, const Tile& t) {
   using V = Vec<T>;
   Buffer<T> mu_buffer, raw_buffer, noise_buffer, pm_buffer, plv_buffer, dz_buffer, dkl_buffer;
@@ -58,9 +58,9 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
   constexpr int outputs = PRIOR ? 4 : 2;
   T* grad[4];
   for (int k = 0; k < outputs; ++k) grad[k] = writable(*out[k], t, out_buffer[k]);
-  const V factor = V(T(p.dkl_scale)), zero = V(T(0));
+  const V factor = lit<V>(p.dkl_scale), zero = V(T(0));
   for_vectors<T>(t.n, [&](int i, int count) {
-    const auto q = scale_of(p.activation, at(raw, i, count));
+    const auto q = scale_of<P>(p.activation, at(raw, i, count));
     V gmu = zero, graw = zero;
     if constexpr (SAMPLE) {
       gmu = at(dz, i, count);
@@ -86,9 +86,12 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
 
 template <class T, bool SAMPLE, bool KLD, bool PRIOR>
 void posterior_units(const PosteriorProblem& p, int64_t begin, int64_t end) {
-  for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
-    return p.backward ? posterior_backward<T, SAMPLE, KLD, PRIOR>(p, t)
-                      : posterior_forward<T, SAMPLE, KLD, PRIOR>(p, t);
+  visit(p.activation.kind, Parameterizations{}, [&](auto kind) {
+    using P = typename decltype(kind)::type;
+    for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
+      return p.backward ? posterior_backward<T, P, SAMPLE, KLD, PRIOR>(p, t)
+                        : posterior_forward<T, P, SAMPLE, KLD, PRIOR>(p, t);
+    });
   });
 }
 
@@ -122,7 +125,7 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
   if constexpr (GRAD) {
     for (int k = 0; k < N; ++k) grad[k] = writable(p.out_grad[k], t, grad_buffer[k]);
   }
-  const V factor = V(T(p.grad_scale)), zero = V(T(0));
+  const V factor = lit<V>(p.grad_scale), zero = V(T(0));
   Accumulator<T> sum;
   for_vectors<T>(t.n, [&](int i, int count) {
     V x[N];
@@ -151,6 +154,20 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
   return sum.total();
 }
 
+// Gradients that an earlier call left, times upstream.
+template <class T>
+double rescale_tile(const ReconstructionProblem& p, const Tile& t) {
+  Buffer<T> upstream_buffer, grad_buffer, out_buffer;
+  const T* upstream = read(p.upstream, t, upstream_buffer);
+  for (int k = 0; k < p.nparams; ++k) {
+    const T* grad = read(p.out_grad[k], t, grad_buffer);
+    T* out = writable(p.out_grad[k], t, out_buffer);
+    for_vectors<T>(t.n, [&](int i, int count) { put(out, i, count, at(grad, i, count) * at(upstream, i, count)); });
+    write_back(p.out_grad[k], t, out_buffer);
+  }
+  return 0;
+}
+
 template <class T, class L, int N>
 void reconstruction_units(const ReconstructionProblem& p, int64_t begin, int64_t end) {
   for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
@@ -165,15 +182,19 @@ void reconstruction_params(const ReconstructionProblem& p, int64_t begin, int64_
   if constexpr (N > L::required) reconstruction_params<T, L, N - 1>(p, begin, end);
 }
 
-template <class T, class L, class... Rest>
-void reconstruction_typed(int kind, const ReconstructionProblem& p, int64_t begin, int64_t end, TypeList<L, Rest...>) {
-  if (kind == 0) return reconstruction_params<T, L, L::params>(p, begin, end);
-  if constexpr (sizeof...(Rest) > 0) reconstruction_typed<T>(kind - 1, p, begin, end, TypeList<Rest...>{});
+template <class T>
+void reconstruction_typed(const ReconstructionProblem& p, int64_t begin, int64_t end) {
+  if (p.kept) {
+    return for_units(p.space, nullptr, kUnit, begin, end, [&](const Tile& t) { return rescale_tile<T>(p, t); });
+  }
+  visit(p.likelihood, Likelihoods{}, [&](auto tag) {
+    using L = typename decltype(tag)::type;
+    reconstruction_params<T, L, L::params>(p, begin, end);
+  });
 }
 
 void reconstruction(const ReconstructionProblem& p, int64_t begin, int64_t end) {
-  p.wide ? reconstruction_typed<double>(p.likelihood, p, begin, end, Likelihoods{})
-         : reconstruction_typed<float>(p.likelihood, p, begin, end, Likelihoods{});
+  p.wide ? reconstruction_typed<double>(p, begin, end) : reconstruction_typed<float>(p, begin, end);
 }
 
 }  // namespace

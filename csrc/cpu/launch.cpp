@@ -81,19 +81,29 @@ void finish(const Job& job, const Units& rec, const Units& post) {
   }
 }
 
+// Whether there is nothing to multiply by.
+bool is_one(const Operand& upstream, const Space& space) {
+  const bool one_number = std::all_of(upstream.stride, upstream.stride + space.ndim, [](int64_t s) { return s == 0; });
+  if (!one_number && space.numel != 1) return false;
+  return upstream.dtype == DType::kDouble ? *static_cast<double*>(upstream.data) == 1
+                                          : upstream.dtype == DType::kFloat && *static_cast<float*>(upstream.data) == 1;
+}
+
 void run(const at::Tensor&, Job& job) {
   const CpuKernels& k = kernels();
-  const Units rec = job.reconstruction ? Units(job.reconstruction->space) : Units();
+  const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
+  ReconstructionProblem* r = job.reconstruction;
+  if (r && r->kept && is_one(r->upstream, r->space)) r = nullptr;
+  const Units rec = r ? Units(r->space) : Units();
   const Units post = job.posterior ? Units(job.posterior->space) : Units();
   std::vector<double> partial(rec.count + post.count);
-  if (job.reconstruction) job.reconstruction->sum.partial = partial.data();
+  if (r) r->sum.partial = partial.data();
   if (job.posterior) job.posterior->sum.partial = partial.data() + rec.count;
   at::parallel_for(0, rec.total() + post.total(), kGrain, [&](int64_t begin, int64_t end) {
-    rec.within(begin, end, [&](int64_t a, int64_t b) { k.reconstruction(*job.reconstruction, a, b); });
+    rec.within(begin, end, [&](int64_t a, int64_t b) { k.reconstruction(*r, a, b); });
     post.within(begin - rec.total(), end - rec.total(),
                 [&](int64_t a, int64_t b) { k.posterior(*job.posterior, a, b); });
   });
-  const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
   wide ? finish<double>(job, rec, post) : finish<float>(job, rec, post);
 }
 
@@ -111,13 +121,8 @@ void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Te
   philox.offset = seed + 1;
 }
 
-void scale(const at::Tensor& kept, const at::Tensor& upstream) {
-  if (upstream.dim() == 0 && upstream.item<double>() == 1.0) return;
-  at::Tensor(kept).mul_(upstream);
-}
-
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run, philox, scale};
+  device_for(c10::DeviceType::CPU) = {run, philox};
   return true;
 }();
 

@@ -176,7 +176,7 @@ const T* read(const Operand& op, const Tile& t, Buffer<T>& buffer) {
   if (const T* direct = in_place<T>(op, t)) return direct;
   T* to = buffer.data;
   if (op.data == nullptr) {
-    for (int i = 0; i < t.n; ++i) to[i] = T(op.value);
+    for (int i = 0; i < t.n; ++i) to[i] = lit<T>(op.value);
     return to;
   }
   switch (op.dtype) {

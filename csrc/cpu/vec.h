@@ -27,6 +27,10 @@ VF_HD Vec<T> abs_(Vec<T> x) {
   return x.abs();
 }
 template <class T>
+VF_HD Vec<T> reciprocal(Vec<T> x) {
+  return Vec<T>(T(1)) / x;
+}
+template <class T>
 VF_HD Vec<T> rint_(Vec<T> x) {
   return x.round();
 }

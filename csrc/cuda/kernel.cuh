@@ -7,25 +7,36 @@
 namespace vaefast {
 
 constexpr int kThreads = 256;
+constexpr int kWarp = 32;
 constexpr int kPacksPerThread = 4;
+// Leaves 80 (128) registers a thread: what the largest kernels need, and enough threads to hide memory's latency.
+template <class T>
+constexpr int kBlocksPerSM = sizeof(T) == 4 ? 3 : 2;
+// Larger problems get longer units, so that the last block has few partial sums to add.
+constexpr int64_t kMaxUnits = 8192;
 
-// How a problem is cut: groups of `width` threads, a unit each; units of at most `unit` elements of one row.
+// How a problem is cut: groups of `width` threads, a unit each; units of at most `unit` elements of one row. It follows
+// from the sizes alone, and so does the order in which sums are added.
 struct Geometry {
+  int64_t cols = 0, unit = 1, blocks = 0;
+  uint32_t per_row = 0, count = 0;
   int width = kThreads;
-  int64_t unit = 1, per_row = 0, count = 0, blocks = 0;
 };
 
 template <class T>
 Geometry geometry_of(const Space& s) {
   Geometry g;
-  const int64_t cols = s.rows ? s.numel / s.rows : 0;
+  g.cols = s.rows ? s.numel / s.rows : 0;
   // short rows share a block, a warp each; long ones are split
-  const int64_t short_row = int64_t(32) * kPack<T> * kPacksPerThread;
-  g.width = s.rows > 1 && cols <= short_row ? 32 : kThreads;
-  g.unit = int64_t(g.width) * kPack<T> * kPacksPerThread;
-  g.per_row = (cols + g.unit - 1) / g.unit;
-  g.count = g.per_row * s.rows;
-  g.blocks = (g.count * g.width + kThreads - 1) / kThreads;
+  if (s.rows > 1 && g.cols <= int64_t(kWarp) * kPack<T> * kPacksPerThread) g.width = kWarp;
+  const int64_t least = int64_t(g.width) * kPack<T> * kPacksPerThread;
+  g.unit = least * (g.width == kWarp ? 2 : 1 + s.numel / (least * kMaxUnits));
+  // a row need not begin where a pack does
+  const int64_t reach = g.cols + (s.rows > 1 ? kPack<T> - 1 : 0);
+  const int64_t per_row = g.cols ? (reach + g.unit - 1) / g.unit : 0;
+  g.per_row = uint32_t(per_row);
+  g.count = uint32_t(per_row * s.rows);
+  g.blocks = (int64_t(g.count) * g.width + kThreads - 1) / kThreads;
   return g;
 }
 
@@ -35,7 +46,7 @@ struct Launch {
   Geometry rec, post;  // blocks [0, rec.blocks) take the reconstruction, the rest the posterior
   void* total = nullptr;
   double beta = 1.0;
-  unsigned* counter = nullptr;  // 0 before and after; null where there is nothing to add up
+  unsigned* counter = nullptr;  // 0 before and after; null where nothing is left to the last block
 };
 
 // No problem of this kind in the launch.
@@ -44,13 +55,14 @@ struct Nothing {};
 // Sum over the threads of a group, valid in its lane 0: shuffles, then one value a warp through shared memory.
 template <class T>
 __device__ inline T group_sum(T x, int width, T* shared) {
-  for (int step = 16; step > 0; step /= 2) x += __shfl_down_sync(0xffffffffu, x, step);
-  if (width == 32) return x;
-  const int warp = threadIdx.x / 32;
-  if (threadIdx.x % 32 == 0) shared[warp] = x;
+  if (width == 1) return x;
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_down_sync(0xffffffffu, x, step);
+  if (width == kWarp) return x;
+  const int warp = threadIdx.x / kWarp;
+  if (threadIdx.x % kWarp == 0) shared[warp] = x;
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int k = 1; k < kThreads / 32; ++k) x += shared[k];
+    for (int k = 1; k < kThreads / kWarp; ++k) x += shared[k];
   }
   __syncthreads();
   return x;
@@ -58,52 +70,61 @@ __device__ inline T group_sum(T x, int width, T* shared) {
 
 template <class Work, class Problem>
 __device__ inline void run_block(const Problem& p, const Geometry& g, int64_t block, typename Work::T* shared) {
-  const int64_t unit = (block * kThreads + threadIdx.x) / g.width;
-  const int lane = threadIdx.x % g.width;
-  typename Work::T sum = 0;
+  using T = typename Work::T;
+  const bool narrow = g.width == kWarp;
+  const uint32_t unit = uint32_t(narrow ? block * (kThreads / kWarp) + threadIdx.x / kWarp : block);
+  const int lane = narrow ? threadIdx.x % kWarp : threadIdx.x;
+  T sum = 0;
   if (unit < g.count) {
-    const int64_t cols = p.space.numel / p.space.rows, row = unit / g.per_row;
-    const int64_t first = row * cols + (unit % g.per_row) * g.unit, end = (row + 1) * cols;
-    const Unit u{first, first + g.unit < end ? first + g.unit : end, lane, g.width};
-    sum = Work::run(p, u, block == 0 && threadIdx.x == 0);
+    const uint32_t row = g.per_row == 1 ? unit : g.per_row == g.count ? 0 : unit / g.per_row;
+    const int64_t begin = row * g.cols, end = begin + g.cols;
+    // cut where packs begin
+    const int64_t from = begin / kPack<T> * kPack<T> + int64_t(unit - row * g.per_row) * g.unit;
+    const Unit u{from < begin ? begin : from, from + g.unit < end ? from + g.unit : end, lane, g.width};
+    const bool first = block == 0 && threadIdx.x == 0;
+    sum = p.space.packed ? Work::template run<kPack<T>>(p, u, first) : Work::template run<1>(p, u, first);
   }
-  if (!p.sum.partial) return;
+  if (!p.sum.out) return;
   sum = group_sum(sum, g.width, shared);
-  if (lane == 0 && unit < g.count) p.sum.partial[unit] = double(sum);
+  if (lane != 0 || unit >= g.count) return;
+  if (g.per_row == 1) {
+    static_cast<T*>(p.sum.out)[unit] = T(p.sum.scale * double(sum));
+  } else {
+    p.sum.partial[unit] = double(sum);
+  }
 }
 
 // out[row] = scale * (the row's partials, added in an order that the sizes alone decide), by one whole block.
 template <class T>
-__device__ inline void finish_rows(const Sum& s, const Geometry& g, int64_t rows, double* shared) {
-  T* out = static_cast<T*>(s.out);
-  // volatile: written by other blocks during this launch
-  const volatile double* partial = s.partial;
-  if (rows >= kThreads) {
-    for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
-      double sum = 0;
-      for (int64_t k = 0; k < g.per_row; ++k) sum += partial[row * g.per_row + k];
-      out[row] = T(s.scale * sum);
-    }
-    return;
-  }
-  for (int64_t row = 0; row < rows; ++row) {
+__device__ inline void finish_rows(const Sum& s, const Geometry& g, uint32_t rows, double* shared) {
+  if (!s.out || g.per_row == 1) return;
+  // few long rows: the block takes one after the other; else a warp or a thread each
+  const int width = rows < kThreads / kWarp ? kThreads : g.per_row >= kWarp / 2 ? kWarp : 1;
+  const uint32_t lane = threadIdx.x % width;
+  for (uint32_t row = threadIdx.x / width; row < rows; row += kThreads / width) {
     double sum = 0;
-    for (int64_t k = threadIdx.x; k < g.per_row; k += kThreads) sum += partial[row * g.per_row + k];
-    sum = group_sum(sum, kThreads, shared);
-    if (threadIdx.x == 0) out[row] = T(s.scale * sum);
+#pragma unroll 4
+    for (uint32_t k = lane; k < g.per_row; k += width) {
+      // from L2, where the other blocks left it
+      sum += __ldcg(s.partial + int64_t(row) * g.per_row + k);
+    }
+    sum = group_sum(sum, width, shared);
+    if (lane == 0) static_cast<T*>(s.out)[row] = T(s.scale * sum);
   }
 }
 
 template <class T>
 __device__ inline void finish(const Launch& a, double* shared) {
-  if (a.reconstruction.sum.partial) finish_rows<T>(a.reconstruction.sum, a.rec, a.reconstruction.space.rows, shared);
-  if (a.posterior.sum.partial) finish_rows<T>(a.posterior.sum, a.post, a.posterior.space.rows, shared);
+  const uint32_t rows = uint32_t(a.posterior.space.rows);
+  finish_rows<T>(a.reconstruction.sum, a.rec, uint32_t(a.reconstruction.space.rows), shared);
+  finish_rows<T>(a.posterior.sum, a.post, rows, shared);
   if (!a.total) return;
   __syncthreads();
   const T* nll = static_cast<const T*>(a.reconstruction.sum.out);
   const T* kl = static_cast<const T*>(a.posterior.sum.out);
-  for (int64_t row = threadIdx.x; row < a.posterior.space.rows; row += kThreads) {
-    static_cast<T*>(a.total)[row] = T(double(nll[row]) + a.beta * double(kl[row]));
+#pragma unroll 4
+  for (uint32_t row = threadIdx.x; row < rows; row += kThreads) {
+    static_cast<T*>(a.total)[row] = T(double(__ldcg(nll + row)) + a.beta * double(__ldcg(kl + row)));
   }
 }
 
@@ -122,8 +143,8 @@ __device__ inline bool last_block(unsigned* counter) {
 }
 
 template <class T, class Rec, class Post>
-__global__ void __launch_bounds__(kThreads) job_kernel(const __grid_constant__ Launch a) {
-  __shared__ double shared[kThreads / 32];
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM<T>) job_kernel(const __grid_constant__ Launch a) {
+  __shared__ double shared[kThreads / kWarp];
   const int64_t block = blockIdx.x;
   if (block < a.rec.blocks) {
     if constexpr (!std::is_same_v<Rec, Nothing>) {
@@ -135,26 +156,6 @@ __global__ void __launch_bounds__(kThreads) job_kernel(const __grid_constant__ L
     }
   }
   if (a.counter && last_block(a.counter)) finish<T>(a, shared);
-}
-
-// kept *= upstream, and nothing at all where upstream is 1.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    scale_kernel(const __grid_constant__ Operand kept, const __grid_constant__ Space space,
-                 const __grid_constant__ Operand upstream) {
-  T factor[kPack<T>];
-  read(upstream, Pack{space, 0, 1}, factor);
-  if (factor[0] == T(1)) return;
-  const int64_t first = int64_t(blockIdx.x) * kThreads * kPack<T> * kPacksPerThread;
-  const int64_t end = first + int64_t(kThreads) * kPack<T> * kPacksPerThread;
-  const Unit u{first, end < space.numel ? end : space.numel, int(threadIdx.x), kThreads};
-  for_packs<T>(space, u, [&](const Pack& at) {
-    T x[kPack<T>];
-    read(kept, at, x);
-#pragma unroll
-    for (int i = 0; i < kPack<T>; ++i) x[i] *= factor[0];
-    write(kept, at, x);
-  });
 }
 
 }  // namespace vaefast

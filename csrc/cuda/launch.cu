@@ -39,6 +39,7 @@ void run(const at::Tensor& on, Job& job) {
 void philox(const c10::optional<at::Generator>& generator, int64_t numel, const at::Tensor& save, Philox& philox) {
   auto* cuda = at::get_generator_or_default<at::CUDAGeneratorImpl>(
       generator, at::cuda::detail::getDefaultCUDAGenerator(save.get_device()));
+  const c10::cuda::CUDAGuard guard(save.device());  // capture is asked of the current device's stream
   at::PhiloxCudaState state;
   {
     std::lock_guard<std::mutex> lock(cuda->mutex_);
@@ -56,13 +57,8 @@ void philox(const c10::optional<at::Generator>& generator, int64_t numel, const 
   philox.save = save.mutable_data_ptr<int64_t>();
 }
 
-void scale(const at::Tensor& kept, const at::Tensor& upstream) {
-  const c10::cuda::CUDAGuard guard(kept.device());
-  scale_on(kept, upstream, c10::cuda::getCurrentCUDAStream().stream());
-}
-
 const bool registered = [] {
-  device_for(c10::DeviceType::CUDA) = {run, philox, scale};
+  device_for(c10::DeviceType::CUDA) = {run, philox};
   return true;
 }();
 

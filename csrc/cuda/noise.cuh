@@ -22,7 +22,11 @@ __device__ inline Stream open_stream(const Philox& p, bool first_thread) {
   return s;
 }
 
-// The normals of elements start .. start + kPack - 1, with start a multiple of kPack.
+// Normals that are drawn together.
+template <class T>
+constexpr int kDrawn = 16 / sizeof(T);
+
+// The normals of elements start .. start + kDrawn - 1, with start a multiple of kDrawn.
 __device__ inline void normals(const Stream& s, int64_t start, float (&out)[4]) {
   const Words x = philox4x32(s.counter + uint64_t(start / 4), 0, s.key);
   box_muller(uniform(x.w[0]), turns(x.w[1]), out[0], out[1]);
@@ -34,27 +38,18 @@ __device__ inline void normals(const Stream& s, int64_t start, double (&out)[2])
   box_muller(uniform(x.w[0], x.w[1]), turns(x.w[2], x.w[3]), out[0], out[1]);
 }
 
-template <class T>
-__device__ inline void read_noise(const Philox& p, const Stream& s, const Pack& at, T (&out)[kPack<T>]) {
-  constexpr int N = kPack<T>;
-  if (p.linear && at.start % N == 0) return normals(s, at.start, out);
-  // elements that straddle packs: draw a pack when it changes, pick from it and shift into place (see read_as)
-  T drawn[N] = {};
-  int64_t which = -1;
-#pragma unroll 1
-  for (int i = 0; i < N; ++i) {
-    const int64_t element = i < at.n ? offset_of(at.space, p.stride, p.linear, at.start + i) : 0;
-    if (element / N != which) {
-      which = element / N;
-      normals(s, which * N, drawn);
-    }
-    const int j = int(element % N);
-    T x = drawn[0];
+template <class T, int N>
+__device__ inline void read_noise(const Philox& p, const Stream& s, const Pack& at, T (&out)[N]) {
+  if constexpr (N == kDrawn<T>) {
+    normals(s, at.start, out);
+  } else {
+    constexpr int M = kDrawn<T>;
+    const int64_t element = p.linear ? at.start : view_offset(at, p.stride);
+    T drawn[M];
+    normals(s, element / M * M, drawn);
+    out[0] = drawn[0];
 #pragma unroll
-    for (int k = 1; k < N; ++k) x = j == k ? drawn[k] : x;
-#pragma unroll
-    for (int k = 0; k + 1 < N; ++k) out[k] = out[k + 1];
-    out[N - 1] = x;
+    for (int k = 1; k < M; ++k) out[0] = element % M == k ? drawn[k] : out[0];
   }
 }
 

@@ -1,45 +1,136 @@
-// Packs: the few consecutive elements of the iteration space that a thread handles at once. An operand is read into
-// registers as the arithmetic type and written back from there; 16 bytes at a time where it is contiguous and aligned,
-// element by element where it is not, so that dtypes and strides cost no extra kernels. No torch types here.
+// Packs: the N consecutive elements of the iteration space that a thread handles at once; N is kPack<T> where every
+// operand can be moved a pack at a time, else 1 (problem.packed, decided at launch). An operand is fetched as it lies
+// in memory and decoded to the arithmetic type afterwards: so all loads of a pack are under way before the first is
+// waited for, and dtypes and strides cost no extra kernels. No torch types here.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstring>
+
 #include "vmath.h"
 
 namespace vaefast {
 
-// 16 bytes of the arithmetic type, and with float a whole Philox counter.
+// 16 bytes, and a whole Philox counter. Doubles are for precision: they go one by one, which halves their code.
 template <class T>
-constexpr int kPack = 16 / sizeof(T);
+constexpr int kPack = sizeof(T) == 4 ? 4 : 1;
 
+inline int size_of(DType t) { return t == DType::kDouble ? 8 : t == DType::kFloat ? 4 : t == DType::kBool ? 1 : 2; }
+
+// Elements start + lo .. start + hi - 1 of the space, where start is a multiple of N.
 struct Pack {
   const Space& space;
   int64_t start;
-  int n;  // elements that exist
+  int lo, hi;
+  int64_t outer = 0, column = 0;  // start's place before and in the last dimension, where the space has views
+
+  __device__ bool holds(int i) const { return i >= lo && i < hi; }
 };
 
-// The position of an element in the memory of an operand, through its index in every dimension. 32-bit division where
-// the size allows it: the 64-bit one is several times as long. Loops stay loops: this is the slow path, and unrolled it
-// would be most of the code.
-template <class I>
-__device__ inline int64_t offset_by_division(const Space& s, const int64_t* stride, int64_t element) {
-  int64_t offset = 0;
-  I rest = I(element);
-#pragma unroll 1
-  for (int d = s.ndim - 1; d > 0; --d) {
-    const I size = I(s.size[d]), next = rest / size;
-    offset += int64_t(rest - next * size) * stride[d];
-    rest = next;
+// quotient and remainder; in 32 bits where the whole space fits, for the 64-bit division is several times as long
+__device__ inline void divide(const Space& s, int64_t x, int64_t size, int64_t& quotient, int64_t& rest) {
+  if (s.numel <= 0x7fffffff) {
+    const uint32_t q = uint32_t(x) / uint32_t(size);
+    quotient = q;
+    rest = uint32_t(x) - q * uint32_t(size);
+  } else {
+    quotient = int64_t(uint64_t(x) / uint64_t(size));
+    rest = x - quotient * size;
   }
-  return offset + int64_t(rest) * stride[0];
 }
 
-__device__ inline int64_t offset_of(const Space& s, const int64_t* stride, bool linear, int64_t element) {
-  if (linear) return element;
-  return s.numel <= 0x7fffffff ? offset_by_division<uint32_t>(s, stride, element)
-                               : offset_by_division<uint64_t>(s, stride, element);
+// Where the pack begins in the memory of an operand with these strides.
+__device__ inline int64_t view_offset(const Pack& at, const int64_t* stride) {
+  const Space& s = at.space;
+  int64_t outer = at.outer, offset = at.column * stride[s.ndim - 1], index;
+#pragma unroll 1
+  for (int d = s.ndim - 2; d > 0; --d) {
+    divide(s, outer, s.size[d], outer, index);
+    offset += index * stride[d];
+  }
+  return s.ndim > 1 ? offset + outer * stride[0] : offset;
+}
+
+template <class S>
+__device__ inline S* address(const Operand& op, const Pack& at) {
+  S* data = static_cast<S*>(op.data);
+  if (op.access == Access::kScalar) return data;
+  return data + (op.access == Access::kLinear ? at.start : view_offset(at, op.stride));
+}
+
+// Elements as they lie in memory; a whole pack of them is moved by one instruction.
+template <class S, int N>
+struct alignas(N * sizeof(S)) Chunk {
+  S item[N];
+};
+
+// A fetched pack, its elements from the low end on.
+template <class T, int N>
+struct Bits {
+  alignas(N * sizeof(T)) uint32_t word[N * sizeof(T) / 4];
+
+  template <class C>
+  __device__ C as() const {
+    static_assert(sizeof(C) <= sizeof(Bits));
+    C chunk;
+    memcpy(&chunk, word, sizeof(C));
+    return chunk;
+  }
+
+  template <class C>
+  __device__ static Bits of(const C& chunk) {
+    Bits bits{};
+    memcpy(bits.word, &chunk, sizeof(C));
+    return bits;
+  }
+};
+
+template <class T, int N, class S>
+__device__ inline Bits<T, N> fetch_as(const Operand& op, const Pack& at) {
+  using C = Chunk<S, N>;
+  C chunk{};
+  const S* p = address<const S>(op, at);
+  if (N > 1 && (op.access == Access::kScalar || op.access == Access::kRowScalar)) {
+    const S x = *p;
+#pragma unroll
+    for (int i = 0; i < N; ++i) chunk.item[i] = x;
+  } else if (N == 1 || (at.lo == 0 && at.hi == N)) {
+    chunk = *reinterpret_cast<const C*>(p);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (at.holds(i)) chunk.item[i] = p[i];
+    }
+  }
+  return Bits<T, N>::of(chunk);
+}
+
+template <class T, int N, class S>
+__device__ inline void put_as(const Operand& op, const Pack& at, const Bits<T, N>& bits) {
+  using C = Chunk<S, N>;
+  const C chunk = bits.template as<C>();
+  S* p = address<S>(op, at);
+  if (N == 1 || (at.lo == 0 && at.hi == N)) {
+    *reinterpret_cast<C*>(p) = chunk;
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (at.holds(i)) p[i] = chunk.item[i];
+    }
+  }
+}
+
+// Arithmetic in float never meets double in memory (problem.wide). Nothing is fetched for a constant.
+template <class T, int N>
+__device__ inline Bits<T, N> fetch(const Operand& op, const Pack& at) {
+  if (op.access == Access::kConstant) return {};
+  if constexpr (sizeof(T) == 8) {
+    if (op.dtype == DType::kDouble) return fetch_as<T, N, uint64_t>(op, at);
+  }
+  if (op.dtype == DType::kFloat) return fetch_as<T, N, uint32_t>(op, at);
+  return op.dtype == DType::kBool ? fetch_as<T, N, uint8_t>(op, at) : fetch_as<T, N, uint16_t>(op, at);
 }
 
 __device__ inline float load(float x) { return x; }
@@ -48,148 +139,56 @@ __device__ inline float load(bool x) { return x ? 1.0f : 0.0f; }
 __device__ inline float load(__half x) { return __half2float(x); }
 __device__ inline float load(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-__device__ inline void store(float& to, double x) { to = float(x); }
-__device__ inline void store(double& to, double x) { to = x; }
-__device__ inline void store(float& to, float x) { to = x; }
-__device__ inline void store(double& to, float x) { to = x; }
-template <class T>
-__device__ inline void store(__half& to, T x) {
-  to = __float2half_rn(float(x));
-}
-template <class T>
-__device__ inline void store(__nv_bfloat16& to, T x) {
-  to = __float2bfloat16_rn(float(x));
-}
-
-// A pack as it lies in memory: 4 to 16 bytes, moved by one instruction.
-template <class S, int N>
-struct alignas(N * sizeof(S)) Chunk {
-  S item[N];
-};
-
-__device__ inline int size_of(DType t) {
-  return t == DType::kDouble ? 8 : t == DType::kFloat ? 4 : t == DType::kBool ? 1 : 2;
-}
-
-// Where the pack can be moved by one instruction, its address; else null. It must be whole, side by side in memory (in
-// one run along the last dimension, which has stride 1) and aligned.
-template <class T>
-__device__ inline char* whole_pack(const Operand& op, const Pack& at) {
-  if (at.n != kPack<T>) return nullptr;
-  if (!op.linear) {
-    const int last = at.space.ndim - 1;
-    const int64_t size = at.space.size[last];
-    const int64_t column =
-        at.space.numel <= 0x7fffffff ? int64_t(uint32_t(at.start) % uint32_t(size)) : at.start % size;
-    if (op.stride[last] != 1 || column + at.n > size) return nullptr;
-  }
-  const int item = size_of(op.dtype);
-  char* p = static_cast<char*>(op.data) + offset_of(at.space, op.stride, op.linear, at.start) * item;
-  return reinterpret_cast<uintptr_t>(p) % (kPack<T> * item) == 0 ? p : nullptr;
-}
-
-template <class T, class S>
-__device__ inline void read_whole(const char* from, T (&out)[kPack<T>]) {
-  const auto chunk = *reinterpret_cast<const Chunk<S, kPack<T>>*>(from);
-#pragma unroll
-  for (int i = 0; i < kPack<T>; ++i) out[i] = T(load(chunk.item[i]));
-}
-
-template <class T>
-__device__ inline T read_element(const Operand& op, int64_t offset) {
-  switch (op.dtype) {
-    case DType::kFloat:
-      return T(static_cast<const float*>(op.data)[offset]);
-    case DType::kDouble:
-      return T(static_cast<const double*>(op.data)[offset]);
-    case DType::kHalf:
-      return T(load(static_cast<const __half*>(op.data)[offset]));
-    case DType::kBFloat16:
-      return T(load(static_cast<const __nv_bfloat16*>(op.data)[offset]));
-    default:
-      return T(load(static_cast<const bool*>(op.data)[offset]));
+template <class S, class T>
+__device__ inline S stored(T x) {
+  if constexpr (std::is_same_v<S, __half>) {
+    return __float2half_rn(float(x));
+  } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
+    return __float2bfloat16_rn(float(x));
+  } else {
+    return S(x);
   }
 }
 
-template <class T>
-__device__ inline void read(const Operand& op, const Pack& at, T (&out)[kPack<T>]) {
-  constexpr int N = kPack<T>;
-  if (op.data == nullptr) {
+template <class S, class T, int N>
+__device__ inline void decode_as(const Bits<T, N>& bits, T (&out)[N]) {
+  const auto chunk = bits.template as<Chunk<S, N>>();
 #pragma unroll
-    for (int i = 0; i < N; ++i) out[i] = T(op.value);
+  for (int i = 0; i < N; ++i) out[i] = T(load(chunk.item[i]));
+}
+
+template <class T, int N>
+__device__ inline void decode(const Operand& op, const Bits<T, N>& bits, T (&out)[N]) {
+  if (op.access == Access::kConstant) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) out[i] = lit<T>(op.value);
     return;
   }
-  if (const char* p = whole_pack<T>(op, at)) {
-    switch (op.dtype) {
-      case DType::kFloat:
-        return read_whole<T, float>(p, out);
-      case DType::kDouble:
-        return read_whole<T, double>(p, out);
-      case DType::kHalf:
-        return read_whole<T, __half>(p, out);
-      case DType::kBFloat16:
-        return read_whole<T, __nv_bfloat16>(p, out);
-      default:
-        return read_whole<T, bool>(p, out);
-    }
+  if constexpr (sizeof(T) == 8) {
+    if (op.dtype == DType::kDouble) return decode_as<double>(bits, out);
   }
-  // a loop that shifts the elements into place keeps them in registers without being unrolled
-#pragma unroll 1
-  for (int i = 0; i < N; ++i) {
-    const T x = i < at.n ? read_element<T>(op, offset_of(at.space, op.stride, op.linear, at.start + i)) : T(0);
-#pragma unroll
-    for (int k = 0; k + 1 < N; ++k) out[k] = out[k + 1];
-    out[N - 1] = x;
-  }
+  if (op.dtype == DType::kFloat) return decode_as<float>(bits, out);
+  if (op.dtype == DType::kBFloat16) return decode_as<__nv_bfloat16>(bits, out);
+  op.dtype == DType::kHalf ? decode_as<__half>(bits, out) : decode_as<bool>(bits, out);
 }
 
-template <class T, class S>
-__device__ inline void write_whole(char* to, const T (&in)[kPack<T>]) {
-  Chunk<S, kPack<T>> chunk;
+template <class S, class T, int N>
+__device__ inline Bits<T, N> encode_as(const T (&in)[N]) {
+  Chunk<S, N> chunk;
 #pragma unroll
-  for (int i = 0; i < kPack<T>; ++i) store(chunk.item[i], in[i]);
-  *reinterpret_cast<Chunk<S, kPack<T>>*>(to) = chunk;
+  for (int i = 0; i < N; ++i) chunk.item[i] = stored<S>(in[i]);
+  return Bits<T, N>::of(chunk);
 }
 
-template <class T>
-__device__ inline void write_element(const Operand& op, int64_t offset, T x) {
-  switch (op.dtype) {
-    case DType::kFloat:
-      return store(static_cast<float*>(op.data)[offset], x);
-    case DType::kDouble:
-      return store(static_cast<double*>(op.data)[offset], x);
-    case DType::kHalf:
-      return store(static_cast<__half*>(op.data)[offset], x);
-    default:
-      return store(static_cast<__nv_bfloat16*>(op.data)[offset], x);
+// Nothing where the output is absent.
+template <class T, int N>
+__device__ inline void write(const Operand& op, const Pack& at, const T (&in)[N]) {
+  if (op.access == Access::kConstant) return;
+  if constexpr (sizeof(T) == 8) {
+    if (op.dtype == DType::kDouble) return put_as<T, N, uint64_t>(op, at, encode_as<double>(in));
   }
-}
-
-template <class T>
-__device__ inline void write(const Operand& op, const Pack& at, const T (&in)[kPack<T>]) {
-  constexpr int N = kPack<T>;
-  if (op.data == nullptr) return;
-  if (char* p = whole_pack<T>(op, at)) {
-    switch (op.dtype) {
-      case DType::kFloat:
-        return write_whole<T, float>(p, in);
-      case DType::kDouble:
-        return write_whole<T, double>(p, in);
-      case DType::kHalf:
-        return write_whole<T, __half>(p, in);
-      default:
-        return write_whole<T, __nv_bfloat16>(p, in);
-    }
-  }
-  T x[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = in[i];
-#pragma unroll 1
-  for (int i = 0; i < at.n; ++i) {
-    write_element(op, offset_of(at.space, op.stride, op.linear, at.start + i), x[0]);
-#pragma unroll
-    for (int k = 0; k + 1 < N; ++k) x[k] = x[k + 1];
-  }
+  if (op.dtype == DType::kFloat) return put_as<T, N, uint32_t>(op, at, encode_as<float>(in));
+  put_as<T, N, uint16_t>(op, at, op.dtype == DType::kHalf ? encode_as<__half>(in) : encode_as<__nv_bfloat16>(in));
 }
 
 }  // namespace vaefast

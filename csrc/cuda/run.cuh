@@ -4,6 +4,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "cuda/grid.cuh"
 #include "cuda/kernel.cuh"
 #include "problem.h"
@@ -16,13 +19,7 @@ at::Tensor counter_for(const at::Tensor& on, cudaStream_t stream);
 template <class T>
 void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream);
 
-// kept *= upstream for a 0-d upstream; kept is dense.
-template <class T>
-void scale_typed(const at::Tensor& kept, const at::Tensor& upstream, cudaStream_t stream);
-
-#define VF_TYPED(EXTERN, T)                                                       \
-  EXTERN template void run_typed<T>(const at::Tensor&, const Job&, cudaStream_t); \
-  EXTERN template void scale_typed<T>(const at::Tensor&, const at::Tensor&, cudaStream_t);
+#define VF_TYPED(EXTERN, T) EXTERN template void run_typed<T>(const at::Tensor&, const Job&, cudaStream_t);
 
 VF_TYPED(extern, float)
 VF_TYPED(extern, double)
@@ -32,24 +29,26 @@ void launch(const Launch& a, cudaStream_t stream) {
   start(job_kernel<T, Rec, Post>, a.rec.blocks + a.post.blocks, kThreads, stream, a);
 }
 
+// A reconstruction comes with a KL or its gradients, of which there may be none.
 template <class T, class Rec>
-void launch_elbo(const Launch& a, cudaStream_t stream) {
-  launch<T, Rec, PosteriorForward<T, false, true>>(a, stream);
+void launch_with_kl(const Launch& a, cudaStream_t stream) {
+  a.posterior.backward ? launch<T, Rec, PosteriorBackward<T, false, true>>(a, stream)
+                       : launch<T, Rec, PosteriorForward<T, false, true>>(a, stream);
 }
 
 template <class T, class L, int NP>
-void launch_params(const Launch& a, bool elbo, cudaStream_t stream) {
-  if (a.reconstruction.nparams == NP) {
-    using Rec = Reconstruction<T, L, NP>;
-    return elbo ? launch_elbo<T, Rec>(a, stream) : launch<T, Rec, Nothing>(a, stream);
-  }
-  if constexpr (NP > L::required) launch_params<T, L, NP - 1>(a, elbo, stream);
+void launch_params(const Launch& a, cudaStream_t stream) {
+  if (a.reconstruction.nparams == NP) return launch_with_kl<T, Reconstruction<T, L, NP>>(a, stream);
+  if constexpr (NP > L::required) launch_params<T, L, NP - 1>(a, stream);
 }
 
-template <class T, class L, class... Rest>
-void launch_reconstruction(int kind, const Launch& a, bool elbo, cudaStream_t stream, TypeList<L, Rest...>) {
-  if (kind == 0) return launch_params<T, L, L::params>(a, elbo, stream);
-  if constexpr (sizeof...(Rest) > 0) launch_reconstruction<T>(kind - 1, a, elbo, stream, TypeList<Rest...>{});
+template <class T>
+void launch_reconstruction(const Launch& a, cudaStream_t stream) {
+  if (a.reconstruction.kept) return launch<T, Rescale<T>, PosteriorBackward<T, false, true>>(a, stream);
+  visit(a.reconstruction.likelihood, Likelihoods{}, [&](auto tag) {
+    using L = typename decltype(tag)::type;
+    launch_params<T, L, L::params>(a, stream);
+  });
 }
 
 template <class T, template <class, bool, bool> class Work>
@@ -60,65 +59,89 @@ void launch_posterior(const Launch& a, cudaStream_t stream) {
                   : launch<T, Nothing, Work<T, false, true>>(a, stream);
 }
 
+// Decides how the loops reach each operand, and whether they can do so a pack at a time.
+template <class T>
+void set_access(Space& space, const std::vector<Operand*>& operands) {
+  const int last = space.ndim - 1;
+  const auto in_packs = [](int64_t n) { return n % kPack<T> == 0; };
+  const auto all = [](const int64_t* begin, const int64_t* end, auto f) { return std::all_of(begin, end, f); };
+  space.packed = true;
+  for (Operand* op : operands) {
+    if (!op->data) {
+      op->access = Access::kConstant;
+      continue;
+    }
+    const int64_t *stride = op->stride, *outer = stride + last;
+    if (space.numel > 1 && all(stride, outer + 1, [](int64_t s) { return s == 0; })) {
+      op->access = Access::kScalar;
+      continue;
+    }
+    if (!op->linear && *outer == 0 && in_packs(space.size[last])) {
+      op->access = Access::kRowScalar;
+      space.views = true;
+      continue;
+    }
+    const bool aligned = reinterpret_cast<uintptr_t>(op->data) % (size_of(op->dtype) * kPack<T>) == 0;
+    op->access = op->linear ? Access::kLinear : Access::kView;
+    space.views = space.views || !op->linear;
+    space.packed = space.packed && aligned &&
+                   (op->linear || (*outer == 1 && in_packs(space.size[last]) && all(stride, outer, in_packs)));
+  }
+}
+
+template <class T>
+void set_access(ReconstructionProblem& p) {
+  std::vector<Operand*> operands{&p.target, &p.weight, &p.upstream, &p.out_nll};
+  for (int k = 0; k < kMaxParams; ++k) operands.insert(operands.end(), {&p.param[k], &p.out_grad[k]});
+  set_access<T>(p.space, operands);
+}
+
+template <class T>
+void set_access(PosteriorProblem& p) {
+  set_access<T>(p.space, {&p.mu, &p.raw, &p.prior_mu, &p.prior_logvar, &p.eps, &p.dz, &p.dkl, &p.out_z, &p.out_kl,
+                          &p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar});
+  if (p.philox.on && !p.philox.linear) {
+    p.space.views = true;
+    p.space.packed = false;
+  }
+}
+
 template <class T>
 void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   Launch a;
   if (job.reconstruction) {
     a.reconstruction = *job.reconstruction;
-    a.rec = geometry_of<T>(job.reconstruction->space);
+    set_access<T>(a.reconstruction);
+    a.rec = geometry_of<T>(a.reconstruction.space);
   }
   if (job.posterior) {
     a.posterior = *job.posterior;
-    a.post = geometry_of<T>(job.posterior->space);
+    set_access<T>(a.posterior);
+    a.post = geometry_of<T>(a.posterior.space);
   }
   a.total = job.total;
   a.beta = job.beta;
-  at::Tensor partial, counter;
+  const auto adds_up = [](const Sum& sum, const Geometry& g) { return sum.out && g.per_row != 1; };
   Sum &rec = a.reconstruction.sum, &post = a.posterior.sum;
-  if (rec.out || post.out) {
-    // at least one element, so that a sum over nothing is finished too
-    partial = at::empty({a.rec.count + a.post.count + 1}, on.options().dtype(at::kDouble));
-    if (rec.out) rec.partial = partial.mutable_data_ptr<double>();
-    if (post.out) post.partial = partial.mutable_data_ptr<double>() + a.rec.count;
+  at::Tensor partial, counter;
+  if (a.total || adds_up(rec, a.rec) || adds_up(post, a.post)) {
+    partial = at::empty({int64_t(a.rec.count) + a.post.count}, on.options().dtype(at::kDouble));
+    rec.partial = partial.mutable_data_ptr<double>();
+    post.partial = rec.partial + a.rec.count;
     counter = counter_for(on, stream);
     a.counter = reinterpret_cast<unsigned*>(counter.mutable_data_ptr<int32_t>());
+    // a sum over nothing is a block's work too
     if (a.rec.blocks + a.post.blocks == 0) (job.reconstruction ? a.rec : a.post).blocks = 1;
   }
   if (a.rec.blocks + a.post.blocks == 0) return;
-  if (job.reconstruction) {
-    return launch_reconstruction<T>(a.reconstruction.likelihood, a, job.posterior != nullptr, stream, Likelihoods{});
-  }
+  if (job.reconstruction) return launch_reconstruction<T>(a, stream);
   a.posterior.backward ? launch_posterior<T, PosteriorBackward>(a, stream)
                        : launch_posterior<T, PosteriorForward>(a, stream);
-}
-
-template <class T>
-void scale_typed(const at::Tensor& kept, const at::Tensor& upstream, cudaStream_t stream) {
-  Space space;
-  space.size[0] = space.numel = kept.numel();
-  Operand to, by;
-  to.data = kept.mutable_data_ptr();
-  to.dtype = dtype_of(kept);
-  by.data = const_cast<void*>(upstream.const_data_ptr());
-  by.dtype = dtype_of(upstream);
-  to.linear = by.linear = true;
-  const int64_t share = int64_t(kThreads) * kPack<T> * kPacksPerThread;
-  const int64_t blocks = (space.numel + share - 1) / share;
-  if (blocks > 0) start(scale_kernel<T>, blocks, kThreads, stream, to, space, by);
 }
 
 inline void run_on(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
   wide ? run_typed<double>(on, job, stream) : run_typed<float>(on, job, stream);
-}
-
-inline void scale_on(const at::Tensor& kept, const at::Tensor& upstream, cudaStream_t stream) {
-  if (upstream.dim() != 0 || !kept.is_non_overlapping_and_dense()) {
-    at::Tensor(kept).mul_(upstream);
-    return;
-  }
-  kept.scalar_type() == at::kDouble ? scale_typed<double>(kept, upstream, stream)
-                                    : scale_typed<float>(kept, upstream, stream);
 }
 
 }  // namespace vaefast

@@ -14,46 +14,84 @@ struct Unit {
   int lane, width;
 };
 
-template <class T, class F>
-__device__ inline void for_packs(const Space& space, const Unit& u, F f) {
-  constexpr int N = kPack<T>;
-  for (int64_t start = u.first + int64_t(u.lane) * N; start < u.limit; start += int64_t(u.width) * N) {
-    f(Pack{space, start, int(u.limit - start < N ? u.limit - start : N)});
+template <int N, class F>
+__device__ inline void for_packs(const Space& space, const Unit& u, const F& f) {
+  // packs begin at multiples of N whatever the unit, so that memory is aligned and a pack is one Philox counter
+  for (int64_t start = u.first / N * N + u.lane * N; start < u.limit; start += u.width * N) {
+    Pack at{space, start, 0, N};
+    if (start < u.first) at.lo = int(u.first - start);
+    if (u.limit - start < N) at.hi = int(u.limit - start);
+    if (space.views) divide(space, start, space.size[space.ndim - 1], at.outer, at.column);
+    f(at);
   }
 }
+
+template <class T, int N>
+__device__ inline void scales_of(const Activation& a, const T (&raw)[N], Scale<T> (&out)[N]) {
+  visit(a.kind, Parameterizations{}, [&](auto kind) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) out[i] = scale_of<typename decltype(kind)::type>(a, raw[i]);
+  });
+}
+
+// What every posterior's kernel reads of a pack. SAMPLE and KLD say what is there, besides.
+template <class T, int N, bool SAMPLE, bool KLD>
+struct PosteriorPack {
+  T mu[N], raw[N], eps[N], prior_mu[N], prior_logvar[N];
+  Bits<T, N> mu_bits, raw_bits, eps_bits, prior_mu_bits, prior_logvar_bits;
+
+  __device__ PosteriorPack(const PosteriorProblem& p, const Pack& at) {
+    mu_bits = fetch<T, N>(p.mu, at);
+    raw_bits = fetch<T, N>(p.raw, at);
+    if constexpr (SAMPLE) eps_bits = fetch<T, N>(p.eps, at);
+    if constexpr (KLD) {
+      prior_mu_bits = fetch<T, N>(p.prior_mu, at);
+      prior_logvar_bits = fetch<T, N>(p.prior_logvar, at);
+    }
+  }
+
+  __device__ void decode_all(const PosteriorProblem& p, const Stream& stream, const Pack& at) {
+    // the noise first, while the loads are on their way
+    if constexpr (SAMPLE) p.philox.on ? read_noise(p.philox, stream, at, eps) : decode(p.eps, eps_bits, eps);
+    decode(p.mu, mu_bits, mu);
+    decode(p.raw, raw_bits, raw);
+    if constexpr (KLD) {
+      decode(p.prior_mu, prior_mu_bits, prior_mu);
+      decode(p.prior_logvar, prior_logvar_bits, prior_logvar);
+    }
+  }
+};
 
 template <class T_, bool SAMPLE, bool KLD>
 struct PosteriorForward {
   using T = T_;
 
+  template <int N>
   static __device__ T run(const PosteriorProblem& p, const Unit& u, bool first_thread) {
-    constexpr int N = kPack<T>;
     Stream stream{};
     if (SAMPLE && p.philox.on) stream = open_stream(p.philox, first_thread);
     T sum = 0;
-    for_packs<T>(p.space, u, [&](const Pack& at) {
-      T mu[N], raw[N], eps[N], pm[N], plv[N], out[N];
-      read(p.mu, at, mu);
-      read(p.raw, at, raw);
-      if constexpr (SAMPLE) p.philox.on ? read_noise(p.philox, stream, at, eps) : read(p.eps, at, eps);
+    for_packs<N>(p.space, u, [&](const Pack& at) {
+      PosteriorPack<T, N, SAMPLE, KLD> x(p, at);
+      x.decode_all(p, stream, at);
+      Scale<T> q[N];
+      T kl[N];
+      scales_of(p.activation, x.raw, q);
       if constexpr (KLD) {
-        if (p.prior) {
-          read(p.prior_mu, at, pm);
-          read(p.prior_logvar, at, plv);
-        }
-      }
+        visit(p.prior, [&](auto prior) {
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const auto q = scale_of(p.activation, raw[i]);
-        const T m = mu[i];
-        if constexpr (SAMPLE) mu[i] = fma_(q.std, eps[i], m);
-        if constexpr (KLD) {
-          out[i] = p.prior ? kl_of<true>(m, q, pm[i], plv[i]).value : kl_of<false>(m, q, T(0), T(0)).value;
-          if (i < at.n) sum += out[i];
-        }
+          for (int i = 0; i < N; ++i) {
+            kl[i] = kl_of<decltype(prior)::value>(x.mu[i], q[i], x.prior_mu[i], x.prior_logvar[i]).value;
+            if (at.holds(i)) sum += kl[i];
+          }
+        });
+        write(p.out_kl, at, kl);
       }
-      if constexpr (SAMPLE) write(p.out_z, at, mu);
-      if constexpr (KLD) write(p.out_kl, at, out);
+      if constexpr (SAMPLE) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) x.mu[i] = fma_(q[i].std, x.eps[i], x.mu[i]);
+        write(p.out_z, at, x.mu);
+      }
     });
     return sum;
   }
@@ -63,55 +101,44 @@ template <class T_, bool SAMPLE, bool KLD>
 struct PosteriorBackward {
   using T = T_;
 
+  template <int N>
   static __device__ T run(const PosteriorProblem& p, const Unit& u, bool) {
-    constexpr int N = kPack<T>;
     Stream stream{};
     if (SAMPLE && p.philox.on) stream = open_stream(p.philox, false);
-    const T factor = T(p.dkl_scale);
-    for_packs<T>(p.space, u, [&](const Pack& at) {
-      T mu[N], raw[N], eps[N], pm[N], plv[N], dz[N], dkl[N];
-      read(p.raw, at, raw);
+    const T factor = lit<T>(p.dkl_scale);
+    for_packs<N>(p.space, u, [&](const Pack& at) {
+      PosteriorPack<T, N, SAMPLE, KLD> x(p, at);
+      Bits<T, N> dz_bits, dkl_bits;
+      if constexpr (SAMPLE) dz_bits = fetch<T, N>(p.dz, at);
+      if constexpr (KLD) dkl_bits = fetch<T, N>(p.dkl, at);
+      x.decode_all(p, stream, at);
+      Scale<T> q[N];
+      T dmu[N] = {}, draw[N] = {};
+      scales_of(p.activation, x.raw, q);
       if constexpr (SAMPLE) {
-        read(p.dz, at, dz);
-        p.philox.on ? read_noise(p.philox, stream, at, eps) : read(p.eps, at, eps);
-      }
-      if constexpr (KLD) {
-        read(p.mu, at, mu);
-        read(p.dkl, at, dkl);
-        if (p.prior) {
-          read(p.prior_mu, at, pm);
-          read(p.prior_logvar, at, plv);
-        }
-      }
+        decode(p.dz, dz_bits, dmu);
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const auto q = scale_of(p.activation, raw[i]);
-        T gmu = 0, graw = 0;
-        if constexpr (SAMPLE) {
-          gmu = dz[i];
-          graw = dz[i] * eps[i] * q.dstd;
-        }
-        if constexpr (KLD) {
-          const T g = dkl[i] * factor;
-          const auto k = p.prior ? kl_of<true>(mu[i], q, pm[i], plv[i]) : kl_of<false>(mu[i], q, T(0), T(0));
-          gmu = fma_(g, k.dmu, gmu);
-          graw = fma_(g * k.dlogvar, q.dlogvar, graw);
-          pm[i] = -g * k.dmu;
-          plv[i] = g * k.dprior_logvar;
-          mu[i] = gmu;
-        } else {
-          dz[i] = gmu;
-        }
-        raw[i] = graw;
+        for (int i = 0; i < N; ++i) draw[i] = dmu[i] * x.eps[i] * q[i].dstd;
       }
       if constexpr (KLD) {
-        write(p.out_dmu, at, mu);
-        write(p.out_dprior_mu, at, pm);
-        write(p.out_dprior_logvar, at, plv);
-      } else {
-        write(p.out_dmu, at, dz);
+        T g[N];
+        decode(p.dkl, dkl_bits, g);
+        visit(p.prior, [&](auto prior) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            g[i] *= factor;
+            const auto k = kl_of<decltype(prior)::value>(x.mu[i], q[i], x.prior_mu[i], x.prior_logvar[i]);
+            dmu[i] = fma_(g[i], k.dmu, dmu[i]);
+            draw[i] = fma_(g[i] * k.dlogvar, q[i].dlogvar, draw[i]);
+            x.prior_mu[i] = -g[i] * k.dmu;
+            x.prior_logvar[i] = g[i] * k.dprior_logvar;
+          }
+        });
+        write(p.out_dprior_mu, at, x.prior_mu);
+        write(p.out_dprior_logvar, at, x.prior_logvar);
       }
-      write(p.out_draw, at, raw);
+      write(p.out_dmu, at, dmu);
+      write(p.out_draw, at, draw);
     });
     return T(0);
   }
@@ -121,17 +148,22 @@ template <class T_, class L, int NP>
 struct Reconstruction {
   using T = T_;
 
+  template <int N>
   static __device__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
-    constexpr int N = kPack<T>;
-    const T factor = T(p.grad_scale);
+    const T factor = lit<T>(p.grad_scale);
     T sum = 0;
-    for_packs<T>(p.space, u, [&](const Pack& at) {
+    for_packs<N>(p.space, u, [&](const Pack& at) {
+      Bits<T, N> param_bits[NP];
+#pragma unroll
+      for (int k = 0; k < NP; ++k) param_bits[k] = fetch<T, N>(p.param[k], at);
+      const auto target_bits = fetch<T, N>(p.target, at), weight_bits = fetch<T, N>(p.weight, at);
+      const auto upstream_bits = fetch<T, N>(p.upstream, at);
       T param[NP][N], target[N], weight[N], upstream[N];
 #pragma unroll
-      for (int k = 0; k < NP; ++k) read(p.param[k], at, param[k]);
-      read(p.target, at, target);
-      if (p.weighted) read(p.weight, at, weight);
-      if (p.upstream.data) read(p.upstream, at, upstream);
+      for (int k = 0; k < NP; ++k) decode(p.param[k], param_bits[k], param[k]);
+      decode(p.target, target_bits, target);
+      decode(p.weight, weight_bits, weight);
+      decode(p.upstream, upstream_bits, upstream);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         T x[NP];
@@ -139,19 +171,46 @@ struct Reconstruction {
         for (int k = 0; k < NP; ++k) x[k] = param[k][i];
         const auto term = L::eval(x, target[i]);
         // a zero weight selects zero, it does not multiply by it: what the element held must not matter
-        const bool on = !p.weighted || weight[i] != T(0);
-        const T w = p.weighted ? weight[i] : T(1);
-        const T g = p.upstream.data ? factor * upstream[i] : factor;
-        target[i] = on ? w * term.nll : T(0);
-        if (i < at.n) sum += target[i];
+        const bool on = weight[i] != T(0);
+        target[i] = on ? weight[i] * term.nll : T(0);
+        if (at.holds(i)) sum += target[i];
+        const T g = weight[i] * upstream[i] * factor;
 #pragma unroll
-        for (int k = 0; k < NP; ++k) param[k][i] = on ? w * term.grad[k] * g : T(0);
+        for (int k = 0; k < NP; ++k) param[k][i] = on ? term.grad[k] * g : T(0);
       }
       write(p.out_nll, at, target);
 #pragma unroll
       for (int k = 0; k < NP; ++k) write(p.out_grad[k], at, param[k]);
     });
     return sum;
+  }
+};
+
+// Gradients that an earlier launch left, times upstream; nothing at all where one number, 1, multiplies all.
+template <class T_>
+struct Rescale {
+  using T = T_;
+
+  template <int N>
+  static __device__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
+    if (p.upstream.access == Access::kScalar) {
+      T one[N];
+      decode(p.upstream, fetch<T, N>(p.upstream, Pack{p.space, 0, 0, N}), one);
+      if (one[0] == T(1)) return 0;
+    }
+    for_packs<N>(p.space, u, [&](const Pack& at) {
+      T upstream[N], grad[N];
+      decode(p.upstream, fetch<T, N>(p.upstream, at), upstream);
+#pragma unroll 1
+      for (int k = 0; k < p.nparams; ++k) {
+        if (p.out_grad[k].access == Access::kConstant) continue;
+        decode(p.out_grad[k], fetch<T, N>(p.out_grad[k], at), grad);
+#pragma unroll
+        for (int i = 0; i < N; ++i) grad[i] *= upstream[i];
+        write(p.out_grad[k], at, grad);
+      }
+    });
+    return 0;
   }
 };
 

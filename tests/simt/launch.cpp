@@ -40,13 +40,8 @@ void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Te
   philox.save = save.mutable_data_ptr<int64_t>();
 }
 
-void scale(const at::Tensor& kept, const at::Tensor& upstream) {
-  std::lock_guard<std::mutex> lock(one_launch_at_a_time);
-  scale_on(kept, upstream, nullptr);
-}
-
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run, philox, scale};
+  device_for(c10::DeviceType::CPU) = {run, philox};
   return true;
 }();
 

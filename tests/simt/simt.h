@@ -13,7 +13,7 @@
 #define __device__
 #define __shared__ static
 #define __grid_constant__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct Index {
   unsigned x;
@@ -62,6 +62,11 @@ inline void __threadfence() {}
 template <class T>
 T __shfl_down_sync(unsigned, T value, int delta) {
   return simt::shuffle_down(value, delta);
+}
+
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
 }
 
 inline unsigned atomicAdd(unsigned* to, unsigned x) {
