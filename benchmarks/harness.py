@@ -5,7 +5,10 @@ with the same noise (recovered from the sample that was drawn); the noise's mean
 other noise. A wrong implementation is reported and not timed.
 
 How it is timed: round robin, so that whatever else the machine does meets all of them alike; ratios come from the two
-times of a round. A time is that of enough calls in a row to last MIN_SAMPLE, the device synchronised at its end.
+times of a round. A time is that of enough calls in a row to last MIN_SAMPLE, the device synchronised at its end: what a
+training loop waits for, launches included, with small tensors still in the caches. On a GPU, a case that moves COLD
+bytes or more is timed by CUDA events around each call instead, after a write that fills the L2 cache with something
+else, and so is the copy that it is compared with.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ TOLERANCE = 1e-4  # the largest deviation of a tensor, over the largest value of
 SIGMAS = 6  # how far the noise's mean and variance may be off, in their standard deviations
 MIN_SAMPLE = 2e-3
 MAX_ROUNDS = 400
+COLD = 1 << 26  # bytes
+FLUSH = 1 << 28  # bytes, if that is several times the L2 cache
 MODES = {"f": "forward", "fb": "forward + backward"}
 
 
@@ -59,11 +64,11 @@ class Case:
     workload: Workload
     mode: str
     device: torch.device
-    factor: float = 1.0
+    factors: tuple[float, ...] = (1.0,)  # of the workload's sizes, one for all or one for each
 
     @property
     def sizes(self) -> dict[str, int]:
-        return self.workload.scaled(self.factor)
+        return self.workload.scaled(*self.factors)
 
     @cached_property
     def inputs(self) -> list[Tensor]:
@@ -251,17 +256,45 @@ def page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def synchronizer(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+Timer = Callable[[Step, int], float]
 
 
-def time_calls(step: Step, calls: int, synchronize: Callable[[], None]) -> float:
-    """Seconds a call."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    synchronize()
-    return (time.perf_counter() - start) / calls
+def timer(device: torch.device, cold: bool = False) -> Timer:
+    """What times a step: from the step and a number of calls to seconds a call."""
+    if cold:
+        return cold_timer(device)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def time_calls(step: Step, calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            step()
+        synchronize()
+        return (time.perf_counter() - start) / calls
+
+    return time_calls
+
+
+def cold_timer(device: torch.device) -> Timer:
+    """Of the GPU itself. The flush leaves the cache full of bytes to write back, as in a training loop the step before
+    does, and gives Python the time to queue the step before the GPU is ready for it."""
+    size = max(FLUSH, 4 * torch.cuda.get_device_properties(device).L2_cache_size)
+    flush = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def time_calls(step: Step, calls: int) -> float:
+        events = []
+        for _ in range(calls + 1):
+            pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            flush.zero_()
+            pair[0].record()
+            step()
+            pair[1].record()
+            events.append(pair)
+        torch.cuda.synchronize()
+        # the first call is queued on an idle GPU, which waits for it
+        return sum(start.elapsed_time(end) for start, end in events[1:]) * 1e-3 / calls
+
+    return time_calls
 
 
 @dataclass
@@ -280,15 +313,14 @@ class Times:
         return self.faults / (self.calls * max(1, len(self.seconds)))
 
 
-def interleave(steps: Mapping[str, Step], device: torch.device, budget: float, min_rounds: int) -> dict[str, Times]:
+def interleave(steps: Mapping[str, Step], time_calls: Timer, budget: float, min_rounds: int) -> dict[str, Times]:
     """Times of every step, round by round, until the budget (seconds) is spent; at least min_rounds of them."""
-    synchronize = synchronizer(device)
     times: dict[str, Times] = {}
     for name, step in steps.items():
-        first = time_calls(step, 1, synchronize)
+        first = time_calls(step, 1)
         if first < MIN_SAMPLE:
-            time_calls(step, 20, synchronize)
-            first = time_calls(step, 20, synchronize)
+            time_calls(step, 20)
+            first = time_calls(step, 20)
         times[name] = Times(max(1, round(MIN_SAMPLE / first)))
     names = list(steps)
     end = time.perf_counter() + budget
@@ -299,7 +331,7 @@ def interleave(steps: Mapping[str, Step], device: torch.device, budget: float, m
             names.append(names.pop(0))
             for name in names:
                 faults = page_faults()
-                times[name].seconds.append(time_calls(steps[name], times[name].calls, synchronize))
+                times[name].seconds.append(time_calls(steps[name], times[name].calls))
                 times[name].faults += page_faults() - faults
     return times
 
@@ -342,16 +374,21 @@ def measure(
             except Exception as error:  # one provider's failure is a result too
                 record["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         progress("timing")
-        times = interleave(steps, case.device, budget, min_rounds)
+        floor = case.floor()
+        cold = case.device.type == "cuda" and (floor or 0) >= COLD
+        time_calls = timer(case.device, cold)
+        times = interleave(steps, time_calls, budget, min_rounds)
     for name, t in times.items():
-        records[name] |= summary(t, times, case.floor())
+        records[name] |= summary(t, times, floor)
     return {
         "workload": case.workload.name,
         "what": case.workload.what,
         "sizes": case.sizes,
         "elements": max(t.numel() for t in case.inputs),
         "mode": case.mode,
-        "floor_bytes": case.floor(),
+        "floor_bytes": floor,
+        "cold": cold,
+        "copy_seconds": copy_seconds(case.device, floor // 2, time_calls) if floor and cold else None,
         "providers": records,
     }
 
@@ -370,8 +407,14 @@ def summary(t: Times, others: Mapping[str, Times], floor: int | None) -> dict[st
     }
 
 
-def copy_bandwidth(device: torch.device, size: int = 1 << 28) -> float:
-    """Bytes a second, read and written, of copying one tensor into another."""
+def copy_seconds(device: torch.device, size: int, time_calls: Timer) -> float:
+    """What copying one tensor of that many bytes into another takes."""
     a, b = torch.zeros(size, dtype=torch.uint8, device=device), torch.zeros(size, dtype=torch.uint8, device=device)
-    synchronize = synchronizer(device)
-    return 2 * size / statistics.median(time_calls(lambda: b.copy_(a), 1, synchronize) for _ in range(11))
+    return statistics.median(time_calls(lambda: b.copy_(a), 1) for _ in range(11))
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a large copy."""
+    on_gpu = device.type == "cuda"
+    size = 1 << (30 if on_gpu else 28)
+    return 2 * size / copy_seconds(device, size, timer(device, cold=on_gpu))

@@ -3,7 +3,7 @@
 - ``python benchmarks/run.py``: everything, forward + backward
 - ``python benchmarks/run.py --quick``: a first look, under a minute: smaller sizes, no torch.compile
 - ``python benchmarks/run.py --filter bce --mode f``: some workloads, forward only
-- ``python benchmarks/run.py --sweep``: one workload, time against size, 10^2 to 10^8 elements
+- ``python benchmarks/run.py --sweep``: one workload, time against size: 10^2 to 10^8 elements, on a GPU 2^8 to 2^28
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # python benchmarks/run.py has benchmarks/ there instead
 
 import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 import vaefast  # noqa: E402
 from benchmarks import harness  # noqa: E402
@@ -39,7 +38,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 QUICK_PROVIDERS = ("eager", "vaefast", "eager+graph", "vaefast+graph")
 QUICK_BYTES = 1 << 26
 SWEEP_PROVIDERS = ("eager", "compile", "vaefast", "eager+graph", "vaefast+graph")
-SWEEP_CHECKED = 10**7  # elements; beyond, float64 would need several times the memory of what is timed
+SWEEPS = {"cpu": [10**k for k in range(2, 9)], "cuda": [2**k for k in range(8, 29, 2)]}  # elements
+# elements; beyond, float64 would need several times the memory of what is timed
+SWEEP_CHECKED = {"cpu": 10**7, "cuda": 2**26}
+TIMED = {
+    "cpu": "wall time of enough calls in a row",
+    "cuda": f"cases that move less than {harness.COLD >> 20} MiB: wall time of enough calls in a row, with launches, "
+    "the L2 cache as the call before left it; larger ones: CUDA events around each call, the cache filled with other "
+    "data before each, and before each of the copies that they are compared with",
+}
 CHECKED = (
     "every output and gradient against the eager implementation in float64 with the same noise, "
     f"to {harness.TOLERANCE:g} of the largest value; the noise's mean and variance; two calls draw different noise"
@@ -93,16 +100,27 @@ def cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case]:
             if mode in workload.modes:
                 case = Case(workload, mode, device)
                 while args.quick and (case.floor() or 0) > QUICK_BYTES:
-                    case = Case(workload, mode, device, case.factor / 2)
+                    case = Case(workload, mode, device, (case.factors[0] / 2,))
                 yield case
 
 
+def spread(ratio: float, count: int) -> tuple[float, ...]:
+    """So many factors whose product is the ratio: powers of two where it is one, so that round sizes stay round."""
+    exponent = math.log2(ratio)
+    if exponent != round(exponent):
+        return (ratio ** (1 / count),) * count
+    whole, rest = divmod(round(exponent), count)
+    return tuple(2.0 ** (whole + (i < rest)) for i in range(count))
+
+
 def sweep_cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case]:
+    """Largest first: a run that is cut short keeps what claims are made of."""
     workload = WORKLOADS[args.sweep]
     full = max(t.numel() for t in Case(workload, "fb", device).inputs)
-    for decade in range(2, 7 if args.quick else 9):
-        factor = (10**decade / full) ** (1 / len(workload.sizes))
-        yield Case(workload, "fb" if args.mode == "all" else args.mode, device, factor)
+    sizes = SWEEPS[device.type][: -2 if args.quick else None]
+    for elements in reversed(sizes):
+        factors = spread(elements / full, len(workload.sizes))
+        yield Case(workload, "fb" if args.mode == "all" else args.mode, device, factors)
 
 
 def providers_of(args: argparse.Namespace, case: Case) -> list[Provider]:
@@ -111,8 +129,27 @@ def providers_of(args: argparse.Namespace, case: Case) -> list[Provider]:
     return [PROVIDERS[name] for name in names if PROVIDERS[name].covers(case.workload, case.device)]
 
 
-def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The whole results document."""
+@contextlib.contextmanager
+def progress_bar(steps: int) -> Iterator[Callable[[str], None]]:
+    """What is called with the name of each step as it begins; it draws a bar where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda what: None
+        return
+    with tqdm(total=steps, unit="step", disable=None) as bar:
+
+        def progress(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        yield progress
+
+
+def run(
+    args: argparse.Namespace, device: torch.device, save: Callable[[dict[str, Any]], None] = lambda document: None
+) -> dict[str, Any]:
+    """The whole results document; ``save`` is called with what there is of it after every case."""
     if args.threads:
         torch.set_num_threads(args.threads)
     start = time.perf_counter()
@@ -122,26 +159,37 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(device),
         "checked": CHECKED,
+        "timed": TIMED[device.type],
         "sweep": args.sweep,
         "cases": [],
+        "left_out": [],
+        "seconds": 0.0,
     }
-    if document["machine"]["load_before"] > 0.5:
-        tqdm.write("the machine is busy: threads that wait for a core make CPU figures meaningless", file=sys.stderr)
+    if document["machine"]["load_before"] > 0.5 and device.type == "cpu":
+        print("the machine is busy: threads that wait for a core make CPU figures meaningless", file=sys.stderr)
     plans = [(case, providers_of(args, case)) for case in chosen]
-    with tqdm(total=sum(len(p) + 1 for _, p in plans), unit="step", disable=None) as bar:
+    with progress_bar(sum(len(p) + 1 for _, p in plans)) as progress:
         for case, providers in plans:
-
-            def progress(what: str, case: Case = case) -> None:
-                bar.set_description(f"{case.workload.name} {case.mode} {what}")
-                bar.update()
-
-            checked = not args.sweep or max(t.numel() for t in case.inputs) <= SWEEP_CHECKED
+            name = f"{case.workload.name} {case.mode}"
+            if time.perf_counter() - start > args.deadline:
+                document["left_out"].append(f"{name} {case.sizes}")
+                continue
+            checked = not args.sweep or max(t.numel() for t in case.inputs) <= SWEEP_CHECKED[device.type]
             record = harness.measure(
-                case, providers, budget=args.budget, min_rounds=args.min_rounds, checked=checked, progress=progress
+                case,
+                providers,
+                budget=args.budget,
+                min_rounds=args.min_rounds,
+                checked=checked,
+                progress=lambda what, name=name: progress(f"{name} {what}"),
             )
             document["cases"].append(record)
-            case.__dict__.clear()  # the inputs
-    document["seconds"] = round(time.perf_counter() - start, 1)
+            if args.sweep:
+                document["cases"].sort(key=lambda record: record["elements"])
+            document["seconds"] = round(time.perf_counter() - start, 1)
+            case.__dict__.pop("inputs", None)
+            case.__dict__.pop("upstream", None)
+            save(document)
     return document
 
 
@@ -162,6 +210,12 @@ def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
+def share_of_copy(case: dict[str, Any], record: dict[str, Any], bandwidth: float) -> float:
+    """How close a provider comes to a copy that moves as much: one of the same size where that was timed."""
+    seconds: float = case["floor_bytes"] / bandwidth if case["copy_seconds"] is None else case["copy_seconds"]
+    return seconds / float(record["median"])
+
+
 def table(document: dict[str, Any]) -> str:
     bandwidth = document["machine"]["copy_bandwidth"]
     head = ["case", "provider", "ms", "p20", "p80", "x eager", "x compile", "GB/s", "of copy", "kept MB", "peak MB",
@@ -178,7 +232,7 @@ def table(document: dict[str, Any]) -> str:
             rows.append([
                 label, name, *(number(r[key], 1e-3) for key in ("median", "p20", "p80")),
                 *(number(r["over"].get(other)) for other in ("eager", "compile")),
-                number(rate, 1e9), "-" if rate is None else f"{rate / bandwidth:.0%}",
+                number(rate, 1e9), "-" if rate is None else f"{share_of_copy(case, r, bandwidth):.0%}",
                 number(r.get("saved_bytes"), 1e6), number(r["peak_bytes"], 1e6), f"{r['page_faults'] * 4096e-6:.1f}",
                 f"{r.get('deviation', math.nan):.0e}", str(r["rounds"]),
             ])  # fmt: skip
@@ -187,7 +241,8 @@ def table(document: dict[str, Any]) -> str:
     return (
         f"{aligned(rows)}\n\n{where}, {m['threads']} threads, torch {m['torch']}, commit {document['commit']}; "
         f"copy bandwidth {number(bandwidth, 1e9)} GB/s; {document['seconds']:.0f} s\n"
-        f"checked: {document['checked']}"
+        f"checked: {document['checked']}\ntimed: {document['timed']}"
+        + "".join(f"\nleft out for want of time: {case}" for case in document["left_out"])
     )
 
 
@@ -205,6 +260,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--budget", type=float, metavar="SECONDS", help="timing a case, at least 5 rounds (default 2; quick 0.5)"
     )
     p.add_argument("--sweep", nargs="?", const="sample-kl", choices=list(WORKLOADS), help="one workload at many sizes")
+    p.add_argument("--deadline", type=float, default=math.inf, metavar="SECONDS", help="begin no case later than this")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<machine>-<date>.json")
     args = p.parse_args(argv)
     args.budget = args.budget if args.budget is not None else (0.5 if args.quick else 2.0)
@@ -222,16 +278,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what the arguments say; 1 if a provider failed or was wrong."""
+    """Runs what the arguments say; 1 if a provider failed or was wrong, or nothing was measured."""
     args = parse(argv)
-    document = run(args, torch.device(args.device))
     suffix = ("-sweep" if args.sweep else "") + ("-quick" if args.quick else "")
-    out = args.out or RESULTS / file_name(document["machine"], document["date"], suffix)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    out: Path | None = args.out
+
+    def save(document: dict[str, Any]) -> None:
+        nonlocal out
+        out = out or RESULTS / file_name(document["machine"], document["date"], suffix)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(document, indent=1) + "\n")
+
+    document = run(args, torch.device(args.device), save)
     print(table(document))
-    print(f"written: {out}")
-    return int(any("error" in r for case in document["cases"] for r in case["providers"].values()))
+    print(f"written: {out}" if document["cases"] else "nothing was measured: the deadline came first")
+    failed = any("error" in r for case in document["cases"] for r in case["providers"].values())
+    return int(failed or not document["cases"])
 
 
 if __name__ == "__main__":

@@ -67,9 +67,10 @@ class Workload:
     optimizer: bool = False
     modes: tuple[str, ...] = field(default=("f", "fb"))
 
-    def scaled(self, factor: float) -> dict[str, int]:
-        """The sizes, each times the factor and at least 1."""
-        return {name: max(1, round(size * factor)) for name, size in self.sizes.items()}
+    def scaled(self, *factors: float) -> dict[str, int]:
+        """The sizes, each times its factor, or all times the only one, and at least 1."""
+        factors = factors if len(factors) > 1 else factors * len(self.sizes)
+        return {name: max(1, round(size * f)) for (name, size), f in zip(self.sizes.items(), factors)}
 
 
 # --- PyTorch as people write it: the helpers of most VAE code

@@ -1,0 +1,171 @@
+"""Each kernel alone, on large tensors: its time, and how close it comes to a copy that moves as many bytes.
+
+``python -m benchmarks.kernels --device cuda``. The operators below autograd are called directly, each of which is one
+launch. What a kernel moves is counted in tensors, each read or written once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vaefast
+from benchmarks import harness, run
+from vaefast.reference import LIKELIHOODS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+ELEMENTS = (1 << 24, 1 << 26)
+ROUNDS = 7
+LOGVAR = ("logvar", -math.inf, math.inf, 0.0)
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch.
+
+    Args:
+        name: operator and variant.
+        inputs: how many tensors ``call`` takes, full size.
+        moved: how many tensors it reads or writes, of which ``inputs`` may be more: what is not needed is not read.
+        call: from inputs and target to what is timed; the target lies in the likelihood's support.
+        likelihood: whose support that is.
+    """
+
+    name: str
+    inputs: int
+    moved: int
+    call: Callable[..., Call]
+    likelihood: str = ""
+
+
+def posterior_forward(sample: bool, kl: bool) -> Callable[..., Call]:
+    def call(mu: Tensor, raw: Tensor, target: None) -> Call:
+        seed = torch.tensor([5, 0], device=mu.device)
+        q = (mu, raw, None, 0.0, None, 0.0, None, seed if sample else None, None, *LOGVAR)
+        return lambda: torch.ops.vaefast.posterior_forward(*q, "sum", sample, kl)
+
+    return call
+
+
+def posterior_backward(sample: bool, kl: bool) -> Callable[..., Call]:
+    def call(mu: Tensor, raw: Tensor, dz: Tensor, target: None) -> Call:
+        seed, one = torch.tensor([5, 0], device=mu.device), torch.ones((), device=mu.device)
+        q = (mu, raw, None, 0.0, None, 0.0, None, seed if sample else None, *LOGVAR)
+        upstream = (dz if sample else None, one if kl else None)
+        return lambda: torch.ops.vaefast.posterior_backward(*upstream, *q, "sum", [True, True, False, False])
+
+    return call
+
+
+def reconstruction_forward(name: str, count: int, grad: bool) -> Callable[..., Call]:
+    def call(*tensors: Tensor) -> Call:
+        params, target = list(tensors[:-1]), tensors[-1]
+        return lambda: torch.ops.vaefast.reconstruction_forward(params, target, None, name, "sum", [grad] * count)
+
+    return call
+
+
+def reconstruction_backward(name: str, count: int) -> Callable[..., Call]:
+    def call(*tensors: Tensor) -> Call:
+        params, target = list(tensors[:-1]), tensors[-1]
+        one = torch.ones((), device=target.device)
+        return lambda: torch.ops.vaefast.reconstruction_backward(one, params, target, None, name, "sum", [True] * count)
+
+    return call
+
+
+def scale(kept: Tensor, target: None) -> Call:
+    # not 1, which is skipped, and not so far from it that many calls overflow
+    factor = torch.full((), 1 + 2.0**-20, device=kept.device, dtype=torch.float64)
+    return lambda: torch.ops.vaefast.scale_(kept, factor)
+
+
+def kernels() -> Iterator[Kernel]:
+    for name, sample, kl, moved in (("sample", 1, 0, 3), ("kl", 0, 1, 2), ("sample, kl", 1, 1, 3)):
+        yield Kernel(f"posterior_forward {name}", 2, moved, posterior_forward(bool(sample), bool(kl)))
+    for name, sample, kl, moved in (("sample", 1, 0, 4), ("kl", 0, 1, 4), ("sample, kl", 1, 1, 5)):
+        yield Kernel(f"posterior_backward {name}", 3, moved, posterior_backward(bool(sample), bool(kl)))
+    for name, entry in LIKELIHOODS.items():
+        for count in range(entry.required, len(entry.params) + 1):
+            for grad in (False, True):
+                call = reconstruction_forward(name, count, grad)
+                label = f"reconstruction_forward {name} {count}" + (", gradient" if grad else "")
+                yield Kernel(label, count, count + 1 + count * grad, call, name)
+            call = reconstruction_backward(name, count)
+            yield Kernel(f"reconstruction_backward {name} {count}", count, 2 * count + 1, call, name)
+    yield Kernel("scale_", 1, 2, scale)
+
+
+def target_of(name: str, params: Sequence[Tensor]) -> Tensor:
+    """Data in the likelihood's support."""
+    support = LIKELIHOODS[name].support
+    if support == "unit":
+        return torch.rand_like(params[0])
+    if support == "real":
+        return torch.randn_like(params[0])
+    return LIKELIHOODS[name].distribution(*(p.float() for p in params)).sample().to(params[0].dtype)
+
+
+def measure(
+    kernel: Kernel, dtype: str, elements: int, time_calls: harness.Timer, device: torch.device
+) -> dict[str, Any]:
+    """The kernel's record; one that fails has an "error" in it instead of times."""
+    moved = kernel.moved * elements * DTYPES[dtype].itemsize
+    record: dict[str, Any] = {"kernel": kernel.name, "dtype": dtype, "elements": elements, "bytes": moved}
+    try:
+        tensors = [torch.randn(elements, device=device, dtype=DTYPES[dtype]) for _ in range(kernel.inputs)]
+        step = kernel.call(*tensors, target_of(kernel.likelihood, tensors) if kernel.likelihood else None)
+        time_calls(step, 3)
+        times = [time_calls(step, 5) for _ in range(ROUNDS)]
+        copies = harness.copy_seconds(device, moved // 2, time_calls)
+    except Exception as error:  # a kernel's failure is a result too
+        return record | {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+    seconds = statistics.median(times)
+    return record | {"seconds": seconds, "bytes_per_second": moved / seconds, "of_copy": copies / seconds}
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    rows = [["kernel", "dtype", "elements", "us", "GB/s", "of copy"]]
+    for r in records:
+        found = [r["error"][:60], "", ""] if "error" in r else [
+            run.number(r["seconds"], 1e-6), run.number(r["bytes_per_second"], 1e9), f"{r['of_copy']:.0%}"
+        ]  # fmt: skip
+        rows.append([r["kernel"], r["dtype"], str(r["elements"]), *found])
+    return run.aligned(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs every kernel; 1 if one failed."""
+    p = argparse.ArgumentParser(prog="benchmarks.kernels", description="each kernel alone against a copy")
+    p.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    p.add_argument("--elements", type=int, nargs="+", default=ELEMENTS, metavar="N")
+    p.add_argument("--out", type=Path, metavar="FILE", help="where the records go, as JSON")
+    args = p.parse_args(argv)
+    if args.device not in vaefast.available_backends():
+        p.error(f"vaefast has no kernels for {args.device}\n{vaefast.show_config()}")
+    device = torch.device(args.device)
+    time_calls = harness.timer(device, cold=args.device == "cuda")
+    records = []
+    with torch.no_grad():
+        for elements in args.elements:
+            for dtype in DTYPES:
+                records += [measure(kernel, dtype, elements, time_calls, device) for kernel in kernels()]
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(records, indent=1) + "\n")
+    print(table(records))
+    return int(any("error" in r for r in records))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
