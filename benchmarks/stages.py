@@ -21,7 +21,7 @@ from typing import Any
 SECONDS = "SECONDS"
 MARGIN = 10.0  # seconds between the end that a command is told and the one that it is given
 GRACE = 5.0  # seconds between asking a command to end and ending it
-TAIL = 6000  # characters of a failed stage's output that are kept
+TAIL = 12_000  # characters of a failed stage's output that are kept
 
 Record = dict[str, Any]
 

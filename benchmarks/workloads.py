@@ -23,17 +23,24 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class Draw:
-    """Random inputs: the same numbers on every device and in every run."""
+    """Random inputs: the same numbers on every device and in every run, repeated where there are more than BLOCK."""
+
+    BLOCK = 1 << 24
 
     def __init__(self, device: torch.device, seed: int = 0) -> None:
         self.device = device
         self.generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
-        return torch.empty(shape).normal_(mean, std, generator=self.generator).to(self.device)
+        return self._repeated(shape, lambda n: torch.empty(n).normal_(mean, std, generator=self.generator))
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator).to(self.device)
+        return self._repeated(shape, lambda n: torch.rand(n, generator=self.generator))
+
+    def _repeated(self, shape: tuple[int, ...], draw: Callable[[int], Tensor]) -> Tensor:
+        n = math.prod(shape)
+        block = draw(min(n, self.BLOCK)).to(self.device)
+        return (block if n <= self.BLOCK else block.repeat(-(-n // self.BLOCK))[:n]).view(shape)
 
 
 @dataclass(frozen=True)
