@@ -88,18 +88,23 @@ def find_gpu() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(),
         "capability": capability,
         "memory": torch.cuda.get_device_properties(0).total_memory,
-        "driver": driver(),
+        "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__,
         "cuda": toolkit,
         "cores": os.cpu_count(),
     }
 
 
-def driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def first_line(*command: str) -> str | None:
+    """Of what a command prints; None if it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
-    return "unknown"
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return run.stdout.partition("\n")[0]
+    return None
+
+
+def commit() -> str | None:
+    return first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*")
 
 
 def find_sanitizer(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -169,44 +174,54 @@ def plan(cores: int, sanitizer: str | None, xdist: bool) -> list[list[Stage]]:
     return [[build], proof, *([stage] for stage in measure)]
 
 
-def read(name: str) -> Any:
+def read(file: Path) -> Any:
     """What a stage wrote, or None."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((WORK / f"{name}.json").read_text())
+        return json.loads(file.read_text())
     return None
 
 
-def compare(
-    measured: Sequence[dict[str, Any]], predictions: Mapping[str, Any], capability: str
-) -> list[dict[str, Any]]:
-    """Each measured kernel beside what was predicted for this architecture, where it was."""
-    predicted = predictions.get("sm_" + capability.replace(".", ""), {})
+def compare(measured: Sequence[dict[str, Any]], predictions: Any, capability: str) -> list[dict[str, Any]]:
+    """Each measured kernel beside the share of a copy's speed that was predicted for this architecture, where it was.
+
+    ``predictions`` is ``{"sm_90": {"<kernel> <dtype>": share or {"share": share, ...}}}``.
+    """
+    predicted = predictions.get(f"sm_{capability.replace('.', '')}", {}) if isinstance(predictions, dict) else {}
     rows = []
     for record in measured:
         share = predicted.get(f"{record['kernel']} {record['dtype']}")
+        share = share.get("share") if isinstance(share, dict) else share
         if share is not None and "error" not in record:
             rows.append({**record, "predicted": share})
     return rows
 
 
+def comparison(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of measured and predicted shares."""
+    lines = [f"{'kernel':48} {'dtype':9} {'elements':>10} {'measured':>9} {'predicted':>9}"]
+    for r in rows:
+        share, predicted = f"{r['of_copy']:.0%}", f"{r['predicted']:.0%}"
+        lines.append(f"{r['kernel']:48} {r['dtype']:9} {r['elements']:>10} {share:>9} {predicted:>9}")
+    return "\n".join(lines)
+
+
 def collect(machine: dict[str, Any], records: Sequence[stages.Record], seconds: float) -> dict[str, Any]:
     """The results document."""
-    kernels = read("kernels") or []
-    predictions: dict[str, Any] = {}
-    with contextlib.suppress(OSError):
-        predictions = json.loads(PREDICTIONS.read_text())
+    kernels = read(WORK / "kernels.json") or []
     return {
         "date": datetime.date.today().isoformat(),
+        "commit": commit(),
         "machine": machine,
         "seconds": round(seconds, 1),
         "stages": list(records),
         "kernels": kernels,
-        "predictions": compare(kernels, predictions, machine["capability"]),
-        "documents": [document for name in ("benchmarks", "sweep") if (document := read(name))],
+        "predictions": compare(kernels, read(PREDICTIONS), machine["capability"]),
+        "documents": [d for name in ("benchmarks", "sweep") if (d := read(WORK / f"{name}.json"))],
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the stages; 1 if one failed, 2 if none can run here."""
     p = argparse.ArgumentParser(prog="benchmarks.gpu", description="builds, tests, sanitizes and measures on a GPU")
     p.add_argument(
         "--total", type=float, default=TOTAL, metavar="SECONDS", help=f"for all stages (default {TOTAL:.0f})"
@@ -215,8 +230,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<gpu>-<date>.json")
     args = p.parse_args(argv)
     start = time.monotonic()
-    # a runner that is told to stop ends its stages and writes what it has
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         machine = find_gpu()
     except Unfit as unfit:
@@ -237,10 +250,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("kernels", "benchmarks", "sweep"):
         with contextlib.suppress(OSError):
             print((WORK / "logs" / f"{name}.log").read_text())
+    if document["predictions"]:
+        print(comparison(document["predictions"]))
     print(stages.summary(records))
     print(f"\n{machine['gpu']}: {document['seconds']:.0f} s; written: {out}")
     return int(not all(record["ok"] for record in records))
 
 
 if __name__ == "__main__":
+    # told to stop, it ends its stages and writes what it has, as it does on ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise SystemExit(main())

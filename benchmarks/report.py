@@ -18,6 +18,16 @@ LABELS = {"f": "forward", "fb": "forward + backward"}
 COLOURS = {"eager": "#9aa0a6", "compile": "#e8a33d", "vaefast": "#2b6cb0", "vaefast+compile": "#7fb2e5"}
 
 
+def documents(file: Path) -> list[tuple[dict[str, Any], Path]]:
+    """What a results file holds, and where the plot of each goes: one document, or several of a GPU's whole run, of
+    which those without a case have nothing to show."""
+    results = json.loads(file.read_text())
+    if "documents" not in results:
+        return [(results, file.with_suffix(".png"))]
+    named = [(d, file.with_name(f"{file.stem}{'-sweep' if d['sweep'] else ''}.png")) for d in results["documents"]]
+    return [(d, out) for d, out in named if d["cases"]]
+
+
 def duration(seconds: float) -> str:
     unit, name = next(((u, n) for u, n in ((1.0, "s"), (1e-3, "ms")) if seconds >= u), (1e-6, "µs"))
     return f"{seconds / unit:.3g} {name}" if seconds / unit < 999.5 else f"{seconds / unit:.0f} {name}"
@@ -128,7 +138,8 @@ def plot_sweep(axes: Any, document: dict[str, Any]) -> None:
         (line,) = axes.plot(x, [r["median"] / n * 1e9 for n, r in points], "o-", ms=3, label=name, color=colour)
         low, high = ([r[p] / n * 1e9 for n, r in points] for p in ("p20", "p80"))
         axes.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-    limit = [case["floor_bytes"] / document["machine"]["copy_bandwidth"] / case["elements"] * 1e9 for case in cases]
+    bandwidth = document["machine"]["copy_bandwidth"]
+    limit = [(case.get("copy_seconds") or case["floor_bytes"] / bandwidth) / case["elements"] * 1e9 for case in cases]
     axes.plot([case["elements"] for case in cases], limit, "k--", linewidth=0.8, label="memory limit (copy bandwidth)")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -144,11 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     tables = []
     for file in args.files or sorted(f for f in RESULTS.glob("*.json") if "-quick" not in f.name):
-        document = json.loads(file.read_text())
-        plot(document, file.with_suffix(".png"))
-        print(f"written: {file.with_suffix('.png')}")
-        if not document["sweep"]:
-            tables.append(markdown(document))
+        for document, out in documents(file):
+            plot(document, out)
+            print(f"written: {out}")
+            if not document["sweep"]:
+                tables.append(markdown(document))
     if tables:
         args.readme.write_text(into_readme(args.readme.read_text(), tables))
         print(f"written: {args.readme}")

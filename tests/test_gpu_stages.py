@@ -1,0 +1,437 @@
+"""``make gpu`` without a GPU: how stages fail, time out and report, what is said where one is missing, and that every
+stage's command is one that its program takes. The stages themselves run where there is a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sanitize
+import torch
+from inputs import FLOATING, LIKELIHOOD_CASES, REDUCTIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import gpu, harness, kernels, report, run, stages  # noqa: E402
+from benchmarks.harness import Case  # noqa: E402
+from benchmarks.stages import SECONDS, Stage  # noqa: E402
+from benchmarks.workloads import WORKLOADS, Draw  # noqa: E402
+from vaefast import reference  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def python(code: str, **options: Any) -> Stage:
+    name = options.pop("name", "it")
+    return Stage(name, [sys.executable, "-c", code], options.pop("limit", 60.0), **options)
+
+
+def run_all(*groups: list[Stage], total: float = 100.0, to: Path) -> list[stages.Record]:
+    return stages.run(groups, total, ROOT, to, tell=lambda line: None)
+
+
+# -- stages
+
+
+def test_a_failing_stage_does_not_stop_the_others(tmp_path: Path) -> None:
+    bad = python("print('why'); raise SystemExit(3)", name="bad")
+    absent = Stage("absent", ["/nowhere/program"], 10)
+    missing = python("", name="missing", missing="there is no tool: install it")
+    good = python("import os; print('fine', os.environ['HERE'])", name="good", env={"HERE": "yes"})
+    after = python("", name="after", needs="bad")
+    records = run_all([bad], [absent, missing], [good, after], to=tmp_path)
+    assert [r["name"] for r in records] == ["bad", "absent", "missing", "good", "after"]
+    assert [r["ok"] for r in records] == [False, False, False, True, False]
+    assert records[0]["why"] == "exit status 3" and records[0]["tail"] == "why\n"
+    assert "/nowhere/program" in records[1]["why"]
+    assert records[2]["why"] == "there is no tool: install it"
+    assert records[3]["says"] == "fine yes" and "tail" not in records[3]
+    assert records[4]["why"] == "not run: bad failed"
+    assert (tmp_path / "good.log").read_text() == "fine yes\n"
+    text = stages.summary(records)
+    assert re.search(r"FAILED  bad .* exit status 3", text) and re.search(r"ok      good .* fine yes", text)
+    assert text.startswith("--- bad: exit status 3")
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+    mark = tmp_path / "alive"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    begin = f"subprocess.Popen([sys.executable, '-c', {child!r}]); print('begun', flush=True)"
+    code = f"import subprocess, sys, time; {begin}; time.sleep(60)"
+    start = time.monotonic()
+    (record,) = run_all([python(code, limit=1.5)], to=tmp_path / "logs")
+    assert time.monotonic() - start < 30
+    assert not record["ok"] and record["why"] == "ran past its 2 s" and "begun" in record["tail"]
+    time.sleep(3)
+    assert not mark.exists()
+
+
+def test_time_is_shared_out(tmp_path: Path) -> None:
+    """What later groups are promised is left to them; a command that ends by itself is told its time."""
+    show = "import sys; print(sys.argv[1])"
+    first = Stage("first", [sys.executable, "-c", show, SECONDS], 1000, promised=5)
+    second = Stage("second", [sys.executable, "-c", show, SECONDS], 30, promised=40)
+    third = python("", name="third", limit=50, promised=20)
+    records = run_all([first], [second], [third], total=100, to=tmp_path)
+    assert 35 <= records[0]["limit"] <= 40
+    assert int(records[0]["says"]) == pytest.approx(records[0]["limit"] - stages.MARGIN, abs=1.1)
+    assert records[1]["limit"] == 30 and records[1]["says"] == str(int(30 - stages.MARGIN))
+    assert records[2]["limit"] == 50
+    late = run_all([python("", name="late", promised=5)], total=0.5, to=tmp_path)
+    assert late[0]["why"] == "not run: no time was left"
+
+
+def test_stages_of_a_group_run_side_by_side(tmp_path: Path) -> None:
+    """Each waits for the file that the other writes."""
+
+    def meet(own: str, other: str) -> Stage:
+        wait = f"p.joinpath({own!r}).touch()\nwhile not p.joinpath({other!r}).exists(): time.sleep(0.01)"
+        return python(f"import pathlib, time\np = pathlib.Path({str(tmp_path)!r})\n{wait}", name=own)
+
+    assert all(r["ok"] for r in run_all([meet("a", "b"), meet("b", "a")], to=tmp_path / "logs"))
+
+
+def test_an_interrupt_ends_what_runs_and_keeps_what_was_found(tmp_path: Path) -> None:
+    code = """
+import json, os, signal, sys, threading
+from pathlib import Path
+from benchmarks import stages
+from benchmarks.stages import Stage
+threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()
+run = lambda name, code: Stage(name, [sys.executable, "-c", code], 60)
+groups = [[run("one", "print(1)")], [run("two", "import time; time.sleep(50)")], [run("three", "print(3)")]]
+records = stages.run(groups, 100, Path.cwd(), Path(sys.argv[1]), tell=lambda line: None)
+print(json.dumps([r["ok"] for r in records]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=40)
+    assert json.loads(done.stdout) == [True, False, False], done.stderr
+
+
+# -- the machine
+
+
+def test_without_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(stages, "run", lambda *a, **k: pytest.fail("nothing may run"))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert gpu.main([]) == 2
+    assert "has no CUDA: make gpu PYTHON=" in capsys.readouterr().err
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert re.search(r"make gpu cannot run here: torch \S+ sees no CUDA device", capsys.readouterr().err)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test 80GB")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(total_memory=80 << 30))
+    for name in ("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "VAEFAST_FORCE_CPU"):
+        monkeypatch.setenv(name, "")
+
+
+def toolkit(at: Path, release: str = "13.0") -> Path:
+    """A folder with an nvcc that answers as one does."""
+    nvcc = at / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.48'\n")
+    nvcc.chmod(0o755)
+    return at
+
+
+def test_without_nvcc_it_says_so(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
+    assert gpu.main([]) == 2
+    assert re.search("no nvcc in CUDA_HOME=.*nowhere; install the CUDA 13 toolkit", capsys.readouterr().err)
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "old", "11.8")))
+    assert gpu.main([]) == 2
+    assert "nvcc is CUDA 11.8 but torch" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(gpu, "TESTED_WITH", ("pytest", "nonesuch_a", "nonesuch_b"))
+    assert gpu.main([]) == 2
+    assert "pip install nonesuch_a nonesuch_b" in capsys.readouterr().err
+
+
+def test_the_sanitizer_is_found_next_to_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    home = toolkit(tmp_path / "cuda")
+    environment = {"PATH": "/nowhere", "CUDA_HOME": str(home)}
+    usual = Path("/usr/local/cuda/bin/compute-sanitizer").exists()
+    assert usual or gpu.find_sanitizer(environment) is None
+    tool = home / "compute-sanitizer" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    assert gpu.find_sanitizer(environment) == str(tool)
+
+
+def test_everything_is_written_when_stages_fail(
+    fake_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    """A whole run with stand-ins for the stages: the file, the tables, the exit status."""
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "cuda")))
+    monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
+    monkeypatch.setattr(gpu, "PREDICTIONS", tmp_path / "predictions.json")
+    (tmp_path / "predictions.json").write_text(json.dumps({"sm_90": {"scale_ float32": {"share": 0.97}}}))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "sweep.json").write_text('"of an earlier run"')
+    found = [{"kernel": "scale_", "dtype": d, "elements": 9, "of_copy": 0.93} for d in ("float32", "bfloat16")]
+    there = tmp_path / "work" / "kernels.json"
+    write = f"from pathlib import Path; Path({str(there)!r}).write_text({json.dumps(found)!r}); print('seen')"
+    good, bad = python(write, name="kernels"), python("print('oops'); raise SystemExit(1)", name="tests")
+    monkeypatch.setattr(gpu, "plan", lambda *a: [[good], [bad]])
+    out = tmp_path / "out.json"
+    assert gpu.main(["--out", str(out)]) == 1
+    document = json.loads(out.read_text())
+    assert [(s["name"], s["ok"]) for s in document["stages"]] == [("kernels", True), ("tests", False)]
+    assert document["stages"][1]["tail"] == "oops\n"
+    assert document["machine"]["gpu"] == "NVIDIA Test 80GB" and document["machine"]["capability"] == "9.0"
+    assert document["kernels"] == found and document["documents"] == []
+    assert [(p["dtype"], p["predicted"]) for p in document["predictions"]] == [("float32", 0.97)]
+    text = capsys.readouterr().out
+    assert re.search(r"scale_ +float32 +9 +93% +97%", text)
+    assert "--- tests: exit status 1; its output ends with\noops" in text and f"written: {out}" in text
+    assert gpu.main(["--only", "kernels", "--out", str(out)]) == 0
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0"
+
+
+# -- the stages' commands
+
+
+def planned(**options: Any) -> dict[str, Stage]:
+    groups = gpu.plan(**({"cores": 16, "sanitizer": "/bin/compute-sanitizer", "xdist": True} | options))
+    return {stage.name: stage for group in groups for stage in group}
+
+
+def test_the_plan_fits_its_time() -> None:
+    groups = gpu.plan(16, "/bin/compute-sanitizer", True)
+    promised = sum(max(stage.promised for stage in group) for group in groups)
+    (build,) = groups[0]
+    assert build.name == "build" and build.limit + promised <= gpu.TOTAL < 540
+    for stage in (s for group in groups[1:] for s in group):
+        assert stage.needs == "build" and stage.promised <= stage.limit
+    names = [stage.name for group in groups for stage in group]
+    assert len(set(names)) == len(names)
+
+
+def test_commands_are_ones_that_their_programs_take(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaefast.available_backends", lambda: ("cuda", "cpu", "reference"))
+    parsed = {}
+    for name, stage in planned().items():
+        words = ["60" if word == SECONDS else word for word in stage.command]
+        if words[1:3] == ["-m", "benchmarks"]:
+            parsed[name] = run.parse(words[3:])
+            assert parsed[name].device == "cuda" and parsed[name].deadline == 60
+    assert set(parsed) == {"compile", "compile-sweep", "benchmarks", "sweep"}
+    assert parsed["benchmarks"].providers.split(",")[0] == "eager" and parsed["sweep"].sweep == "sample-kl"
+    words = list(planned()["memcheck"].command)
+    assert words[:5] == ["/bin/compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1"]
+    assert (ROOT / words[words.index(sys.executable) + 1]).is_file()
+    assert "-n" in planned()["tests"].command and "-n" not in planned(xdist=False)["tests"].command
+    assert "compute-sanitizer in PATH" in planned(sanitizer=None)["racecheck"].missing
+
+
+@pytest.mark.parametrize(("stage", "more"), [("cuda", []), ("tests", ["tests/test_threads.py"])])
+def test_the_tests_of_the_gpu_are_collected(stage: str, more: list[str]) -> None:
+    command = [word for word in planned(xdist=False)[stage].command if word != "-q"]
+    done = subprocess.run([*command, *more, "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "cuda" in done.stdout and "[cpu" not in done.stdout
+
+
+def test_the_control_must_find_its_error() -> None:
+    judge = planned()["memcheck control"].judge
+    assert judge(1, "========= Invalid __global__ read of size 16 bytes\n") == ""
+    assert judge(0, "========= ERROR SUMMARY: 0 errors") and judge(1, "ImportError: no torch")
+
+
+# -- what the sanitizer watches
+
+
+def test_the_sanitizer_sees_every_function_on_every_dtype_shape_and_layout() -> None:
+    met: dict[Any, set[Any]] = {}
+    for case in sanitize.cases():
+        key = (case.what, case.count)
+        for option in (case.shape, case.layout, case.pick((1.0, 1.5)), case.pick(REDUCTIONS), case.dtype):
+            met.setdefault((*key, type(option)), set()).add(option)
+        met.setdefault((*key, case.dtype), set()).add(case.shape)
+    whats = {key[:2] for key in met}
+    assert len(whats) == 4 + 2 * len(LIKELIHOOD_CASES)
+    for what in whats:
+        assert met[(*what, tuple)] == set(sanitize.SHAPES)
+        assert met[(*what, str)] == {*sanitize.LAYOUTS, *REDUCTIONS}
+        assert met[(*what, float)] == {1.0, 1.5}
+        for dtype in FLOATING:
+            assert met[(*what, dtype)] == set(sanitize.SHAPES)
+
+
+@pytest.mark.parametrize("layout", list(sanitize.LAYOUTS))
+def test_layouts_keep_values_and_end_where_their_buffer_ends(layout: str) -> None:
+    for shape in sanitize.SHAPES:
+        t = torch.randn(shape)
+        view = sanitize.LAYOUTS[layout](t)
+        assert torch.equal(view, t)
+        last = view.storage_offset() + sum((n - 1) * s for n, s in zip(view.shape, view.stride()))
+        assert (last + 1) * 4 == view.untyped_storage().nbytes()
+
+
+def test_the_sanitizers_cases_run(extension: object, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [case for k, case in enumerate(sanitize.cases()) if k % 9 == 0]
+    monkeypatch.setattr(sanitize, "cases", lambda: iter(few))
+    assert sanitize.main(["--device", "cpu"]) == 0
+    assert capsys.readouterr().out == f"{len(few)} cases ran\n"
+    assert sanitize.main(["--device", "cpu", "--seconds", "-1"]) == 1
+    assert "only 0 of" in capsys.readouterr().out
+    monkeypatch.setattr(sanitize, "run", lambda case, device: 1 / 0)
+    assert sanitize.main(["--device", "cpu"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+# -- what is measured
+
+
+def test_every_kernel_is_measured(extension: object, tmp_path: Path) -> None:
+    out = tmp_path / "kernels.json"
+    assert kernels.main(["--device", "cpu", "--elements", "64", "--out", str(out)]) == 0
+    records = json.loads(out.read_text())
+    names = {record["kernel"] for record in records}
+    assert len(records) == len(names) * len(kernels.DTYPES)
+    assert all(record["seconds"] > 0 and record["bytes"] > 0 for record in records)
+    for likelihood in reference.LIKELIHOODS:
+        assert any(likelihood in name for name in names)
+
+
+def test_a_kernel_that_fails_is_a_result() -> None:
+    def fails(*tensors: torch.Tensor) -> Any:
+        raise RuntimeError("no memory\nat all")
+
+    record = kernels.measure(kernels.Kernel("bad", 1, 2, fails), "float32", 8, harness.timer(CPU), CPU)
+    assert record["error"] == "RuntimeError: no memory"
+    assert "RuntimeError: no memory" in kernels.table([record])
+
+
+class FakeEvent:
+    """An event on a GPU where everything takes two milliseconds."""
+
+    clock = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at = 0.0
+
+    def record(self) -> None:
+        FakeEvent.clock += 2.0
+        self.at = FakeEvent.clock
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return end.at - self.at
+
+
+@pytest.fixture
+def fake_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(L2_cache_size=1000))
+    monkeypatch.setattr(harness, "FLUSH", 4096)
+
+
+def test_cold_times_are_events_around_each_call(fake_events: None) -> None:
+    calls: list[int] = []
+    time_calls = harness.timer(CPU, cold=True)
+    assert time_calls(lambda: calls.append(1), 5) == pytest.approx(2e-3)
+    assert len(calls) == 6, "one more than is timed"
+    assert harness.copy_seconds(CPU, 100, time_calls) == pytest.approx(2e-3)
+
+
+def test_large_cases_on_a_gpu_are_timed_cold(fake_events: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.providers import PROVIDERS
+
+    case = Case(WORKLOADS["sample-kl"], "fb", CPU, (0.02,))
+    case.inputs, case.upstream  # noqa: B018  (made before the device changes its name)
+    case.device = torch.device("cuda")
+    monkeypatch.setattr(harness, "peak_bytes", lambda step, device: 1)
+    monkeypatch.setattr(harness, "COLD", 1000)
+    monkeypatch.setattr(harness, "cold_timer", lambda device, f=harness.cold_timer: f(CPU))
+    monkeypatch.setattr(harness, "copy_seconds", lambda device, size, timer: 1e-3)
+    record = harness.measure(case, [PROVIDERS["eager"], PROVIDERS["vaefast"]], budget=0.0, min_rounds=2)
+    assert record["cold"] and record["copy_seconds"] == 1e-3
+    assert record["providers"]["vaefast"]["median"] == pytest.approx(2e-3)
+    assert run.share_of_copy(record, record["providers"]["vaefast"], 1e9) == pytest.approx(0.5)
+
+
+def test_sweeps_keep_round_sizes_round() -> None:
+    assert run.spread(32.0, 2) == (8.0, 4.0) and run.spread(2.0**-15, 2) == (2.0**-7, 2.0**-8)
+    assert run.spread(100.0, 2) == pytest.approx((10.0, 10.0))
+    full = 1 << 23
+    for elements in run.SWEEPS["cuda"]:
+        sizes = WORKLOADS["sample-kl"].scaled(*run.spread(elements / full, 2))
+        assert sizes["B"] * sizes["Z"] == elements
+
+
+def test_what_a_cut_short_run_measured_is_there(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device: 1e10)
+    out = tmp_path / "out.json"
+    options = ["--budget", "0", "--providers", "eager", "--filter", "small", "--out", str(out)]
+    assert run.main([*options, "--deadline", "-1"]) == 1
+    assert not out.exists()
+    assert "small-vae-bce" in capsys.readouterr().out
+    measure = harness.measure
+
+    def killed_at_the_second(case: Case, *args: Any, **options: Any) -> dict[str, Any]:
+        if out.exists():
+            raise KeyboardInterrupt
+        return measure(case, *args, **options)
+
+    monkeypatch.setattr(harness, "measure", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(options)
+    assert [case["workload"] for case in json.loads(out.read_text())["cases"]] == ["small-vae-bce"]
+
+
+def test_large_inputs_repeat_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Draw, "BLOCK", 10)
+    t = Draw(CPU).normal(5, 7, std=2.0).requires_grad_()
+    assert t.shape == (5, 7) and t.is_leaf and t.is_contiguous()
+    flat = t.detach().flatten()
+    assert torch.equal(flat[10:20], flat[:10]) and torch.equal(flat[30:], flat[:5])
+
+
+def test_a_gpus_results_get_their_own_table(tmp_path: Path) -> None:
+    """Beside a CPU's: one table each, and a plot for the cases and the sweep."""
+    pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
+    from test_benchmarks import results
+
+    def on_gpu(sweep: str | None, **more: Any) -> dict[str, Any]:
+        document = results(sweep)
+        document["machine"] |= {"gpu": "NVIDIA Test", "cuda": "13.0", "copy_bandwidth": 3e12}
+        for case in document["cases"]:
+            case |= {"cold": True, "copy_seconds": 1e-4}
+        return document | more
+
+    whole = {"date": "2026-01-31", "documents": [on_gpu(None), on_gpu("one"), on_gpu("one", cases=[])], "stages": []}
+    files = [tmp_path / "a-cpu.json", tmp_path / "b-gpu.json", tmp_path / "c-gpu.json"]
+    for file, content in zip(files, (results(), whole, {"documents": [], "stages": []})):
+        file.write_text(json.dumps(content))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert report.main([*map(str, files), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.count("| case | what, sizes |") == 2
+    assert "A CPU, 2 cores" in text and "NVIDIA Test; torch 2.13.0, CUDA 13.0; copies 3000 GB/s" in text
+    assert {p.name for p in tmp_path.glob("*.png")} == {"a-cpu.png", "b-gpu.png", "b-gpu-sweep.png"}
