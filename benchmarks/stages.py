@@ -69,7 +69,9 @@ def run_stage(stage: Stage, seconds: float, cwd: Path, logs: Path, running: set[
     """Runs the stage for at most so many seconds; how it went. Its process is in ``running`` while it runs."""
     log = logs / f"{stage.name.replace(' ', '-')}.log"
     words = [str(max(1, int(seconds - MARGIN))) if word == SECONDS else word for word in stage.command]
-    record: Record = {"name": stage.name, "command": words, "limit": round(seconds, 1)}
+    # as anyone would type it: where programs and files lie here concerns nobody who reads the results
+    command = " ".join(os.path.basename(word) if os.path.isabs(word) else word for word in words)
+    record: Record = {"name": stage.name, "command": command, "limit": round(seconds, 1)}
     start = time.monotonic()
     why = stage.missing
     if not why:

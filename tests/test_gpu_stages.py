@@ -57,6 +57,7 @@ def test_a_failing_stage_does_not_stop_the_others(tmp_path: Path) -> None:
     assert records[2]["why"] == "there is no tool: install it"
     assert records[3]["says"] == "fine yes" and "tail" not in records[3]
     assert records[4]["why"] == "not run: bad failed"
+    assert records[0]["command"].startswith(f"{Path(sys.executable).name} -c print")
     assert (tmp_path / "good.log").read_text() == "fine yes\n"
     text = stages.summary(records)
     assert re.search(r"FAILED  bad .* exit status 3", text) and re.search(r"ok      good .* fine yes", text)
