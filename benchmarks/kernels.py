@@ -86,8 +86,8 @@ def reconstruction_backward(name: str, count: int) -> Callable[..., Call]:
 
 def scale(kept: Tensor, target: None) -> Call:
     # not 1, which is skipped, and not so far from it that many calls overflow
-    factor = torch.full((), 1 + 2.0**-20, device=kept.device, dtype=torch.float64)
-    return lambda: torch.ops.vaefast.scale_(kept, factor)
+    factor = torch.full((), 1 + 2.0**-20, device=kept.device, dtype=torch.float32)
+    return lambda: torch.ops.vaefast.scale_([kept], factor)
 
 
 def kernels() -> Iterator[Kernel]:
