@@ -5,16 +5,19 @@ VENV   ?= .venv
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ARGS   ?=
+# for the CUDA kernels, on a machine that has nvcc of the same major version, with or without a GPU
+CUDA_VENV  ?= .venv-cuda
+CUDA_TORCH ?= torch==2.15.0
 
 BIN     := $(VENV)/bin
 NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-install bench gpu results lint format clean FORCE
+.PHONY: help build demo test test-install test-cuda-build cuda-baseline bench gpu results lint format clean FORCE
 
 help:  ## these lines
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "vaefast needs Python 3.10 or newer; \
@@ -40,10 +43,20 @@ demo: $(VENV)/.built  ## train a small VAE on digits and draw from it (out/demo)
 	$(BIN)/python examples/digits_vae.py --out out/demo $(ARGS)
 
 test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
-	$(BIN)/pytest -m 'not install' $(ARGS)
+	$(BIN)/pytest -m 'not install and not cuda_build' $(ARGS)
 
 test-install: $(VENV)/.built  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
 	$(BIN)/pytest -m install $(ARGS)
+
+test-cuda-build:  ## what nvcc makes of the kernels, in $(CUDA_VENV); no GPU needed, many minutes
+	$(MAKE) $(CUDA_VENV)/.torch VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
+	$(CUDA_VENV)/bin/pip install 'setuptools>=77' ninja numpy
+	VAEFAST_FORCE_CUDA=1 $(CUDA_VENV)/bin/pip install --no-build-isolation '.[test]'
+	$(CUDA_VENV)/bin/pytest -m cuda_build tests/test_cuda_build.py $(ARGS)
+
+cuda-baseline:  ## rewrite what test-cuda-build and the predicted speeds go by
+	$(MAKE) $(CUDA_VENV)/.torch VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
+	PYTHONPATH=tests $(CUDA_VENV)/bin/python -m cuda_build --write
 
 bench: $(VENV)/.built  ## the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,0 +1,75 @@
+"""What must hold of every kernel's machine code: each returns what is wrong, a line a finding."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cuda_build.binary import Resources
+from cuda_build.paths import Flow
+from cuda_build.sass import Kernel
+
+BASELINE = Path(__file__).with_name("baseline.json")
+ARCH = 90  # the architecture that every change is judged on
+LOCAL = ("LDL", "STL")
+DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|\S*64H|\S*\.F64\b")
+# Outside the loops over packs a float kernel may execute these, a few times a block:
+ALLOWED_DOUBLE = {
+    "DADD": "the last block adds up the units' sums in double",
+    "DMUL": "a sum times the reduction's scale",
+    "DFMA": "nll + beta * kl",
+    "F2F.F64.F32": "a unit's sum on its way to the last block; nll and kl before they are added",
+    "F2F.F32.F64": "scales and constants of the problem, kept in double; the sums' results",
+}
+
+Baseline = dict[str, dict[str, dict[str, int]]]
+
+
+def read_baseline() -> Baseline:
+    found: Baseline = json.loads(BASELINE.read_text())
+    return found
+
+
+def no_local_memory(name: str, taken: Resources, kernel: Kernel | None = None) -> Iterator[str]:
+    if taken.stack or taken.local:
+        yield f"{name}: {taken.stack} bytes of stack, {taken.local} of local memory a thread"
+    if kernel and (spills := [i for i in kernel.code if i.root in LOCAL]):
+        yield f"{name}: {len(spills)} instructions on local memory, such as `{spills[0]}`"
+
+
+def within(name: str, taken: Resources, baseline: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    if name not in baseline:
+        yield f"{name}: not in the baseline; write it again (python -m cuda_build --write)"
+        return
+    for what, most in baseline[name].items():
+        if getattr(taken, what) > most:
+            yield f"{name}: {getattr(taken, what)} {what}, {most} in the baseline"
+
+
+def vectors(name: str, kernel: Kernel) -> Iterator[str]:
+    """16 bytes at once. A KL alone, with its sum reduced, still holds the store of an unreduced one."""
+    for root in ("LDG", "STG"):
+        if not any(i.root == root and i.opcode.endswith(".128") for i in kernel.code):
+            yield f"{name}: no 128-bit {root}"
+
+
+def packed(flow: Flow) -> list[frozenset[int]]:
+    """The outermost loops that move whole packs."""
+    loops = [body for _, body in flow.loops if any(i.opcode.endswith("E.128") for i in flow.body(body))]
+    return [body for body in loops if not any(body < other for other in loops)]
+
+
+def no_double(name: str, kernel: Kernel) -> Iterator[str]:
+    """Of a float kernel: none in any loop over packs, whatever the dtypes, and only listed ones elsewhere."""
+    flow = Flow(kernel)
+    hot = packed(flow)
+    if len(hot) < name.count(" + ") + 1:
+        yield f"{name}: {len(hot)} loops over packs were found"
+    for body in hot:
+        for instruction in flow.body(body):
+            if DOUBLE.match(instruction.opcode):
+                yield f"{name}: `{instruction}` in a loop over packs"
+    for opcode in sorted({i.opcode for i in kernel.code if DOUBLE.match(i.opcode)} - ALLOWED_DOUBLE.keys()):
+        yield f"{name}: {opcode}, which is not among ALLOWED_DOUBLE"

@@ -1,0 +1,47 @@
+// Every kernel that csrc/cuda/run.cuh launches with arithmetic in VAEFAST_ARITHMETIC, without torch: what a change of
+// the kernels does to their machine code is seen in a minute, for one architecture. test_cuda_build.py compares the
+// list with the library's.
+
+#include "cuda/kernel.cuh"
+
+namespace vaefast {
+
+// A kernel that host code takes the address of is compiled.
+template <class T, class Rec, class Post>
+const void* one() {
+  return reinterpret_cast<const void*>(job_kernel<T, Rec, Post>);
+}
+
+template <class T, class Rec>
+void with_kl(const void** out) {
+  out[0] = one<T, Rec, PosteriorForward<T, false, true>>();
+  out[1] = one<T, Rec, PosteriorBackward<T, false, true>>();
+}
+
+template <class T, class L, int NP>
+void params(const void** out) {
+  with_kl<T, Reconstruction<T, L, NP>>(out);
+  if constexpr (NP > L::required) params<T, L, NP - 1>(out);
+}
+
+template <class T, class... Ls>
+void reconstructions(TypeList<Ls...>, const void** out) {
+  (params<T, Ls, Ls::params>(out), ...);
+}
+
+template <class T, template <class, bool, bool> class Work>
+void posteriors(const void** out) {
+  out[0] = one<T, Nothing, Work<T, true, false>>();
+  out[1] = one<T, Nothing, Work<T, true, true>>();
+  out[2] = one<T, Nothing, Work<T, false, true>>();
+}
+
+void all(const void** out) {
+  using T = VAEFAST_ARITHMETIC;
+  reconstructions<T>(Likelihoods{}, out);
+  out[0] = one<T, Rescale<T>, PosteriorBackward<T, false, true>>();
+  posteriors<T, PosteriorForward>(out);
+  posteriors<T, PosteriorBackward>(out);
+}
+
+}  // namespace vaefast

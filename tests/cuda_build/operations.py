@@ -1,0 +1,126 @@
+"""What the hot loop of each operation has to do at least: its byte floor, in vector loads and stores.
+
+The kernels choose at run time among dtypes, parameterizations and sources of noise, so besides loads and stores a path
+is told apart by traces that only the wanted choice leaves: Philox's multiplier, the exponentials of a log-variance,
+the packing of a half-precision result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from cuda_build.paths import Demand, Flow, Search
+
+PHILOX = r"-0x2daee0ad|0xd2511f53"  # the first multiplier, as SASS prints it
+EX2 = r"^MUFU\.EX2"
+# The loop of a posterior holds the square root of the parameterization "var"; no reconstruction takes one.
+POSTERIOR = Demand(r"^MUFU\.RSQ")
+PACK = 4  # elements with float arithmetic (kPack in csrc/cuda/pack.cuh)
+
+
+@dataclass(frozen=True)
+class DType:
+    """How a dtype shows in the machine code.
+
+    Args:
+        name: as torch calls it.
+        size: bytes an element.
+        unpack: what a load leaves, two elements each time at most.
+        pack: what a store leaves, two elements each time.
+    """
+
+    name: str
+    size: int
+    unpack: str = ""
+    pack: str = ""
+
+
+DTYPES = (
+    DType("float32", 4),
+    DType("float16", 2, r"^HADD2\.F32", r"^F2FP\.(F16|PACK_AB)"),
+    DType("bfloat16", 2, r"^PRMT .*0x7632|^LOP3.*0xffff0000|\b0x10000\b|^SHL|^SHF\.L|^IMAD\.U32", r"^F2FP\.BF16"),
+)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A use of a kernel: tensors that it reads and writes once, and what tells its path from others.
+
+    Args:
+        name: as in the predictions.
+        kernel: its short name, without the arithmetic type.
+        loads: tensors that are read.
+        stores: tensors that are written.
+        posterior: whether the kernel's loop over a posterior is meant, not the one over a reconstruction.
+        scalars: further loads that it may do: an upstream gradient that is one number.
+        philox: whether noise is drawn.
+        exp: whether each element takes an exponential.
+    """
+
+    name: str
+    kernel: str
+    loads: int
+    stores: int
+    posterior: bool = True
+    scalars: int = 0
+    philox: bool = False
+    exp: bool = False
+
+    def demands(self, dtype: DType) -> list[Demand]:
+        """For a path that handles one pack."""
+        width = 8 * PACK * dtype.size
+        vector, other = rf"\.E\S*\.{width}\b", rf"\.E\S*\.{192 - width}\b"
+        found = [
+            Demand(rf"^LDG{vector}", self.loads, self.loads),
+            Demand(rf"^STG{vector}", self.stores, self.stores),
+            Demand(rf"^LDG(?!{vector})(?!{other})", 0, self.scalars),
+            Demand(rf"^STG(?!{vector})|^LDG{other}", 0, 0),
+        ]
+        if self.philox:
+            found.append(Demand(PHILOX, 1))
+        if self.exp:
+            found.append(Demand(EX2, PACK))
+        if dtype.unpack:
+            found.append(Demand(dtype.unpack, self.loads * PACK // 2))
+        if dtype.pack:
+            found.append(Demand(dtype.pack, self.stores * PACK // 2))
+        return found
+
+
+KL_FORWARD, KL_BACKWARD = "PosteriorForward<false, true>", "PosteriorBackward<false, true>"
+# A posterior in its usual form: a log-variance, Philox noise, the standard normal prior unless the name says else.
+POSTERIORS = (
+    Operation("sample forward", "PosteriorForward<true, false>", 2, 1, philox=True, exp=True),
+    Operation("sample backward", "PosteriorBackward<true, false>", 2, 2, philox=True, exp=True),
+    Operation("kl forward", KL_FORWARD, 2, 0, exp=True),
+    Operation("kl backward", KL_BACKWARD, 2, 2, scalars=1, exp=True),
+    Operation("kl prior forward", KL_FORWARD, 4, 0, exp=True),
+    Operation("kl prior backward", KL_BACKWARD, 4, 4, scalars=1, exp=True),
+    Operation("sample kl forward", "PosteriorForward<true, true>", 2, 1, philox=True, exp=True),
+    Operation("sample kl backward", "PosteriorBackward<true, true>", 3, 2, scalars=1, philox=True, exp=True),
+    # once round the inner loop: each kept gradient
+    Operation("rescale", f"Rescale + {KL_BACKWARD}", 1, 1, posterior=False, scalars=1),
+)
+
+
+def operations(names: Iterable[str]) -> Iterator[Operation]:
+    """Those of kernels with these names: the posterior's, and two for each likelihood and number of parameters.
+
+    A loss that somebody will differentiate leaves its gradients in the same pass, with an upstream gradient of 1.
+    """
+    yield from POSTERIORS
+    for kernel in sorted({name.partition(": ")[2] for name in names}):
+        if likelihood := re.fullmatch(rf"Reconstruction<(\w+), (\d+)> \+ {KL_FORWARD}", kernel):
+            count = int(likelihood[2])
+            name = f"{likelihood[1].lower()} {count}"
+            yield Operation(f"{name} nll", kernel, count + 1, 0, posterior=False)
+            yield Operation(f"{name} nll and gradient", kernel, count + 1, count, posterior=False)
+
+
+def instructions(operation: Operation, dtype: DType, flow: Flow) -> float | None:
+    """The fewest an element."""
+    loops = [loop for loop in flow.loops if any(map(POSTERIOR, flow.body(loop[1]))) == operation.posterior]
+    path = Search(flow, operation.demands(dtype)).shortest(loops)
+    return path.length / PACK if path else None

@@ -1,0 +1,46 @@
+"""Compiles the kernels for one architecture, without torch, and keeps what came out under ``build/``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from cuda_build.binary import Missing, output
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = Path(__file__).with_name("kernels.cu")
+ARITHMETICS = ("float", "double")
+
+
+def nvcc() -> str:
+    """The path of the CUDA compiler."""
+    if found := shutil.which("nvcc"):
+        return found
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    if Path(home, "bin", "nvcc").exists():
+        return str(Path(home, "bin", "nvcc"))
+    raise Missing("no nvcc in PATH or CUDA_HOME; install the CUDA toolkit")
+
+
+def _key(arithmetic: str, arch: int) -> str:
+    """Changes with all that the machine code follows from."""
+    digest = hashlib.sha256(f"{arithmetic} {arch} {output(nvcc(), '--version')}".encode())
+    for file in [SOURCE, *sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))]:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cubin(arithmetic: str, arch: int) -> Path:
+    """The kernels with this arithmetic for sm_``arch``; about a minute where they are not kept from before."""
+    kept = ROOT / "build" / "cuda-units" / f"{arithmetic}-sm_{arch}-{_key(arithmetic, arch)}.cubin"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for old in kept.parent.glob(f"{arithmetic}-sm_{arch}-*"):
+            old.unlink()
+        fresh = kept.with_suffix(f".{os.getpid()}")
+        options = ["-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", f"-DVAEFAST_ARITHMETIC={arithmetic}"]
+        output(nvcc(), *options, "-cubin", SOURCE, "-o", fresh)
+        fresh.rename(kept)
+    return kept

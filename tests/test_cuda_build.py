@@ -1,0 +1,95 @@
+"""Gates on the machine code of the CUDA kernels, judged without a GPU (``make test-cuda-build``).
+
+What the kernels are compiled to for one architecture, and an installed library with all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from cuda_build import gates, units
+from cuda_build.binary import Missing, Resources, architectures, cubin_sass, resources, tool
+from cuda_build.sass import Kernel
+
+import vaefast
+from vaefast import _build, _ops
+
+pytestmark = pytest.mark.cuda_build
+
+
+def need_tools() -> None:
+    try:
+        for find in (units.nvcc, lambda: tool("cuobjdump"), lambda: tool("nvdisasm")):
+            find()
+    except Missing as missing:
+        pytest.skip(f"{missing}; make test-cuda-build brings a CUDA torch, whose triton has all but nvcc")
+
+
+@pytest.fixture(params=units.ARITHMETICS)
+def unit(request: pytest.FixtureRequest) -> Path:
+    """The kernels with one arithmetic type, compiled for one architecture."""
+    need_tools()
+    return units.cubin(request.param, gates.ARCH)
+
+
+@pytest.fixture
+def taken(unit: Path) -> dict[str, Resources]:
+    return {name: found for (name, _), found in resources(unit).items()}
+
+
+@pytest.fixture
+def code(unit: Path) -> dict[str, Kernel]:
+    return cubin_sass(unit)
+
+
+def test_no_local_memory(taken: dict[str, Resources], code: dict[str, Kernel]) -> None:
+    assert not [line for name in taken for line in gates.no_local_memory(name, taken[name], code[name])]
+
+
+def test_registers_and_shared_memory_stay_within_the_baseline(taken: dict[str, Resources]) -> None:
+    baseline = gates.read_baseline()[f"sm_{gates.ARCH}"]
+    assert not [line for name in taken for line in gates.within(name, taken[name], baseline)]
+
+
+def test_loads_and_stores_of_16_bytes(code: dict[str, Kernel]) -> None:
+    assert not [line for name, kernel in code.items() for line in gates.vectors(name, kernel)]
+
+
+def test_float_kernels_do_no_double_arithmetic_in_their_loops(code: dict[str, Kernel]) -> None:
+    floats = {name: kernel for name, kernel in code.items() if name.startswith("float")}
+    if not floats:
+        pytest.skip("the kernels with double arithmetic; the float ones are judged apart")
+    assert not [line for name, kernel in floats.items() for line in gates.no_double(name, kernel)]
+
+
+@pytest.fixture
+def library() -> Path:
+    """The installed package's extension, with CUDA."""
+    need_tools()
+    if "cuda" not in vaefast.available_backends():
+        pytest.skip("vaefast was built without CUDA; run make test-cuda-build")
+    extension = _ops._C
+    assert isinstance(extension, ModuleType) and extension.__file__
+    return Path(extension.__file__)
+
+
+def test_installed_package_has_all_it_was_built_for(library: Path) -> None:
+    assert "cuda" in vaefast.show_config()
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vaefast::")]
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert names
+    for name in names:
+        composed = any(has(name, f"Composite{kind}Autograd") for kind in ("Explicit", "Implicit"))
+        assert has(name, "CUDA") or composed, name
+
+    wanted = {int(arch.partition("+")[0].replace(".", "")) for arch in _build.info().cuda_archs}
+    assert set(architectures(library)) == wanted
+    found = resources(library)
+    assert not [line for (name, arch), r in found.items() for line in gates.no_local_memory(f"sm_{arch} {name}", r)]
+    # the units stand for the library only while they hold the same kernels
+    held = set(gates.read_baseline()[f"sm_{gates.ARCH}"])
+    for arch in wanted:
+        assert {name for name, at in found if at == arch} == held
