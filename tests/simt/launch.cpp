@@ -1,5 +1,5 @@
-// csrc/cuda/run.cuh and the kernels as the device of CPU tensors: the package built with this in place of
-// cpu/launch.cpp runs every call through the CUDA code.
+// The executor as the device of CPU tensors: the package built with this in place of cpu/launch.cpp and cuda/launch.cu
+// runs every call through csrc/cuda's device code.
 
 #include <ATen/CPUGeneratorImpl.h>
 
@@ -11,9 +11,6 @@
 #include "device.h"
 
 namespace vaefast {
-
-VF_TYPED(, float)
-VF_TYPED(, double)
 
 // One for all launches, which must each leave it at 0.
 at::Tensor counter_for(const at::Tensor& on, cudaStream_t) {

@@ -1,7 +1,10 @@
-// The executor: fibers (ucontext), rendezvous, shuffled orders.
+// The executor: fibers (ucontext) that AddressSanitizer is told of, rendezvous, drawn orders, the log of launches.
 
 #include "simt.h"
 
+#include <cxxabi.h>
+#include <dlfcn.h>
+#include <sanitizer/common_interface_defs.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -10,6 +13,7 @@
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace simt {
@@ -19,86 +23,143 @@ Index thread, block, block_size, grid_size;
 namespace {
 
 constexpr size_t kStack = 256 * 1024;
-
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+constexpr unsigned kWarp = 32, kMaxWarps = 32;
 
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStack]};
-  State state = State::kDone;
+  unsigned shuffles = 0;
+};
+
+// The threads that can run, and how many wait for the others.
+struct Warp {
+  std::vector<unsigned> ready;
+  unsigned first = 0, threads = 0, waiting = 0;
 };
 
 std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<Warp> warps;
+unsigned waiting_in_block, finished;
 ucontext_t scheduler;
+const void* scheduler_stack;
+size_t scheduler_stack_size;
 const std::function<void()>* body_of_block;
-uint64_t slots[32][32];
-int64_t launched = 0;
+uint64_t slots[kMaxWarps][2][kWarp];
+std::string log_of_launches;
 
 std::mt19937_64& random_source() {
   static std::mt19937_64 source(std::getenv("VAEFAST_SIMT_SEED") ? std::atoll(std::getenv("VAEFAST_SIMT_SEED")) : 0);
   return source;
 }
 
+size_t draw(size_t limit) { return random_source()() % limit; }
+
+void resume(Fiber& f) {
+  void* fake_stack;
+  __sanitizer_start_switch_fiber(&fake_stack, f.stack.get(), kStack);
+  swapcontext(&scheduler, &f.context);
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+}
+
+void suspend() {
+  void* fake_stack;
+  __sanitizer_start_switch_fiber(&fake_stack, scheduler_stack, scheduler_stack_size);
+  swapcontext(&fibers[thread.x]->context, &scheduler);
+  __sanitizer_finish_switch_fiber(fake_stack, &scheduler_stack, &scheduler_stack_size);
+}
+
+// A fiber serves thread after thread: making one anew costs more than most threads do.
 void entry() {
-  (*body_of_block)();
-  fibers[thread.x]->state = State::kDone;
-}
-
-void wait(State state) {
-  Fiber& self = *fibers[thread.x];
-  self.state = state;
-  swapcontext(&self.context, &scheduler);
-}
-
-// Lets the members go on if all of them wait for the same thing.
-bool release(unsigned first, unsigned last, State state) {
-  for (unsigned t = first; t < last; ++t) {
-    if (fibers[t]->state != state) return false;
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+  for (;;) {
+    (*body_of_block)();
+    ++finished;
+    suspend();
   }
-  for (unsigned t = first; t < last; ++t) fibers[t]->state = State::kReady;
-  return true;
+}
+
+std::unique_ptr<Fiber> new_fiber() {
+  auto f = std::make_unique<Fiber>();
+  getcontext(&f->context);
+  f->context.uc_stack.ss_sp = f->stack.get();
+  f->context.uc_stack.ss_size = kStack;
+  f->context.uc_link = nullptr;
+  makecontext(&f->context, entry, 0);
+  // at every switch AddressSanitizer would forget what it knows of this many bytes of the stack
+  f->context.uc_stack.ss_size = 0;
+  return f;
+}
+
+void let_go(Warp& w) {
+  w.waiting = 0;
+  for (unsigned t = 0; t < w.threads; ++t) w.ready.push_back(w.first + t);
+}
+
+// Any warp that can run; or, with an order to keep, the first in it, which so gets as far ahead of the others as the
+// barriers allow.
+Warp* choose(const std::vector<unsigned>& order, bool keep) {
+  const size_t shift = keep ? 0 : draw(order.size());
+  for (size_t k = 0; k < order.size(); ++k) {
+    Warp& w = warps[order[(k + shift) % order.size()]];
+    if (!w.ready.empty()) return &w;
+  }
+  return nullptr;
 }
 
 void run_block(unsigned threads) {
-  for (unsigned t = 0; t < threads; ++t) {
-    Fiber& f = *fibers[t];
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
-    f.context.uc_stack.ss_size = kStack;
-    f.context.uc_link = &scheduler;
-    makecontext(&f.context, entry, 0);
-    f.state = State::kReady;
+  warps.assign((threads + kWarp - 1) / kWarp, {});
+  for (unsigned w = 0; w < warps.size(); ++w) {
+    warps[w].first = w * kWarp;
+    warps[w].threads = std::min(kWarp, threads - w * kWarp);
+    let_go(warps[w]);
   }
-  std::vector<unsigned> order(threads);
+  waiting_in_block = finished = 0;
+  std::vector<unsigned> order(warps.size());
   std::iota(order.begin(), order.end(), 0u);
-  for (;;) {
-    std::shuffle(order.begin(), order.end(), random_source());
-    bool progress = false;
-    for (unsigned t : order) {
-      if (fibers[t]->state != State::kReady) continue;
-      thread.x = t;
-      swapcontext(&scheduler, &fibers[t]->context);
-      progress = true;
+  std::shuffle(order.begin(), order.end(), random_source());
+  const bool keep = draw(2) == 0;
+  while (Warp* w = choose(order, keep)) {
+    std::swap(w->ready[draw(w->ready.size())], w->ready.back());
+    thread.x = w->ready.back();
+    w->ready.pop_back();
+    resume(*fibers[thread.x]);
+    if (w->waiting == w->threads) let_go(*w);
+    if (waiting_in_block == threads) {
+      waiting_in_block = 0;
+      for (Warp& each : warps) let_go(each);
     }
-    if (std::all_of(order.begin(), order.end(), [](unsigned t) { return fibers[t]->state == State::kDone; })) return;
-    for (unsigned w = 0; w < threads; w += 32) {
-      progress |= release(w, std::min(threads, w + 32), State::kAtWarpBarrier);
-    }
-    progress |= release(0, threads, State::kAtBlockBarrier);
-    if (!progress) throw std::runtime_error("simt: a barrier that some threads of the block or warp never reach");
   }
+  if (finished == threads) return;
+  fibers.clear();
+  throw std::runtime_error("simt: a barrier that some threads of the block or warp never reach");
+}
+
+std::string name_of(const void* kernel) {
+  Dl_info info;
+  if (!dladdr(kernel, &info) || !info.dli_sname) return "?";
+  std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr),
+                                              std::free);
+  return name ? name.get() : info.dli_sname;
 }
 
 }  // namespace
 
-void block_barrier() { wait(State::kAtBlockBarrier); }
-void warp_barrier() { wait(State::kAtWarpBarrier); }
-uint64_t* warp_slots() { return slots[thread.x / 32]; }
-int64_t launches() { return launched; }
+void block_barrier() {
+  ++waiting_in_block;
+  suspend();
+}
 
-void run(int64_t blocks, int threads, const std::function<void()>& body) {
-  ++launched;
-  while (fibers.size() < size_t(threads)) fibers.push_back(std::make_unique<Fiber>());
+void warp_barrier() {
+  ++warps[thread.x / kWarp].waiting;
+  suspend();
+}
+
+uint64_t* warp_slots() { return slots[thread.x / kWarp][fibers[thread.x]->shuffles++ % 2]; }
+
+void run(const void* kernel, int64_t blocks, int threads, const std::function<void()>& body) {
+  log_of_launches += std::to_string(blocks) + " " + std::to_string(threads) + " " + name_of(kernel) + "\n";
+  while (fibers.size() < size_t(threads)) fibers.push_back(new_fiber());
+  for (auto& fiber : fibers) fiber->shuffles = 0;
   body_of_block = &body;
   block_size.x = unsigned(threads);
   grid_size.x = unsigned(blocks);
@@ -112,3 +173,7 @@ void run(int64_t blocks, int threads, const std::function<void()>& body) {
 }
 
 }  // namespace simt
+
+// For Python: a line a launch since the log was cleared, "blocks threads kernel".
+extern "C" const char* simt_log() { return simt::log_of_launches.c_str(); }
+extern "C" void simt_clear_log() { simt::log_of_launches.clear(); }

@@ -1,7 +1,7 @@
 // A small SIMT executor: runs CUDA device code, compiled by the host compiler, one block after another and every thread
-// of a block as a fiber. Barriers and shuffles are rendezvous; between them the order of threads, and the order of
-// blocks, is shuffled by a seed, so that a missing barrier or a dependence on the order shows as a wrong result. A
-// barrier that some threads of the block never reach is an error.
+// of a block as a fiber. Barriers and shuffles are rendezvous; between them the order of threads, how far warps drift
+// apart, and the order of blocks are drawn from a seed, so that a missing barrier or a dependence on the order shows as
+// a wrong result. A barrier that some threads of the block never reach is an error.
 //
 // It is included before any device code and defines what nvcc would.
 #pragma once
@@ -29,23 +29,21 @@ extern Index thread, block, block_size, grid_size;
 void block_barrier();
 void warp_barrier();
 
-// A slot a lane, of the running thread's warp.
+// A slot a lane, of the running thread's warp. Every other call gives other slots: a lane may then write for the next
+// shuffle while a slower one still reads for this.
 uint64_t* warp_slots();
 
-void run(int64_t blocks, int threads, const std::function<void()>& body);
-
-// How many kernels have been started.
-int64_t launches();
+void run(const void* kernel, int64_t blocks, int threads, const std::function<void()>& body);
 
 template <class T>
 T shuffle_down(T value, int delta) {
   static_assert(sizeof(T) <= 8);
   const unsigned lane = thread.x % 32;
+  uint64_t* slots = warp_slots();
   T result = value;
-  __builtin_memcpy(&warp_slots()[lane], &value, sizeof(T));
+  __builtin_memcpy(&slots[lane], &value, sizeof(T));
   warp_barrier();
-  if (lane + delta < 32) __builtin_memcpy(&result, &warp_slots()[lane + delta], sizeof(T));
-  warp_barrier();
+  if (lane + delta < 32) __builtin_memcpy(&result, &slots[lane + delta], sizeof(T));
   return result;
 }
 

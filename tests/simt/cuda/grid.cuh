@@ -5,7 +5,7 @@ namespace vaefast {
 
 template <class... Args>
 void start(void (*kernel)(Args...), int64_t blocks, int threads, cudaStream_t, const Args&... args) {
-  simt::run(blocks, threads, [&] { kernel(args...); });
+  simt::run(reinterpret_cast<const void*>(kernel), blocks, threads, [&] { kernel(args...); });
 }
 
 }  // namespace vaefast

@@ -1,0 +1,11 @@
+"""``python -m simt ARGUMENTS``: pytest on the device code (see __init__.py)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .build import build
+from .environment import environment, pytest_command
+
+os.execve(sys.executable, [sys.executable, *pytest_command(sys.argv[1:])], environment(build()))

@@ -1,0 +1,137 @@
+"""Builds the package's extension with the executor in place of a GPU, as it is and with mutants of the device code.
+
+The device code is compiled with AddressSanitizer, with the check that a pack's address is as aligned as a GPU wants it,
+and with gcov's counters. Ninja does nothing where nothing changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+from .mutants import MUTANTS, Mutant
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
+# objects of several compilers or versions of torch must not meet
+FOLDER = ROOT / "build" / f"simt-torch-{torch.__version__}-python-{sys.version_info.major}.{sys.version_info.minor}"
+COMPILER = os.environ.get("CXX", "g++")
+SANITIZE = "-fsanitize=address,alignment -fno-sanitize-recover=alignment -fno-omit-frame-pointer"
+# c++20: torch's oldest and newest headers both take it
+FLAGS = "-std=c++20 -fPIC -g0 -Wno-unknown-pragmas -DTORCH_EXTENSION_NAME=_C"
+CHECKED = f"-O1 {SANITIZE}"
+# precompiled: parsing torch's headers takes longer than compiling a unit of device code
+HEADER = "#include <ATen/ATen.h>\n"
+HOST = [CSRC / f"{name}.cpp" for name in ("ops", "autograd", "compute", "problem")]
+EXECUTOR = [HERE / "launch.cpp", HERE / "simt.cpp"]
+
+
+def device_units(csrc: Path = CSRC) -> list[Path]:
+    return sorted((csrc / "cuda").glob("run_*.cu"))
+
+
+def library(mutant: Mutant | None = None) -> Path:
+    return FOLDER / (f"{mutant.name}/_C.so" if mutant else "_C.so")
+
+
+def write(path: Path, text: str) -> None:
+    """Leaves a file that holds the text already, so that nothing is compiled again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def write_mutant(mutant: Mutant) -> Path:
+    """A copy of csrc's device code with the mutant's change; returns the folder that takes csrc's place."""
+    folder = FOLDER / mutant.name
+    for source in (CSRC / "cuda").iterdir():
+        text = source.read_text()
+        write(folder / "cuda" / source.name, mutant.apply(text) if source.name == mutant.file else text)
+    return folder
+
+
+class Rules:
+    """What ninja is told."""
+
+    def __init__(self) -> None:
+        includes = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
+        system = " ".join(f"-isystem {path}" for path in includes)
+        libraries = f"-L{Path(torch.__file__).parent / 'lib'} -lc10 -ltorch_cpu -ltorch -ltorch_python"
+        self.header = FOLDER / "aten.h"
+        self.lines = [
+            "ninja_required_version = 1.3",
+            "rule compile",
+            f"  command = {COMPILER} -MMD -MF $out.d {FLAGS} $flags -I{HERE} $first -I{CSRC} {system} $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {COMPILER} -shared {SANITIZE} --coverage $in -o $out {libraries}",
+            f"build {self.header}.gch: compile {self.header}",
+            f"  flags = {CHECKED} -x c++-header",
+        ]
+        write(self.header, HEADER)
+
+    def host(self, source: Path) -> Path:
+        out = FOLDER / f"{source.stem}.o"
+        self.lines += [f"build {out}: compile {source}", "  flags = -O0 -c"]
+        return out
+
+    def checked(self, source: Path, flags: str = "", first: Path | None = None) -> Path:
+        out = (first or FOLDER) / f"{source.stem}.o"
+        self.lines += [
+            f"build {out}: compile {source} | {self.header}.gch",
+            f"  flags = {CHECKED} -include {self.header} {flags} -x c++ -c",
+            f"  first = {f'-I{first}' if first else ''}",
+        ]
+        return out
+
+    def link(self, out: Path, objects: Iterable[Path]) -> None:
+        self.lines.append(f"build {out}: link {' '.join(str(o) for o in objects)}")
+
+
+def write_rules() -> None:
+    rules = Rules()
+    host = [*map(rules.host, HOST), *map(rules.checked, EXECUTOR)]
+    nvcc = f"-include {HERE / 'simt.h'}"
+    device = [rules.checked(source, f"{nvcc} --coverage -fprofile-abs-path") for source in device_units()]
+    rules.link(library(), [*device, *host])
+    for mutant in MUTANTS:
+        folder = write_mutant(mutant)
+        broken = [rules.checked(unit, nvcc, folder) for unit in device_units(folder) if unit.stem == mutant.unit]
+        # the mutant comes first: of an inline function that several objects hold, the linker takes the first
+        rules.link(library(mutant), [*broken, *(o for o in device if o.stem != mutant.unit), *host])
+    write(FOLDER / "build.ninja", "\n".join(rules.lines) + "\n")
+
+
+def build(mutant: Mutant | None = None) -> Path:
+    """The library, up to date."""
+    target = library(mutant)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_rules()
+        # a virtual environment's ninja is found whether or not the environment is activated
+        path = os.pathsep.join((sysconfig.get_paths()["scripts"], os.environ.get("PATH", os.defpath)))
+        run = subprocess.run(
+            ["ninja", "-C", str(FOLDER), *shlex.split(jobs()), str(target)],
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+        )
+    if run.returncode != 0:
+        raise RuntimeError(f"the device code does not build for the executor:\n{run.stdout[-8000:]}{run.stderr}")
+    return target
+
+
+def jobs() -> str:
+    return f"-j{os.environ['MAX_JOBS']}" if "MAX_JOBS" in os.environ else f"-j{os.cpu_count() or 1}"
