@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -21,7 +21,7 @@ class Launched(NamedTuple):
 
 
 @pytest.fixture
-def launches() -> Iterator[Callable[[], list[Launched]]]:
+def launches() -> Callable[[], list[Launched]]:
     """What was launched since the test began."""
     executor = ctypes.CDLL(os.environ[LIBRARY])
     executor.simt_log.restype = ctypes.c_char_p
@@ -31,4 +31,4 @@ def launches() -> Iterator[Callable[[], list[Launched]]]:
         lines = (line.split(" ", 2) for line in executor.simt_log().decode().splitlines())
         return [Launched(int(blocks), int(threads), kernel) for blocks, threads, kernel in lines]
 
-    yield read
+    return read

@@ -31,7 +31,7 @@ def compilers_own(name: str) -> str:
 
 
 def environment(library: Path, seed: int = 0, counts: Path | None = None) -> dict[str, str]:
-    """counts: where the coverage counts go; none are kept without it."""
+    """counts: the folder that gets the coverage counts; they add up beside the objects without it."""
     # Python does not bring libstdc++, whose exceptions AddressSanitizer wants to see from the start
     preload = " ".join(compilers_own(name) for name in ("libasan.so", "libstdc++.so"))
     return {
@@ -41,11 +41,13 @@ def environment(library: Path, seed: int = 0, counts: Path | None = None) -> dic
         "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(ROOT))),
         "VAEFAST_SIMT_SEED": str(seed),
         LIBRARY: str(library),
-        "GCOV_PREFIX": str(counts or os.devnull),
+        **({"GCOV_PREFIX": str(counts)} if counts else {}),
         # one process, one core: several run beside each other
         "OMP_NUM_THREADS": "1",
     }
 
 
 def pytest_command(arguments: list[str]) -> list[str]:
-    return ["-m", "pytest", "-p", "simt.plugin", "-p", "no:cacheprovider", "-m", "not cuda and not install", *arguments]
+    """For the Python of choice. What a sanitizer says before it ends the process is not captured."""
+    plugins = ["-p", "simt.plugin", "-p", "no:cacheprovider", "--capture=sys"]
+    return ["-m", "pytest", *plugins, "-m", "not cuda and not install", *arguments]

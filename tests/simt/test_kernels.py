@@ -1,13 +1,13 @@
 """Every kernel against the reference in float64: each op forward and backward, over dtypes, sizes and layouts.
 
-The cases are no full product. Within a test, what is not its subject takes turns: a size, a layout, a reduction and so
-on each step through their own list, and every value is met many times in ever other company.
+The cases are no full product. What is not a test's subject is drawn, from a fixed seed, for each of its cases.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -20,9 +20,7 @@ from inputs import (
     PRIORS,
     REDUCTIONS,
     generator,
-    gradients,
     posterior,
-    prior_for,
     training,
 )
 from torch import Tensor
@@ -31,30 +29,35 @@ import vaefast
 from vaefast import reference
 from vaefast.reference import PARAMETERIZATIONS
 
+Layout = Callable[[Tensor], Tensor]
+
 # around a vector, a warp, a block and a block's share of work; several blocks
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097, 12293)
-# rows that blocks share, rows that are split, none, and empty ones
-ROWS = ((7, 5), (300, 3), (257, 33), (3, 1025), (5, 512), (2, 513), (2, 0), (0, 3), (2, 3, 4), (1, 4097))
-LONG_ROWS = ((1, 9001), (3, 4099), (40, 515))
-# what a kernel may add to the exact result, and the rounding of what it writes
-ARITHMETIC = {torch.float16: 2e-6, torch.bfloat16: 2e-6, torch.float32: 2e-6, torch.float64: 1e-13}
-ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 0.0, torch.float64: 0.0}
-# of the noise: Box-Muller's, at its longest radius
-NOISE = {torch.float32: 1e-5, torch.float64: 1e-13}
-MIXED = ((torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float64))
+# rows that share blocks, rows that have one each, none, and empty ones
+ROWS = ((7, 5), (300, 3), (33, 33), (3, 1025), (5, 512), (2, 513), (2, 0), (0, 3), (2, 3, 4), (1, 4097))
+SHAPES = (*((n,) for n in SIZES), *ROWS)
+SMALL = ((5,), (7, 5), (3, 33), (2, 3, 4), (2, 513))
+# rows that take several blocks each
+LONG_ROWS = ((1, 9001), (3, 4099), (2, 33000))
 
-Layout = Callable[[Tensor], Tensor]
+# what comes in; with two, the second is the target's or the raw scale's
+MIXED = ((torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float64))
+DTYPES = (*((t, t) for t in FLOATING), *MIXED)
+ARITHMETIC = {torch.float32: 2e-6, torch.float64: 1e-13}
+# Box-Muller's, at its longest radius
+NOISE = {torch.float32: 1e-5, torch.float64: 1e-13}
+ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24, torch.float64: 0.0}
 
 
 def offset(by: int) -> Layout:
-    return lambda t: torch.cat((t.flatten().new_zeros(by), t.flatten()))[by:].view(t.shape)
+    return lambda t: torch.cat((t.new_zeros(by), t.flatten()))[by:].view(t.shape)
 
 
 def chunk(which: int) -> Layout:
-    return lambda t: torch.cat((t + 1 - which, t + which), -1).chunk(2, -1)[which] if t.dim() else t
+    return lambda t: torch.cat((t, t), -1).chunk(2, -1)[which]
 
 
-# the same values, lying elsewhere; but for "expanded", which repeats the first along each dimension
+# the same values, lying elsewhere; but for the expanded ones, which repeat the first
 LAYOUTS: dict[str, Layout] = {
     "contiguous": lambda t: t,
     "offset 1": offset(1),
@@ -62,93 +65,292 @@ LAYOUTS: dict[str, Layout] = {
     "offset 3": offset(3),
     "chunk 0": chunk(0),
     "chunk 1": chunk(1),
-    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() else t,
-    "every other": lambda t: t.repeat_interleave(2, -1)[..., ::2] if t.dim() else t,
-    "expanded": lambda t: t[:1].expand(t.shape) if t.dim() and t.numel() else t,
-    "expanded columns": lambda t: t[..., :1].expand(t.shape) if t.dim() and t.numel() else t,
+    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "every other": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "expanded rows": lambda t: t[:1].expand(t.shape),
+    "expanded columns": lambda t: t[..., :1].expand(t.shape) if t.numel() else t,
 }
+WEIGHTS = ("none", "full", "columns", "mask")
 
 
-def turns(*lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Steps through all lists at once, endlessly; after each round of the first, the others are one further."""
-    for round_ in itertools.count():
-        for k, first in enumerate(lists[0]):
-            step = round_ * len(lists[0]) + k
-            yield first, *(values[(step + round_ * n) % len(values)] for n, values in enumerate(lists[1:], 1))
+@pytest.fixture(autouse=True)
+def _nothing_else_computes() -> Iterator[None]:
+    with vaefast.use_backend("native"):
+        yield
 
 
-def some(count: int, *lists: Sequence[Any]) -> list[tuple[Any, ...]]:
-    return list(itertools.islice(turns(*lists), count))
+def drawn(cases: Iterable[tuple[Any, ...]], *lists: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Each case with one of each list behind it."""
+    source = random.Random(0)
+    return [(*case, *(source.choice(values) for values in lists)) for case in cases]
 
 
-def wide(x: Any) -> Any:
-    """A float64 copy, dense, and a leaf of its own."""
-    return x.detach().double().contiguous().requires_grad_() if isinstance(x, Tensor) else x
+def spread(inputs: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """f of every tensor."""
+    if isinstance(inputs, (tuple, list)):
+        return [spread(x, f) for x in inputs]
+    return f(inputs) if isinstance(inputs, Tensor) else inputs
 
 
-def leaf(x: Any) -> Any:
-    return x.detach().requires_grad_() if isinstance(x, Tensor) else x
+def tensors(inputs: Any) -> list[Tensor]:
+    if isinstance(inputs, (tuple, list)):
+        return [t for x in inputs for t in tensors(x)]
+    return [inputs] if isinstance(inputs, Tensor) else []
 
 
-def assert_right(actual: Tensor, exact: Tensor, dtype: torch.dtype, terms: float = 1, noise: float = 0) -> None:
-    """Within the contract's bound of float64's result; terms: how many of the arithmetic's errors add up."""
-    assert actual.shape == exact.shape
+def assert_right(what: str, actual: Tensor, exact: Tensor, tolerance: float, roundings: int = 1) -> None:
+    """|actual - exact| <= tolerance * max(1, |exact|) and a narrower dtype's rounding; infinities and NaNs alike."""
+    assert actual.shape == exact.shape, f"{what} has shape {tuple(actual.shape)}, not {tuple(exact.shape)}"
     a, e = actual.detach().double(), exact.detach()
-    bound = (ARITHMETIC[dtype] * terms + noise) * e.abs().clamp(min=1) + ROUNDING[actual.dtype] * e.abs()
+    if actual.dtype != torch.float64:
+        # it may have been computed by a part of the work in which nothing is wide
+        tolerance = max(tolerance, ARITHMETIC[torch.float32])
+    bound = tolerance * e.abs().clamp(min=1) + roundings * ROUNDING[actual.dtype] * e.abs()
     wrong = ~((a == e) | (a.isnan() & e.isnan()) | ((a - e).abs() <= bound))
     if wrong.any():
         at = tuple(wrong.nonzero()[0].tolist())
-        raise AssertionError(f"{int(wrong.sum())} of {a.numel()} wrong, first at {at}: {a[at]!r}, exact {e[at]!r}")
+        message = f"{what}: {int(wrong.sum())} of {a.numel()} wrong, first at {at}: {a[at]!r}, exact {e[at]!r}"
+        raise AssertionError(message)
 
 
-def compare(native: Sequence[Tensor], exact: Sequence[Tensor], inputs: Sequence[Any], wides: Sequence[Any]) -> None:
-    """Outputs, and the gradient of every input that is a tensor."""
-    numbers = [(x, w) for x, w in zip(inputs, wides) if isinstance(x, Tensor) and x.requires_grad]
-    # as precise as the widest of what comes in
-    order = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    dtype = max((x.dtype for x in inputs if isinstance(x, Tensor)), key=order.index)
-    for a, e in zip(native, exact):
-        assert_right(a, e, dtype)
-    elements = max(x.numel() for x, _ in numbers)
-    # upstream gradients that each has exactly in its own dtype
-    upstream = [(1.5 + torch.rand(o.shape, generator=generator(5 + k))).to(o.dtype) for k, o in enumerate(native)]
-    ours = torch.autograd.grad(native, [x for x, _ in numbers], upstream, allow_unused=True)
-    theirs = torch.autograd.grad(exact, [w for _, w in numbers], [u.double() for u in upstream], allow_unused=True)
-    for (x, _), a, e in zip(numbers, ours, theirs):
+def check(function: Callable[..., Any], inputs: Sequence[Any], target: Tensor | None = None, **options: Any) -> None:
+    """function on the kernels against the reference in float64: results, then the gradients of all inputs, for upstream
+    gradients that are not 1. The target, if any, comes second. noise=True: the sample's noise is drawn, else given."""
+    noise = options.pop("noise", None)
+    weight = options.get("weight")
+    leaves = spread(list(inputs), lambda t: t.detach().requires_grad_())
+    wides = spread(list(inputs), lambda t: t.detach().double().contiguous().requires_grad_())
+    arguments, wide_arguments, wide_options = [*leaves], [*wides], {**options}
+    if target is not None:
+        arguments.insert(1, target)
+        wide_arguments.insert(1, target.double())
+        wide_options["weight"] = None if weight is None else weight.double()
+    everything = [*tensors(arguments), *tensors(weight)]
+    arithmetic = torch.float64 if any(t.dtype == torch.float64 for t in everything) else torch.float32
+    tolerance = ARITHMETIC[arithmetic]
+    lead = tensors(leaves)[0]
+    if noise is not None:
+        if noise:
+            torch.manual_seed(1)
+            zero = torch.zeros_like(lead, dtype=arithmetic)
+            eps = reference.reparameterize(zero, zero)
+            tolerance += NOISE[arithmetic]
+        else:
+            eps = options["eps"] = torch.randn(lead.shape, generator=generator(9)).to(lead.dtype)
+        wide_options["eps"] = eps.double()
+    torch.manual_seed(1)
+    ours, exact = (
+        function(*arguments, **options),
+        getattr(reference, function.__name__)(*wide_arguments, **wide_options),
+    )
+    ours, exact = ([x] if isinstance(x, Tensor) else list(x) for x in (ours, exact))
+    for k, (a, e) in enumerate(zip(ours, exact)):
+        assert_right(f"result {k}", a, e, tolerance)
+    upstream = [(1.5 + torch.rand(o.shape, generator=generator(5 + k))).to(o.dtype) for k, o in enumerate(ours)]
+    got = torch.autograd.grad(ours, tensors(leaves), upstream, allow_unused=True)
+    wanted = torch.autograd.grad(exact, tensors(wides), [u.double() for u in upstream], allow_unused=True)
+    for k, (x, a, e) in enumerate(zip(tensors(leaves), got, wanted)):
         assert (a is None) == (e is None)
-        if a is not None and e is not None:
-            assert a.dtype == x.dtype
-            # where an input broadcasts its gradient sums as many terms as numel says
-            assert_right(a, e, dtype, terms=max(1.0, (elements / max(1, x.numel())) ** 0.5))
+        if a is None or e is None:
+            continue
+        assert a.dtype == x.dtype
+        # where an input broadcasts, its gradient sums as many terms as numel says
+        terms = max(1.0, lead.numel() / max(1, x.numel()))
+        # a kept gradient is rounded when it is kept and when it is scaled
+        assert_right(f"gradient {k}", a, e, tolerance * terms**0.5, roundings=2)
 
 
-def check_posterior(inputs: list[Any], reduction: str, parameterization: Any, noise: str) -> None:
-    """Sample, KL, and both in one pass. inputs: mu, raw and the prior's two; noise "eps", or "philox"."""
-    inputs = [leaf(x) for x in inputs]
-    wides = [wide(x) for x in inputs]
-    mu = inputs[0]
-    arithmetic = torch.float64 if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in inputs) else torch.float32
+def posterior_of(
+    shape: Sequence[int], parameterization: Any, prior: str, dtypes: Sequence[torch.dtype], layouts: Sequence[str]
+) -> list[Any]:
+    """mu, raw and the prior's two; each layout serves one half of them."""
+    p = posterior(shape, parameterization, prior, torch.float64)
+    mu, raw = p.mu.to(dtypes[0]), p.raw.to(dtypes[1])
+    pm, plv = (x.to(dtypes[1]) if isinstance(x, Tensor) else x for x in p.prior)
+    if prior == "full":
+        pm, plv = LAYOUTS[layouts[1]](pm), LAYOUTS[layouts[0]](plv)
+    return [LAYOUTS[layouts[0]](mu), LAYOUTS[layouts[1]](raw), pm, plv]
+
+
+def check_posterior(inputs: list[Any], parameterization: Any, reduction: str, noise: bool) -> None:
     options: dict[str, Any] = {"parameterization": parameterization}
-    ours: dict[str, Any] = {}
-    if noise == "eps":
-        eps = torch.randn(mu.shape, generator=generator(9)).to(mu.dtype)
-        ours["eps"] = eps
-    else:
-        # what the reference draws from the same state of the generator
-        zero = torch.zeros_like(mu, dtype=arithmetic)
-        torch.manual_seed(1)
-        eps = reference.reparameterize(zero, zero)
-    for function, count in ((vaefast.reparameterize, 2), (vaefast.gaussian_kl, 4), (vaefast.sample_with_kl, 4)):
-        exact_of = getattr(reference, function.__name__)
-        reduced = {} if count == 2 else {"reduction": reduction}
-        sampled = function is not vaefast.gaussian_kl
-        torch.manual_seed(1)
-        native = function(*inputs[:count], **options, **reduced, **(ours if sampled else {}))
-        exact = exact_of(*wides[:count], **options, **reduced, **({"eps": eps.double()} if sampled else {}))
-        if count == 2:
-            native, exact = (native,), (exact,)
-        elif not sampled:
-            native, exact = (native,), (exact,)
-        if sampled:
-            assert native[0].dtype == mu.dtype and native[0].stride() == torch.empty_like(mu).stride()
-        compare(native, exact, inputs[:count], wides[:count])
+    check(vaefast.reparameterize, inputs[:2], **options, noise=noise)
+    check(vaefast.gaussian_kl, inputs, **options, reduction=reduction)
+    check(vaefast.sample_with_kl, inputs, **options, reduction=reduction, noise=noise)
+
+
+def reconstruction_of(
+    likelihood: str,
+    count: int,
+    shape: Sequence[int],
+    dtypes: Sequence[torch.dtype],
+    layouts: Sequence[str],
+    weight: str,
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """recon, target and weight. Where the weight is a mask, what it masks is NaN."""
+    data = training(likelihood, count, shape, torch.float64)
+    g = generator(3)
+    on = torch.rand(tuple(shape), generator=g) > 0.25
+    weights = {
+        "none": None,
+        "full": torch.rand(tuple(shape), generator=g, dtype=torch.float64).to(dtypes[1]) * on,
+        "columns": torch.rand(shape[-1], generator=g, dtype=torch.float64).to(dtypes[1]),
+        "mask": on,
+    }
+    recon = [LAYOUTS[layouts[k % 2]](p.to(dtypes[0])) for k, p in enumerate(data.recon)]
+    if weight == "mask":
+        recon[0] = torch.where(on, recon[0], float("nan"))
+    return recon, LAYOUTS[layouts[1]](data.target.to(dtypes[1])), weights[weight]
+
+
+@pytest.mark.parametrize(
+    "case",
+    drawn(product(SHAPES, DTYPES), list(PARAMETERIZATIONS), PRIORS, list(LAYOUTS), list(LAYOUTS), REDUCTIONS, (0, 1)),
+    ids=str,
+)
+def test_posterior(case: tuple[Any, ...]) -> None:
+    shape, dtypes, parameterization, prior, *layouts, reduction, noise = case
+    check_posterior(
+        posterior_of(shape, parameterization, prior, dtypes, layouts), parameterization, reduction, bool(noise)
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    drawn(
+        product((*PARAMETERIZATIONS, *CLAMPED_AND_FLOORED), FLOATING), SMALL, PRIORS, list(LAYOUTS), REDUCTIONS, (0, 1)
+    ),
+    ids=str,
+)
+def test_parameterizations(case: tuple[Any, ...]) -> None:
+    parameterization, dtype, shape, prior, layout, reduction, noise = case
+    inputs = posterior_of(shape, parameterization, prior, (dtype, dtype), (layout, "contiguous"))
+    check_posterior(inputs, parameterization, reduction, bool(noise))
+
+
+@pytest.mark.parametrize(
+    "case",
+    drawn(product(LIKELIHOOD_CASES, SHAPES), DTYPES, REDUCTIONS, list(LAYOUTS), list(LAYOUTS), WEIGHTS)
+    + [
+        (case, shape, dtypes, reduction, *rest)
+        for case, dtypes, reduction, shape, *rest in drawn(
+            product(LIKELIHOOD_CASES, DTYPES, REDUCTIONS), SMALL, list(LAYOUTS), list(LAYOUTS), WEIGHTS
+        )
+    ],
+    ids=str,
+)
+def test_reconstruction(case: tuple[Any, ...]) -> None:
+    (likelihood, count), shape, dtypes, reduction, *layouts, weight = case
+    recon, target, weights = reconstruction_of(likelihood, count, shape, dtypes, layouts, weight)
+    check(vaefast.reconstruction_loss, [recon], target, likelihood=likelihood, reduction=reduction, weight=weights)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("case", [case for case in LIKELIHOOD_CASES if case[1] > 1], ids=str)
+@pytest.mark.parametrize("shape", [(), (33,), (1, 33), (3, 1)], ids=str)
+def test_parameters_broadcast(case: tuple[str, int], shape: tuple[int, ...], reduction: str) -> None:
+    """All but the first parameter may be smaller."""
+    likelihood, count = case
+    data = training(likelihood, count, (3, 33), shapes=[(3, 33), *[shape] * (count - 1)])
+    check(vaefast.reconstruction_loss, [list(data.recon)], data.target, likelihood=likelihood, reduction=reduction)
+
+
+ELBO_SHAPES = (
+    ((4, 7), (4, 3)),
+    ((3, 4099), (3, 20)),
+    ((33, 5), (33, 130)),
+    ((1, 12293), (1, 4097)),
+    ((300, 3), (300, 2)),
+    ((2, 0), (2, 3)),
+    ((2, 5), (2, 0)),
+    ((0, 5), (0, 3)),
+)
+
+
+@pytest.mark.parametrize("function", [vaefast.elbo_loss, vaefast.elbo_terms])
+@pytest.mark.parametrize(
+    "case",
+    drawn(
+        product(LIKELIHOOD_CASES, ELBO_REDUCTIONS, DTYPES),
+        ELBO_SHAPES,
+        FLOATING,
+        list(PARAMETERIZATIONS),
+        PRIORS,
+        list(LAYOUTS),
+        list(LAYOUTS),
+        WEIGHTS,
+        (1.0, 0.25),
+    ),
+    ids=str,
+)
+def test_elbo(function: Callable[..., Any], case: tuple[Any, ...]) -> None:
+    (likelihood, count), reduction, dtypes, shapes, dtype, parameterization, prior, *layouts, weight, beta = case
+    recon, target, weights = reconstruction_of(likelihood, count, shapes[0], dtypes, layouts, weight)
+    latent = posterior_of(shapes[1], parameterization, prior, (dtype, dtype), layouts)
+
+    options = {"likelihood": likelihood, "parameterization": parameterization, "reduction": reduction, "beta": beta}
+    check(function, [recon, *latent], target, weight=weights, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", LONG_ROWS, ids=str)
+def test_sums_of_long_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Each row's sum is put together from several warps of several blocks."""
+    for reduction in ("per_sample", "batchmean"):
+        check(vaefast.gaussian_kl, posterior_of(shape, "logvar", "none", (dtype,) * 2, ("contiguous",) * 2)[:2])
+        recon, target, _ = reconstruction_of("gaussian", 2, shape, (dtype,) * 2, ("contiguous",) * 2, "none")
+        check(vaefast.reconstruction_loss, [recon], target, likelihood="gaussian", reduction=reduction)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_boundaries(size: int, dtype: torch.dtype) -> None:
+    """Plain contiguous tensors, whose memory ends with their last element, and starts as NaN."""
+    inputs = posterior_of((size,), "logvar", "full", (dtype,) * 2, ("contiguous",) * 2)
+    check(vaefast.sample_with_kl, inputs, reduction="none", noise=True)
+    recon, target, weight = reconstruction_of("gaussian", 2, (size,), (dtype,) * 2, ("contiguous",) * 2, "full")
+    check(vaefast.reconstruction_loss, [recon], target, weight=weight, likelihood="gaussian", reduction="none")
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, dtype: torch.dtype) -> None:
+    """Views of every kind: what can be moved as a whole pack is, and only that."""
+    for shape in ((64,), (3, 32), (5, 7), (2, 3, 8)):
+        for layouts in ((layout, layout), (layout, "contiguous"), ("contiguous", layout)):
+            inputs = posterior_of(shape, "softplus", "full", (dtype,) * 2, layouts)
+            check(vaefast.sample_with_kl, inputs, parameterization="softplus", reduction="none", noise=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("shape", [(1, 30000), (3, 9001), (40, 33)], ids=str)
+def test_same_bits_in_any_order(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Blocks, warps and threads run in another order every time; the sums are the same to the last bit."""
+    latent = posterior_of(shape, "logvar", "none", (dtype,) * 2, ("contiguous",) * 2)[:2]
+    recon, target, _ = reconstruction_of("gaussian", 2, shape, (dtype,) * 2, ("contiguous",) * 2, "none")
+    for reduction in ("per_sample", "sum"):
+        first, *others = (
+            torch.stack(vaefast.elbo_terms(recon, target, *latent, likelihood="gaussian", reduction=reduction))
+            for _ in range(5)
+        )
+        assert first.isfinite().all()
+        for other in others:
+            assert torch.equal(other, first), f"the {reduction} differs from run to run: {(other - first).tolist()}"
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "every other"])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 5), (3, 4099)], ids=str)
+def test_kept_gradients(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
+    """Scaled by the upstream gradient, left alone where it is 1, and right again when asked for twice."""
+    recon, target, _ = reconstruction_of("gaussian", 2, shape, (dtype,) * 2, (layout, layout), "none")
+    leaves = [t.detach().requires_grad_() for t in recon]
+    wides = [t.detach().double().requires_grad_() for t in recon]
+    loss = vaefast.reconstruction_loss(leaves, target, likelihood="gaussian", reduction="sum")
+    exact = reference.reconstruction_loss(wides, target.double(), likelihood="gaussian", reduction="sum")
+    wanted = torch.autograd.grad(exact, wides)
+    tolerance = ARITHMETIC[torch.float64 if dtype == torch.float64 else torch.float32]
+    for factor in (1.0, -3.0, 1.0, 0.5):
+        upstream = torch.full_like(loss, factor)
+        for a, e in zip(torch.autograd.grad(loss, leaves, upstream, retain_graph=factor != 0.5), wanted):
+            assert_right(f"gradient times {factor}", a, factor * e, 3 * tolerance, roundings=2)
