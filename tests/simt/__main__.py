@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from .build import build
+from .build import build, library
 from .environment import environment, pytest_command
 
-os.execve(sys.executable, [sys.executable, *pytest_command(sys.argv[1:])], environment(build()))
+build()
+os.execve(sys.executable, [sys.executable, *pytest_command(sys.argv[1:])], environment(library()))

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shlex
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch.utils import cpp_extension
 
-from .mutants import MUTANTS, Mutant
+from .mutants import Mutant
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -35,8 +34,8 @@ HEADER = "#include <ATen/ATen.h>\n"
 HOST = [CSRC / f"{name}.cpp" for name in ("ops", "autograd", "compute", "problem")]
 
 
-def device_units(csrc: Path = CSRC) -> list[Path]:
-    return sorted((csrc / "cuda").glob("run_*.cu"))
+def device_units() -> list[Path]:
+    return sorted((CSRC / "cuda").glob("run_*.cu"))
 
 
 def library(mutant: Mutant | None = None) -> Path:
@@ -48,6 +47,10 @@ def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
+
+
+def is_stale(mutant: Mutant) -> bool:
+    return (CSRC / "cuda" / mutant.file).read_text().count(mutant.old) != 1
 
 
 def write_mutant(mutant: Mutant) -> Path:
@@ -98,40 +101,36 @@ class Rules:
         self.lines.append(f"build {out}: link {' '.join(str(o) for o in objects)}")
 
 
-def write_rules() -> None:
+def write_rules(mutants: Sequence[Mutant]) -> None:
     rules = Rules()
-    # the executor jumps between stacks, which a sanitizer's own code must not see
-    host = [*map(rules.host, HOST), rules.checked(HERE / "launch.cpp"), rules.host(HERE / "simt.cpp", "-O2")]
+    counted = "--coverage -fprofile-abs-path"
     nvcc = f"-include {HERE / 'simt.h'}"
-    device = [rules.checked(source, f"{nvcc} --coverage -fprofile-abs-path") for source in device_units()]
-    rules.link(library(), [*device, *host])
-    for mutant in MUTANTS:
+    # the executor jumps between stacks, which a sanitizer's own code must not see
+    host = [*map(rules.host, HOST), rules.host(HERE / "simt.cpp", "-O2"), rules.checked(HERE / "launch.cpp", counted)]
+    device = {unit.stem: rules.checked(unit, f"{nvcc} {counted}") for unit in device_units()}
+    rules.link(library(), [*device.values(), *host])
+    for mutant in mutants:
         folder = write_mutant(mutant)
-        broken = [rules.checked(unit, nvcc, folder) for unit in device_units(folder) if unit.stem == mutant.unit]
+        broken = rules.checked(folder / "cuda" / f"{mutant.unit}.cu", nvcc, folder)
+        sound = [out for unit, out in device.items() if unit != mutant.unit]
         # the mutant comes first: of an inline function that several objects hold, the linker takes the first
-        rules.link(library(mutant), [*broken, *(o for o in device if o.stem != mutant.unit), *host])
+        rules.link(library(mutant), [broken, *sound, *host])
     write(FOLDER / "build.ninja", "\n".join(rules.lines) + "\n")
 
 
-def build(mutant: Mutant | None = None) -> Path:
-    """The library, up to date."""
-    target = library(mutant)
+def build(mutants: Sequence[Mutant] = ()) -> None:
+    """The library and those with the mutants, up to date."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_rules()
+        write_rules(mutants)
         # a virtual environment's ninja is found whether or not the environment is activated
         path = os.pathsep.join((sysconfig.get_paths()["scripts"], os.environ.get("PATH", os.defpath)))
         run = subprocess.run(
-            ["ninja", "-C", str(FOLDER), *shlex.split(jobs()), str(target)],
+            ["ninja", "-C", str(FOLDER), f"-j{os.environ.get('MAX_JOBS', os.cpu_count() or 1)}"],
             env={**os.environ, "PATH": path},
             capture_output=True,
             text=True,
         )
     if run.returncode != 0:
         raise RuntimeError(f"the device code does not build for the executor:\n{run.stdout[-8000:]}{run.stderr}")
-    return target
-
-
-def jobs() -> str:
-    return f"-j{os.environ['MAX_JOBS']}" if "MAX_JOBS" in os.environ else f"-j{os.cpu_count() or 1}"

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from .build import COMPILER, HERE, ROOT
+from .build import COMPILER, FOLDER, HERE, ROOT
 
 LIBRARY = "VAEFAST_SIMT_LIBRARY"
 ASAN_OPTIONS = {
@@ -31,7 +31,7 @@ def compilers_own(name: str) -> str:
 
 
 def environment(library: Path, seed: int = 0, counts: Path | None = None) -> dict[str, str]:
-    """counts: the folder that gets the coverage counts; they add up beside the objects without it."""
+    """counts: the folder that gets the coverage counts, if they are wanted."""
     # Python does not bring libstdc++, whose exceptions AddressSanitizer wants to see from the start
     preload = " ".join(compilers_own(name) for name in ("libasan.so", "libstdc++.so"))
     return {
@@ -41,7 +41,7 @@ def environment(library: Path, seed: int = 0, counts: Path | None = None) -> dic
         "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(ROOT))),
         "VAEFAST_SIMT_SEED": str(seed),
         LIBRARY: str(library),
-        **({"GCOV_PREFIX": str(counts)} if counts else {}),
+        "GCOV_PREFIX": str(counts or FOLDER / "counts"),
         # one process, one core: several run beside each other
         "OMP_NUM_THREADS": "1",
     }

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from inputs import FLOATING, posterior, training
-from simt.conftest import Launched
 
 import vaefast
+
+from .conftest import Launched
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 31, 33, 255, 257, 4095, 4097]
 
