@@ -45,7 +45,6 @@ def test_launches_are_logged(launches: Callable[[], list[Launched]]) -> None:
     assert "vaefast::" in launch.kernel and "PosteriorForward<float" in launch.kernel
 
 
-@pytest.mark.xfail(strict=True, reason="the loss's backward is two launches: kept gradients, the KL's gradient")
 def test_a_step_is_four_launches(launches: Callable[[], list[Launched]]) -> None:
     """Sample, loss, and the backward of each."""
     p = posterior((8, 20)).leaves()
