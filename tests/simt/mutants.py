@@ -41,6 +41,7 @@ MUTANTS = (
         "test_sums_of_long_rows",
         WRONG,
     ),
+    # it matters where one row follows another and has more partial sums than one warp adds
     Mutant(
         "no_barrier_before_writing_shared_again",
         "kernel.cuh",
@@ -48,6 +49,8 @@ MUTANTS = (
         "x += shared[k];\n  }\n",
         "test_sums_of_long_rows",
         WRONG,
+        dtype="float64",
+        unit="run_double",
     ),
     Mutant(
         "no_barrier_before_reading_last",

@@ -34,11 +34,12 @@ Layout = Callable[[Tensor], Tensor]
 # around a vector, a warp, a block and a block's share of work; several blocks
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097, 12293)
 # rows that share blocks, rows that have one each, none, and empty ones
-ROWS = ((7, 5), (300, 3), (33, 33), (3, 1025), (5, 512), (2, 513), (2, 0), (0, 3), (2, 3, 4), (1, 4097))
+ROWS = ((7, 5), (300, 3), (257, 33), (3, 1025), (5, 512), (2, 513), (2, 0), (0, 3), (2, 3, 4), (1, 4097))
 SHAPES = (*((n,) for n in SIZES), *ROWS)
 SMALL = ((5,), (7, 5), (3, 33), (2, 3, 4), (2, 513))
-# rows that take several blocks each
-LONG_ROWS = ((1, 9001), (3, 4099), (2, 33000))
+# rows that take several blocks each: few, whose partial sums a block adds up, in float64 with several of its warps;
+# more rows, for a thread or a warp each
+LONG_ROWS = ((1, 9001), (3, 4099), (5, 33000), (11, 4099), (9, 16400))
 
 # what comes in; with two, the second is the target's or the raw scale's
 MIXED = ((torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float64))
@@ -297,7 +298,8 @@ def test_elbo(function: Callable[..., Any], case: tuple[Any, ...]) -> None:
 def test_sums_of_long_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Each row's sum is put together from several warps of several blocks."""
     for reduction in ("per_sample", "batchmean"):
-        check(vaefast.gaussian_kl, posterior_of(shape, "logvar", "none", (dtype,) * 2, ("contiguous",) * 2)[:2])
+        latent = posterior_of(shape, "logvar", "none", (dtype,) * 2, ("contiguous",) * 2)[:2]
+        check(vaefast.gaussian_kl, latent, reduction=reduction)
         recon, target, _ = reconstruction_of("gaussian", 2, shape, (dtype,) * 2, ("contiguous",) * 2, "none")
         check(vaefast.reconstruction_loss, [recon], target, likelihood="gaussian", reduction=reduction)
 
