@@ -47,7 +47,7 @@ MUTANTS = (
         "kernel.cuh",
         "x += shared[k];\n  }\n  __syncthreads();\n",
         "x += shared[k];\n  }\n",
-        "test_sums_of_long_rows",
+        "test_sums_row_after_row",
         WRONG,
         dtype="float64",
         unit="run_double",
