@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # python benchmarks/gpu.py has benchmarks/ there instead
 
 from benchmarks import stages  # noqa: E402
+from benchmarks.facts import commit, file_name, first_line  # noqa: E402
 from benchmarks.stages import SECONDS, Stage  # noqa: E402
 
 WORK = ROOT / "build" / "gpu"
@@ -93,18 +93,6 @@ def find_gpu() -> dict[str, Any]:
         "cuda": toolkit,
         "cores": os.cpu_count(),
     }
-
-
-def first_line(*command: str) -> str | None:
-    """Of what a command prints; None if it fails."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-        return run.stdout.partition("\n")[0]
-    return None
-
-
-def commit() -> str | None:
-    return first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*")
 
 
 def find_sanitizer(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -245,8 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = [[stage for stage in group if re.search(args.only, stage.name)] for group in groups]
     records = stages.run(groups, args.total, ROOT, WORK / "logs")
     document = collect(machine, records, time.monotonic() - start)
-    slug = re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
-    out = args.out or RESULTS / f"{slug}-{document['date']}.json"
+    out = args.out or RESULTS / file_name(machine["gpu"], document["date"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n")
     for name in ("kernels", "benchmarks", "sweep"):

@@ -39,8 +39,8 @@ def compiled(function: Function) -> Function:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def graphed(step: Step) -> Step:
-    """The step as one CUDA graph: captured once, replayed after."""
+def captured(step: Step) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """The step as one CUDA graph, and its results, which every replay overwrites."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -50,6 +50,12 @@ def graphed(step: Step) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = step()
+    return graph, kept
+
+
+def graphed(step: Step) -> Step:
+    """The step captured once, replayed after."""
+    graph, kept = captured(step)
 
     def replay(kept: Any = kept) -> None:
         graph.replay()

@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # python benchmarks/run.py has benchmarks/ there 
 import torch  # noqa: E402
 
 import vaefast  # noqa: E402
-from benchmarks import harness  # noqa: E402
+from benchmarks import facts, harness  # noqa: E402
 from benchmarks.harness import Case  # noqa: E402
 from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
 from benchmarks.workloads import WORKLOADS  # noqa: E402
@@ -61,13 +60,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def commit() -> str | None:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return None
-
-
 def machine(device: torch.device) -> dict[str, Any]:
     config = vaefast.show_config()
     runs = re.search(r"this machine runs (\w+)", config)
@@ -88,8 +80,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def file_name(info: dict[str, Any], date: str, suffix: str = "") -> str:
-    name = info["gpu"] or f"{info['cpu']} {info['cores']} cores"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + f"-{date}{suffix}.json"
+    return facts.file_name(info["gpu"] or f"{info['cpu']} {info['cores']} cores", date, suffix)
 
 
 def cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case]:
@@ -156,7 +147,7 @@ def run(
     chosen = list(sweep_cases(args, device) if args.sweep else cases(args, device))
     document: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        "commit": facts.commit(),
         "machine": machine(device),
         "checked": CHECKED,
         "timed": TIMED[device.type],

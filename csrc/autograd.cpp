@@ -92,16 +92,22 @@ Mask wanted_grads(const Tensors& params) {
 }
 
 // What reaches a term of the loss: a comes down from the loss, in which the term has a factor, b from the term itself.
+// Where nothing does, or no input of the term wants a gradient, grad is undefined and the mask empty.
 struct Upstream {
   Tensor grad;
   double factor = 1.0;  // still to be multiplied by
 
-  Upstream(const Tensor& a, const Tensor& b, double beta) : grad(a.defined() ? a : b) {
+  Upstream(const Tensor& a, const Tensor& b, double beta, Mask& mask) {
+    if (!any(mask)) return;
     if (a.defined() && b.defined()) {
       grad = (beta == 1.0 ? a : a * beta) + b;
     } else if (a.defined()) {
+      grad = a;
       factor = beta;
+    } else {
+      grad = b;
     }
+    if (!grad.defined()) mask.assign(mask.size(), false);
   }
 };
 
@@ -250,29 +256,28 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     const auto rec = SavedReconstruction::load(ctx, saved, kPosteriorTensors);
     const PosteriorInputs post = posterior_of(saved, 0);
     Edges edges(ctx);
-    const Mask mask = edges.next(rec.in.params);
+    Mask mask = edges.next(rec.in.params);
     edges.next();  // target
     edges.next(rec.in.weight.has_value());
-    const Mask post_mask = edges.next(post);
+    Mask post_mask = edges.next(post);
     const size_t params = mask.size();
     variable_list grads(params + 11);
     const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
-    const Upstream dnll(any(mask) ? upstream[0] : Tensor(), any(mask) ? upstream[1] : Tensor(), 1.0);
-    const bool kl = any(post_mask);
-    const Upstream dkl(kl ? upstream[0] : Tensor(), kl ? upstream[2] : Tensor(), ctx->saved_data["beta"].toDouble());
-    if (rec.final() && (dnll.grad.defined() || dkl.grad.defined())) {
+    const Upstream dnll(upstream[0], upstream[1], 1.0, mask);
+    const Upstream dkl(upstream[0], upstream[2], ctx->saved_data["beta"].toDouble(), post_mask);
+    if (!any(mask) && !any(post_mask)) return grads;
+    if (rec.final()) {
       at::AutoDispatchBelowADInplaceOrView guard;
-      Tensors all = dnll.grad.defined() ? rec.kept_for(mask) : Tensors();
+      Tensors all = rec.kept_for(mask);
       const Tensors out = dispatched::elbo_backward_(all, maybe(dnll.grad), maybe(dkl.grad), dkl.factor, rec.in,
                                                      rec.spec, post, spec, mask, post_mask);
       all.insert(all.end(), out.begin(), out.end());
-      const auto rest = all.begin() + (dnll.grad.defined() ? count(mask) : 0);
-      if (dnll.grad.defined()) spread(grads, 0, mask, Tensors(all.begin(), rest));
-      if (dkl.grad.defined()) spread(grads, params + 2, post_mask, Tensors(rest, all.end()));
+      spread(grads, 0, mask, Tensors(all.begin(), all.begin() + count(mask)));
+      spread(grads, params + 2, post_mask, Tensors(all.begin() + count(mask), all.end()));
       return grads;
     }
-    if (dnll.grad.defined()) spread(grads, 0, mask, rec.backward(dnll.grad, mask));
-    if (dkl.grad.defined()) {
+    if (any(mask)) spread(grads, 0, mask, rec.backward(dnll.grad, mask));
+    if (any(post_mask)) {
       const Tensor scaled = dkl.factor == 1.0 ? dkl.grad : dkl.grad * dkl.factor;
       spread(grads, params + 2, post_mask, dispatched::posterior_backward(c10::nullopt, scaled, post, spec, post_mask));
     }

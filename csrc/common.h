@@ -1,5 +1,6 @@
 // The plain-data face between the operators (torch types) and the loops that run them (none): what to read, where to
-// write, over which space. Shared by the baseline, SIMD and CUDA units, so it holds data and no inline arithmetic.
+// write, over which space. Shared by the baseline, SIMD and CUDA units, so it holds data and, but for a constant's
+// conversion, no inline arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -120,7 +121,6 @@ struct ReconstructionProblem {
   bool nll = false, grad = false, kept = false;
   Operand param[kMaxParams], target;
   Operand weight{nullptr, 1.0}, upstream{nullptr, 1.0};
-  bool weighted = false;
   Operand out_nll, out_grad[kMaxParams];
   Number grad_scale = 1.0;
   Sum sum;

@@ -247,19 +247,23 @@ struct ReconstructionOutputs {
   }
 };
 
-ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
+ReconstructionOutputs empty_grads(const ReconstructionInputs& in, const Mask& mask) {
   ReconstructionOutputs out;
-  const bool wide = is_wide(in);
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (mask[k]) out.grads.push_back(empty_grad(in.params.at(k), in.params.at(0), is_wide(in)));
+  }
+  return out;
+}
+
+ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
+  ReconstructionOutputs out = empty_grads(in, mask);
   const Tensor& lead = in.params.at(0);
   if (is_reduced(spec.reduction)) {
-    out.nll = empty_sum(lead, spec.reduction, wide);
+    out.nll = empty_sum(lead, spec.reduction, is_wide(in));
   } else {
     auto dtype = promote(lead.scalar_type(), in.target);
     for (const Tensor& p : in.params) dtype = promote(dtype, p);
     out.nll = at::empty_like(lead, lead.options().dtype(dtype));
-  }
-  for (size_t k = 0; k < mask.size(); ++k) {
-    if (mask[k]) out.grads.push_back(empty_grad(in.params.at(k), lead, wide));
   }
   return out;
 }
@@ -276,7 +280,6 @@ ReconstructionProblem reconstruction_problem(const ReconstructionInputs& in, con
   p.wide = is_wide(in);
   for (size_t k = 0; k < in.params.size(); ++k) layout.add(p.param[k], in.params[k]);
   layout.add(p.target, in.target);
-  p.weighted = in.weight.has_value();
   if (in.weight) layout.add_weight(p.weight, *in.weight);
   p.grad_scale = scale_of(spec.reduction, lead.sizes());
   p.grad = !out.grads.empty();
@@ -300,14 +303,6 @@ ReconstructionProblem forward_problem(const ReconstructionInputs& in, const Reco
   }
   layout.finish(p.space);
   return p;
-}
-
-ReconstructionOutputs empty_grads(const ReconstructionInputs& in, const Mask& mask) {
-  ReconstructionOutputs out;
-  for (size_t k = 0; k < mask.size(); ++k) {
-    if (mask[k]) out.grads.push_back(empty_grad(in.params.at(k), in.params.at(0), is_wide(in)));
-  }
-  return out;
 }
 
 ReconstructionProblem backward_problem(const Tensor& upstream, const ReconstructionInputs& in,

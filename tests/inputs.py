@@ -1,4 +1,5 @@
-"""Inputs for every likelihood and parameterization in the registries: a new entry is tested with no edit here."""
+"""Inputs for every likelihood and parameterization in the registries: a new entry is tested with no edit here. And
+what several files assert."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+import vaefast
 from vaefast import Parameterization
 from vaefast.reference import LIKELIHOODS, PARAMETERIZATIONS
 
@@ -224,3 +227,30 @@ def draws(seed: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.
         zero, zero, None, 0.0, None, 0.0, None, words, None, "logvar", -math.inf, math.inf, 0.0, "none", True, False
     )
     return out[0]
+
+
+def assert_cuda_kernels() -> None:
+    """Every operator has its kernel for CUDA, or is made of such."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vaefast::")]
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert names
+    for name in names:
+        composed = any(has(name, f"Composite{kind}Autograd") for kind in ("Explicit", "Implicit"))
+        assert has(name, "CUDA") or composed, name
+
+
+def assert_checkpointing_replays(mu: Tensor, raw: Tensor, use_reentrant: bool) -> None:
+    """A sample under activation checkpointing has the value and the gradients, bit for bit, of one without."""
+
+    def f(mu: Tensor, raw: Tensor) -> Tensor:
+        return vaefast.reparameterize(mu, raw).exp().sum()
+
+    results = []
+    for run in (f, lambda *a: checkpoint(f, *a, use_reentrant=use_reentrant)):
+        torch.manual_seed(4)
+        value = run(mu, raw)
+        mu.grad = raw.grad = None
+        value.backward()
+        results.append((value, mu.grad, raw.grad))
+    for plain, replayed in zip(*results):
+        assert torch.equal(plain, replayed)

@@ -9,18 +9,32 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from inputs import LIKELIHOOD_CASES, REDUCTIONS, assert_within, draws, generator, posterior, training
+from inputs import (
+    LIKELIHOOD_CASES,
+    REDUCTIONS,
+    assert_checkpointing_replays,
+    assert_within,
+    draws,
+    generator,
+    posterior,
+    training,
+)
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.checkpoint import checkpoint
 
 import vaefast
 from vaefast.reference import PARAMETERIZATIONS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.providers import captured
 
 NO_GPU = "no CUDA device; run `make gpu` on a machine with one"
 REPEATS = {"cpu": 2, "cuda": 50}  # of what could go wrong once in a while
@@ -74,15 +88,7 @@ class Replayed:
     def __init__(self, step: Step, device: str) -> None:
         self.step, self.graph = step, None
         if device == "cuda":
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    step()
-            torch.cuda.current_stream().wait_stream(side)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.results = step()
+            self.graph, self.results = captured(step)
         else:
             self.results = step()
 
@@ -615,19 +621,7 @@ def test_draws_are_not_torchs(native: str) -> None:
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_replays_the_noise(native: str, use_reentrant: bool) -> None:
-    mu, raw = latents(native)
-
-    def f(mu: Tensor, raw: Tensor) -> Tensor:
-        return vaefast.reparameterize(mu, raw).exp().sum()
-
-    results = []
-    for run in (f, lambda *a: checkpoint(f, *a, use_reentrant=use_reentrant)):
-        torch.manual_seed(4)
-        value = run(mu, raw)
-        mu.grad = raw.grad = None
-        value.backward()
-        results.append((value, mu.grad, raw.grad))
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert_checkpointing_replays(*latents(native), use_reentrant)
 
 
 # -- where things lie

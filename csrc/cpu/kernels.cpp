@@ -117,7 +117,7 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
   const T* param[N];
   for (int k = 0; k < N; ++k) param[k] = read(p.param[k], t, param_buffer[k]);
   const T* target = read(p.target, t, target_buffer);
-  const T* weight = p.weighted ? read(p.weight, t, weight_buffer) : nullptr;
+  const T* weight = p.weight.data ? read(p.weight, t, weight_buffer) : nullptr;
   const T* upstream = p.upstream.data ? read(p.upstream, t, upstream_buffer) : nullptr;
   T* nll = writable(p.out_nll, t, nll_buffer);
   const bool each = p.out_nll.data != nullptr;

@@ -50,7 +50,7 @@ def write(path: Path, text: str) -> None:
 
 
 def is_stale(mutant: Mutant) -> bool:
-    return (CSRC / "cuda" / mutant.file).read_text().count(mutant.old) != 1
+    return not mutant.fits((CSRC / "cuda" / mutant.file).read_text())
 
 
 def write_mutant(mutant: Mutant) -> Path:

@@ -22,9 +22,12 @@ class Mutant:
     dtype: str = "float32"  # the test is run in this dtype
     unit: str = "run_float"  # the unit of csrc/cuda that serves it, and that is compiled with the mutant
 
+    def fits(self, text: str) -> bool:
+        return text.count(self.old) == 1
+
     def apply(self, text: str) -> str:
-        found = text.count(self.old)
-        if found != 1:
+        if not self.fits(text):
+            found = text.count(self.old)
             raise ValueError(
                 f"mutant {self.name} is stale: {found} times in csrc/cuda/{self.file}, not once:\n{self.old}\n"
                 "Adapt it in tests/simt/mutants.py to the code as it is now."
