@@ -151,7 +151,7 @@ PosteriorProblem forward_problem(const PosteriorInputs& in, const PosteriorSpec&
       p.philox.on = true;
       device_for(in.mu.device().type()).philox(in.generator, in.mu.numel(), out.seed, p.philox);
     }
-    if (p.philox.on) layout.add_order(p.philox, out.z);
+    if (p.philox.on) layout.add_order(p.philox, in.mu);
   }
   if (spec.kl && is_reduced(spec.reduction)) {
     p.sum.out = out.kl.mutable_data_ptr();
@@ -195,11 +195,11 @@ class PosteriorGradients {
       if (!in_.eps) {
         TORCH_CHECK_VALUE(in_.seed, "vaefast: backward of a sample needs its eps or its seed");
         use_seed(p.philox, *in_.seed, in_.mu);
-        layout.add_order(p.philox, at::empty_like(in_.mu, in_.mu.options().device(at::kMeta)));
+        layout.add_order(p.philox, in_.mu);
       }
     }
     if (dkl_) {
-      layout.add(p.dkl, by_rows(*dkl_, in_.mu.dim()));
+      layout.add_rows(p.dkl, *dkl_);
       p.dkl_scale = factor * scale_of(spec_.reduction, in_.mu.sizes());
     }
     Operand* outs[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
@@ -312,7 +312,7 @@ ReconstructionProblem backward_problem(const Tensor& upstream, const Reconstruct
   Layout layout(lead, false);
   ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
   p.wide = p.wide || is_double(upstream);
-  layout.add(p.upstream, by_rows(upstream, lead.dim()));
+  layout.add_rows(p.upstream, upstream);
   layout.finish(p.space);
   return p;
 }
@@ -335,7 +335,7 @@ ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstrea
     layout.add_output(p.out_grad[p.nparams++], grad);
     p.wide = p.wide || is_double(grad);
   }
-  layout.add(p.upstream, by_rows(upstream, lead.dim()));
+  layout.add_rows(p.upstream, upstream);
   layout.finish(p.space);
   return p;
 }

@@ -54,7 +54,7 @@ struct Laplace {
   template <class V>
   static VF_HD V sign(V d) {
     const V zero = lit<V>(0);
-    return select(d > zero, lit<V>(1), select(d < zero, lit<V>(-1), d));
+    return select(less(zero, d), lit<V>(1), select(less(d, zero), lit<V>(-1), d));
   }
 
   template <class V>

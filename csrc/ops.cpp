@@ -171,6 +171,15 @@ void register_entries(torch::Library& m) {
   m.impl("elbo", op_elbo<false, at::TensorList>);
 }
 
+// Unless what is computed is itself to be differentiated, AboveAutograd need not be passed.
+struct PastAutograd {
+  c10::optional<at::AutoDispatchBelowADInplaceOrView> guard;
+
+  PastAutograd() {
+    if (!at::GradMode::is_enabled()) guard.emplace();
+  }
+};
+
 Name name_of(Reduction r) {
   constexpr const char* names[] = {"none", "per_sample", "batchmean", "sum", "mean"};
   return names[int(r)];
@@ -205,6 +214,7 @@ Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& s) {
 
 Tensors posterior_backward(MaybeRef dz, MaybeRef dkl, const PosteriorInputs& in, const PosteriorSpec& s,
                            const Mask& mask) {
+  const PastAutograd guard;
   static const auto op = typed("vaefast::posterior_backward", op_posterior_backward);
   const Activation& a = s.activation;
   return op.call(dz, dkl, in.mu, in.raw, in.prior_mu, s.prior_mu, in.prior_logvar, s.prior_logvar, in.eps, in.seed,
@@ -219,6 +229,7 @@ Tensors reconstruction_forward(const ReconstructionInputs& in, const Reconstruct
 
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& s,
                                 const Mask& mask) {
+  const PastAutograd guard;
   static const auto op = typed("vaefast::reconstruction_backward", op_reconstruction_backward);
   return op.call(upstream, in.params, in.target, in.weight, likelihood_name(s), name_of(s.reduction), list_of(mask));
 }

@@ -5,6 +5,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <mutex>
 #include <vector>
@@ -89,8 +93,41 @@ bool is_one(const Operand& upstream, const Space& space) {
                                           : upstream.dtype == DType::kFloat && *static_cast<float*>(upstream.data) == 1;
 }
 
+#if defined(__linux__)
+// Fresh memory of this size comes straight from the kernel, which hands it over 4 KB at a time: a third of the time of a
+// large sample. Asked beforehand, it takes 2 MB at a time.
+constexpr uintptr_t kHugePage = 1 << 21;
+
+void use_huge_pages(const Operand& out, const Space& space) {
+  if (!out.data || !out.linear || out.dtype == DType::kBool) return;
+  const int64_t size = out.dtype == DType::kDouble ? 8 : out.dtype == DType::kFloat ? 4 : 2;
+  const auto begin = reinterpret_cast<uintptr_t>(out.data), end = begin + uintptr_t(space.numel * size);
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
+  if (first < last && last - first >= 2 * kHugePage) {
+    // where it is refused nothing changes
+    (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+}
+#else
+void use_huge_pages(const Operand&, const Space&) {}
+#endif
+
+void prepare_outputs(const Job& job) {
+  if (const PosteriorProblem* p = job.posterior) {
+    for (const Operand* out :
+         {&p->out_z, &p->out_kl, &p->out_dmu, &p->out_draw, &p->out_dprior_mu, &p->out_dprior_logvar}) {
+      use_huge_pages(*out, p->space);
+    }
+  }
+  if (const ReconstructionProblem* r = job.reconstruction; r && !r->kept) {
+    use_huge_pages(r->out_nll, r->space);
+    for (const Operand& out : r->out_grad) use_huge_pages(out, r->space);
+  }
+}
+
 void run(const at::Tensor&, Job& job) {
   const CpuKernels& k = kernels();
+  prepare_outputs(job);
   const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
   ReconstructionProblem* r = job.reconstruction;
   if (r && r->kept && is_one(r->upstream, r->space)) r = nullptr;
