@@ -84,6 +84,12 @@ bool wants_grad(const PosteriorInputs& in) {
          (wants_grad(in.mu) || wants_grad(in.raw) || wants_grad(in.prior_mu) || wants_grad(in.prior_logvar));
 }
 
+// The reference differentiates these; the kernels do not.
+void check_no_grad(const ReconstructionInputs& in) {
+  TORCH_CHECK_VALUE(!at::GradMode::is_enabled() || !(wants_grad(in.target) || wants_grad(in.weight)),
+                    "vaefast: target and weight have gradients in the reference only");
+}
+
 Mask wanted_grads(const Tensors& params) {
   Mask mask(params.size(), false);
   if (!at::GradMode::is_enabled()) return mask;
@@ -297,6 +303,7 @@ Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec) {
 }
 
 Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, bool in_place) {
+  check_no_grad(in);
   const Mask wanted = wanted_grads(in.params);
   if (!any(wanted)) return dispatched::reconstruction_forward(in, spec, wanted)[0];
   return ReconstructionNode::apply(at::TensorList(in.params), in.target, in.weight, spec, wanted, in_place);
@@ -304,6 +311,7 @@ Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& 
 
 Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
              const PosteriorSpec& post_spec, double beta, bool in_place) {
+  check_no_grad(rec);
   const Mask wanted = wanted_grads(rec.params);
   if (!any(wanted) && !wants_grad(post)) return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted);
   return ElboNode::apply(at::TensorList(rec.params), rec.target, rec.weight, post.mu, post.raw, post.prior_mu,

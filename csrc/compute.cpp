@@ -4,6 +4,7 @@
 #include "compute.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 
 #include <algorithm>
@@ -45,11 +46,30 @@ bool has_prior(const PosteriorInputs& in, const PosteriorSpec& spec) {
   return in.prior_mu || in.prior_logvar || spec.prior_mu != 0 || spec.prior_logvar != 0;
 }
 
+void check_batch(const Tensor& t, Reduction r) {
+  TORCH_CHECK_VALUE(t.dim() > 0 || (r != Reduction::kPerSample && r != Reduction::kBatchMean),
+                    "vaefast: a sum per sample needs a batch dimension");
+}
+
+// at::empty and at::empty_like without an operator's cost where it can be done without
+Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!options.device().is_cpu()) return at::empty(sizes, options);
+  return at::detail::empty_cpu(sizes, c10::typeMetaToScalarType(options.dtype()));
+}
+
+Tensor fresh_like(const Tensor& t, at::ScalarType dtype) {
+  if (!t.is_cpu() || !t.is_non_overlapping_and_dense()) return at::empty_like(t, t.options().dtype(dtype));
+  return at::detail::empty_strided_cpu(t.sizes(), t.strides(), dtype);
+}
+
+Tensor fresh_like(const Tensor& t) { return fresh_like(t, t.scalar_type()); }
+
 // [B], or 0-d
 Tensor empty_sum(const Tensor& like, Reduction r, bool wide) {
+  check_batch(like, r);
   const auto options = like.options().dtype(wide ? at::kDouble : at::kFloat);
   if (r == Reduction::kPerSample) return at::empty_symint({like.sym_size(0)}, options);
-  return at::empty({}, options);
+  return fresh({}, options);
 }
 
 bool no_compute(const Tensor& t) { return t.is_meta(); }
@@ -62,7 +82,7 @@ void run(const Tensor& on, Job& job) {
 
 // A gradient in the making: the parameter's own where shapes agree; else full size in the arithmetic type, then summed.
 Tensor empty_grad(const Tensor& param, const Tensor& lead, bool wide) {
-  if (param.sym_sizes() == lead.sym_sizes()) return at::empty_like(param);
+  if (param.sym_sizes() == lead.sym_sizes()) return fresh_like(param);
   if (no_compute(lead)) return at::empty_symint(param.sym_sizes(), param.options());
   return at::empty(lead.sizes(), param.options().dtype(wide ? at::kDouble : at::kFloat));
 }
@@ -129,14 +149,14 @@ struct PosteriorOutputs {
 
 PosteriorOutputs empty_outputs(const PosteriorInputs& in, const PosteriorSpec& spec) {
   PosteriorOutputs out;
-  if (spec.sample) out.z = at::empty_like(in.mu);
-  if (spec.sample && !in.eps && !in.seed) out.seed = at::empty({2}, in.mu.options().dtype(at::kLong));
+  if (spec.sample) out.z = fresh_like(in.mu);
+  if (spec.sample && !in.eps && !in.seed) out.seed = fresh({2}, in.mu.options().dtype(at::kLong));
   if (!spec.kl) return out;
   if (is_reduced(spec.reduction)) {
     out.kl = empty_sum(in.mu, spec.reduction, is_wide(in));
   } else {
     auto dtype = promote(promote(in.mu.scalar_type(), in.raw), in.prior_mu);
-    out.kl = at::empty_like(in.mu, in.mu.options().dtype(promote(dtype, in.prior_logvar)));
+    out.kl = fresh_like(in.mu, promote(dtype, in.prior_logvar));
   }
   return out;
 }
@@ -263,7 +283,7 @@ ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const Recons
   } else {
     auto dtype = promote(lead.scalar_type(), in.target);
     for (const Tensor& p : in.params) dtype = promote(dtype, p);
-    out.nll = at::empty_like(lead, lead.options().dtype(dtype));
+    out.nll = fresh_like(lead, dtype);
   }
   return out;
 }
@@ -453,7 +473,9 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
                      const PosteriorSpec& post_spec, double beta, const Mask& mask) {
   check_params(rec, rec_spec);
   check_devices(rec, post);
-  TORCH_CHECK_VALUE(is_reduced(rec_spec.reduction), "vaefast: the ELBO adds up sums, not elements");
+  const Reduction r = rec_spec.reduction;
+  TORCH_CHECK_VALUE(r == Reduction::kPerSample || r == Reduction::kBatchMean || r == Reduction::kSum,
+                    "vaefast: an ELBO's terms have different elements; they add up per sample");
   ReconstructionOutputs rec_out = empty_outputs(rec, rec_spec, mask);
   PosteriorOutputs post_out = empty_outputs(post, post_spec);
   const bool wide = is_wide(rec) || is_wide(post);
@@ -462,16 +484,15 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
     rec_out.nll = empty_sum(rec.target, rec_spec.reduction, wide);
     post_out.kl = empty_sum(post.mu, post_spec.reduction, wide);
   }
-  const Tensor total = at::empty_like(rec_out.nll);
+  const Tensor total = fresh_like(rec_out.nll);
   if (!no_compute(post.mu)) {
-    TORCH_CHECK_VALUE(rec_spec.reduction != Reduction::kPerSample || rec.target.sizes()[0] == post.mu.sizes()[0],
-                      "vaefast: batches differ");
-    ReconstructionProblem r = forward_problem(rec, rec_spec, rec_out, mask);
-    PosteriorProblem p = forward_problem(post, post_spec, post_out);
-    r.wide = p.wide = wide;
+    TORCH_CHECK_VALUE(r == Reduction::kSum || rec.target.sizes()[0] == post.mu.sizes()[0], "vaefast: batches differ");
+    ReconstructionProblem reconstruction = forward_problem(rec, rec_spec, rec_out, mask);
+    PosteriorProblem posterior = forward_problem(post, post_spec, post_out);
+    reconstruction.wide = posterior.wide = wide;
     Job job;
-    job.posterior = &p;
-    job.reconstruction = &r;
+    job.posterior = &posterior;
+    job.reconstruction = &reconstruction;
     job.total = total.mutable_data_ptr();
     job.beta = beta;
     run(post.mu, job);

@@ -44,9 +44,7 @@ double scale_of(Reduction r, at::IntArrayRef shape) {
   return 1.0;
 }
 
-Layout::Layout(const at::Tensor& lead, bool per_row) : lead_(lead), per_row_(per_row) {
-  TORCH_CHECK_VALUE(!per_row || lead.dim() > 0, "vaefast: a sum per sample needs a batch dimension");
-}
+Layout::Layout(const at::Tensor& lead, bool per_row) : lead_(lead), per_row_(per_row) {}
 
 void Layout::add(Operand& operand, const at::Tensor& t, void* data, int64_t skipped) {
   TORCH_CHECK_VALUE(t.device() == lead_.device(), "vaefast: tensors on ", t.device(), " and ", lead_.device());
@@ -108,7 +106,7 @@ void Layout::finish(Space& space) {
       dims.emplace_back(sizes[d], d);
     }
   }
-  TORCH_CHECK(dims.size() <= kMaxDims, "vaefast: more than ", kMaxDims,
+  TORCH_CHECK_VALUE(dims.size() <= kMaxDims, "vaefast: more than ", kMaxDims,
               " dimensions that do not merge; call contiguous()");
 
   space.numel = lead_.numel();

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -63,10 +64,11 @@ class Parameterization:
         if not (self.floor >= 0.0 and math.isfinite(self.floor)):
             raise ValueError(f"floor must be a finite number >= 0 (it is added to the std), got {self.floor!r}")
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The clamp as two floats, infinite where there is none."""
-        return self.clamp if self.clamp is not None else (-math.inf, math.inf)
+    @cached_property
+    def spec(self) -> tuple[str, float, float, float]:
+        """The arguments ``parameterization, lo, hi, floor`` of an operator; bounds are infinite where there is no clamp."""
+        lo, hi = self.clamp if self.clamp is not None else (-math.inf, math.inf)
+        return self.name, lo, hi, self.floor
 
 
 def is_real(value: object) -> TypeGuard[float]:
@@ -132,7 +134,8 @@ def parameterization(value: str | Parameterization) -> Parameterization:
         return value
     if not isinstance(value, str):
         raise TypeError(f"parameterization must be a str or a Parameterization, got {type(value).__name__}")
-    choice("parameterization", value, tuple(PLAIN))
+    if value not in PLAIN:
+        choice("parameterization", value, tuple(PLAIN))
     return PLAIN[value]
 
 

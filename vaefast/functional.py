@@ -18,6 +18,28 @@ Recon = Tensor | Sequence[Tensor]
 Prior = Tensor | float | int | None
 
 
+def _posterior(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Prior,
+    prior_logvar: Prior,
+    parameterization: str | Parameterization,
+    reduction: str,
+    *,
+    sample: bool,
+    kl: bool,
+) -> list[Tensor] | None:
+    """The kernels' outputs for a plain call, noise from the default generator."""
+    found: list[Tensor] | None = _ops.attempt(
+        "posterior", mu,
+        lambda: (
+            mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar), None, None, None,
+            *_args.parameterization(parameterization).spec, reduction, sample, kl,
+        ),
+    )  # fmt: skip
+    return found
+
+
 def reparameterize(
     mu: Tensor,
     logvar: Tensor,
@@ -52,6 +74,10 @@ def reparameterize(
         mu, logvar = encoder(x).chunk(2, dim=1)
         z = vaefast.reparameterize(mu, logvar)
     """
+    if eps is None and generator is None and noise == "philox":
+        out = _posterior(mu, logvar, None, None, parameterization, "none", sample=True, kl=False)
+        if out is not None:
+            return out[0]
     mu, logvar = _args.posterior(mu, logvar)
     p = _args.parameterization(parameterization)
     eps = _args.noise(noise, eps, generator, mu)
@@ -95,6 +121,9 @@ def gaussian_kl(
         kl = vaefast.gaussian_kl(mu, logvar)
         loss = nll + 0.5 * kl
     """
+    out = _posterior(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, sample=False, kl=True)
+    if out is not None:
+        return out[0]
     mu, logvar = _args.posterior(mu, logvar)
     p = _args.parameterization(parameterization)
     pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
@@ -136,6 +165,10 @@ def sample_with_kl(
         z, kl = vaefast.sample_with_kl(mu, logvar)
         loss = vaefast.reconstruction_loss(decoder(z), x) + kl
     """
+    if eps is None and generator is None and noise == "philox":
+        out = _posterior(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, sample=True, kl=True)
+        if out is not None:
+            return out[0], out[1]
     mu, logvar = _args.posterior(mu, logvar)
     p = _args.parameterization(parameterization)
     pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
@@ -183,6 +216,11 @@ def reconstruction_loss(
         nll = vaefast.reconstruction_loss(logits, x)
         nll = vaefast.reconstruction_loss((mean, logvar), x, likelihood="gaussian")
     """
+    given = (recon,) if isinstance(recon, Tensor) else recon
+    first = given[0] if given else None
+    nll: Tensor | None = _ops.attempt("reconstruction", first, lambda: (given, target, weight, likelihood, reduction))
+    if nll is not None:
+        return nll
     params, target, weight = _args.reconstruction(recon, target, weight, likelihood, reference.LIKELIHOODS)
     _args.choice("reduction", reduction, _args.REDUCTIONS)
     _args.batched("recon", params[0], reduction)
@@ -229,6 +267,17 @@ def elbo_terms(
         terms = vaefast.elbo_terms(decoder(z), x, mu, logvar)
         terms.loss.backward(); print(terms.kl.item())
     """
+    if type(beta) in (float, int):
+        given = (recon,) if isinstance(recon, Tensor) else recon
+        terms = _ops.attempt(
+            "elbo", mu,
+            lambda: (
+                given, target, weight, likelihood, mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar),
+                *_args.parameterization(parameterization).spec, beta, reduction,
+            ),
+        )  # fmt: skip
+        if terms is not None:
+            return ELBOTerms(*terms)
     _args.reduction_for_elbo(reduction)
     params, target, weight = _args.reconstruction(recon, target, weight, likelihood, reference.LIKELIHOODS)
     mu, logvar = _args.posterior(mu, logvar)
