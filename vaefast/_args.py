@@ -150,6 +150,48 @@ def posterior(mu: object, logvar: object) -> tuple[Tensor, Tensor]:
     return mu, logvar
 
 
+def posteriors(mus: object, raws: object) -> tuple[list[Tensor], list[Tensor]]:
+    """Two lists of the same length, at least 1, whose tensors match one by one and all lie on one device."""
+    pairs = [posterior(mu, raw) for mu, raw in zip(tensors("mus", mus), tensors("raws", raws, "mus", mus))]
+    for mu, _ in pairs:
+        same_device("a tensor of mus", mu, "its first", pairs[0][0].device)
+    return [mu for mu, _ in pairs], [raw for _, raw in pairs]
+
+
+def priors(name: str, values: object, mus: list[Tensor]) -> list[Tensor]:
+    """As many tensors as there are mus, each broadcasting to its own, or none."""
+    if values is None:
+        return []
+    found = tensors(name, values, "mus", mus)
+    for value, mu in zip(found, mus):
+        prior(f"a tensor of {name}", value, mu)
+    return found
+
+
+def tensors(name: str, values: object, other: str = "", others: object = None) -> list[Any]:
+    """A list or tuple, not empty, as long as the other one."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} must be a list or tuple of tensors, got {type(values).__name__}")
+    if not values:
+        raise ValueError(f"{name} is empty; give at least one tensor")
+    if isinstance(others, (list, tuple)) and len(values) != len(others):
+        raise ValueError(f"{name} has {len(values)} tensors but {other} has {len(others)}; they go in pairs")
+    return list(values)
+
+
+def same_batches(mus: Sequence[Tensor], reduction: str) -> None:
+    choice("reduction", reduction, ELBO_REDUCTIONS)
+    if reduction == "sum":
+        return
+    for mu in mus:
+        batched("a tensor of mus", mu, reduction)
+        if mu.shape[0] != mus[0].shape[0]:
+            raise ValueError(
+                f"reduction={reduction!r} needs one batch (dimension 0) in all of mus, but there are "
+                f"{mus[0].shape[0]} and {mu.shape[0]}; use 'sum'"
+            )
+
+
 def prior(name: str, value: object, mu: Tensor) -> Tensor | float | None:
     if value is None:
         return None

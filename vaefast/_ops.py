@@ -191,6 +191,29 @@ def posterior(
     return result
 
 
+def multi_posterior(
+    mus: list[Tensor],
+    raws: list[Tensor],
+    prior_mus: list[Tensor],
+    prior_logvars: list[Tensor],
+    prior_mu: float,
+    prior_logvar: float,
+    generator: torch.Generator | None,
+    p: Parameterization,
+    reduction: str,
+    *,
+    sample: bool,
+) -> list[Tensor]:
+    entry = _entry(mus[0])
+    seed = None
+    if sample and entry is not _C:
+        seed, generator = draw_seed(mus[0], generator), None
+    result: list[Tensor] = entry.multi_posterior(
+        mus, raws, prior_mus, prior_mu, prior_logvars, prior_logvar, seed, generator, *p.spec, reduction, sample, True
+    )
+    return result
+
+
 def reconstruction(
     params: list[Tensor], target: Tensor, weight: Tensor | None, likelihood: str, reduction: str
 ) -> Tensor:

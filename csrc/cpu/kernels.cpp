@@ -84,7 +84,8 @@ double posterior_forward(const PosteriorProblem& p, const Tile& t) {
   return sum.total();
 }
 
-template <class T, class P, bool SAMPLE, bool KLD, Against A>
+// With VALUE, the sum of the KL besides its gradients.
+template <class T, class P, bool SAMPLE, bool KLD, Against A, bool VALUE>
 double posterior_backward(const PosteriorProblem& p, const Tile& t) {
   using V = Vec<T>;
   Buffer<T> mu_buffer, raw_buffer, noise_buffer, dz_buffer, dkl_buffer;
@@ -101,6 +102,7 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
   T* grad[4];
   for (int k = 0; k < outputs; ++k) grad[k] = writable(*out[k], t, out_buffer[k]);
   const V factor = lit<V>(p.dkl_scale), zero = V(T(0));
+  Accumulator<T> sum(t);
   for_vectors<T>(t.n, [&](int i) {
     const auto q = P::scale(p.activation, at(raw, i));
     V gmu = zero, graw = zero;
@@ -111,6 +113,7 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
     if constexpr (KLD) {
       const V g = at(dkl, i) * factor;
       const auto k = prior.kl(at(mu, i), q, i);
+      if constexpr (VALUE) sum.add(i, k.value);
       gmu = fma_(g, k.dmu, gmu);
       graw = fma_(g * k.dlogvar, q.dlogvar, graw);
       if constexpr (outputs == 4) {
@@ -122,14 +125,17 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
     put(grad[1], i, graw);
   });
   for (int k = 0; k < outputs; ++k) write_back(*out[k], t, out_buffer[k]);
-  return 0;
+  return sum.total();
 }
 
 template <class T, class P, bool SAMPLE, bool KLD, Against A>
 void posterior_scaled(const PosteriorProblem& p, int64_t begin, int64_t end) {
   for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
-    return p.backward ? posterior_backward<T, P, SAMPLE, KLD, A>(p, t)
-                      : posterior_forward<T, P, SAMPLE, KLD, A>(p, t);
+    if (!p.backward) return posterior_forward<T, P, SAMPLE, KLD, A>(p, t);
+    if constexpr (!SAMPLE) {
+      if (p.sum.out) return posterior_backward<T, P, SAMPLE, KLD, A, true>(p, t);
+    }
+    return posterior_backward<T, P, SAMPLE, KLD, A, false>(p, t);
   });
 }
 

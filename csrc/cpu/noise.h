@@ -151,7 +151,7 @@ void normal_range(uint64_t counter, uint64_t key, int64_t first, int n, T* out) 
 
 template <class T>
 const T* read_noise(const Philox& philox, const Tile& t, Buffer<T>& buffer) {
-  const uint64_t key = uint64_t(*philox.seed), counter = uint64_t(*philox.offset);
+  const uint64_t key = uint64_t(*philox.seed), counter = uint64_t(*philox.offset) + philox.offset_add;
   if (philox.linear) {
     normal_range(counter, key, t.start, t.n, buffer.data);
     return buffer.data;
