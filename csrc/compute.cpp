@@ -205,7 +205,7 @@ bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& s
 Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
   check_params(in, spec);
   const ReconstructionOutputs out = empty_outputs(in, spec, mask);
-  if (!no_compute(in.target)) {
+  if (!no_compute(in.params[0])) {
     ReconstructionProblem p = forward_problem(in, spec, out, mask);
     Job job;
     job.reconstruction = &p;
@@ -220,7 +220,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
                                 const Mask& mask) {
   check_params(in, spec);
   const ReconstructionOutputs out = empty_grads(in, mask);
-  if (!no_compute(in.target)) {
+  if (!no_compute(in.params[0])) {
     ReconstructionProblem p = backward_problem(upstream, in, spec, out, mask);
     Job job;
     job.reconstruction = &p;

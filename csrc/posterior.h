@@ -108,9 +108,9 @@ VF_HD KL<V> kl_of(V mu, const Scale<V>& q) {
 
 template <class V>
 VF_HD KL<V> kl_of(V mu, const Scale<V>& q, const Prior<V>& prior) {
-  const V half = lit<V>(0.5), delta = (mu - prior.mu) * prior.inverse, square = delta * delta;
+  const V half = lit<V>(0.5), delta = (mu - prior.mu) * prior.inverse;
   const auto e = exp_terms(q.logvar - prior.logvar, q.std * prior.inverse);
-  return {half * (e.h + square), delta * prior.inverse, half * e.em1, lit<V>(-0.5) * (e.em1 + square)};
+  return {half * fma_(delta, delta, e.h), delta * prior.inverse, half * e.em1, lit<V>(-0.5) * fma_(delta, delta, e.em1)};
 }
 
 }  // namespace VF_ISA

@@ -138,7 +138,7 @@ template <class V>
 VF_HD ExpTerms<V> exp_terms(V x, V root, V y, V Q) {
   const auto near = less(abs_(x), lit<V>(2 * kNearRoot));
   const V h = fma_(Q, fma_(y, lit<V>(2), Q + lit<V>(2)), y * y), m = root - lit<V>(1);
-  const V em1 = m * (m + lit<V>(2));
+  const V em1 = fma_(m, m, m + m);
   return {root, select(near, x + h, em1), select(near, h, em1 - x)};
 }
 

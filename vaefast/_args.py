@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -49,6 +48,8 @@ class Parameterization:
     name: str = "logvar"
     clamp: tuple[float, float] | None = None
     floor: float = 0.0
+    # an operator's arguments parameterization, lo, hi, floor; the bounds are infinite where there is no clamp
+    spec: tuple[str, float, float, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         from .reference import PARAMETERIZATIONS
@@ -63,12 +64,8 @@ class Parameterization:
             raise TypeError(f"floor must be a number, got {self.floor!r}")
         if not (self.floor >= 0.0 and math.isfinite(self.floor)):
             raise ValueError(f"floor must be a finite number >= 0 (it is added to the std), got {self.floor!r}")
-
-    @cached_property
-    def spec(self) -> tuple[str, float, float, float]:
-        """The arguments ``parameterization, lo, hi, floor`` of an operator; bounds are infinite where there is no clamp."""
         lo, hi = self.clamp if self.clamp is not None else (-math.inf, math.inf)
-        return self.name, lo, hi, self.floor
+        object.__setattr__(self, "spec", (self.name, lo, hi, self.floor))
 
 
 def is_real(value: object) -> TypeGuard[float]:

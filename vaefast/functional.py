@@ -325,7 +325,7 @@ def reconstruction_loss(
         nll = vaefast.reconstruction_loss(logits, x)
         nll = vaefast.reconstruction_loss((mean, logvar), x, likelihood="gaussian")
     """
-    given = (recon,) if isinstance(recon, Tensor) else recon
+    given = recon if isinstance(recon, (tuple, list)) else (recon,)
     first = given[0] if given else None
     nll: Tensor | None = _ops.attempt("reconstruction", first, lambda: (given, target, weight, likelihood, reduction))
     if nll is not None:
@@ -377,7 +377,7 @@ def elbo_terms(
         terms.loss.backward(); print(terms.kl.item())
     """
     if type(beta) in (float, int):
-        given = (recon,) if isinstance(recon, Tensor) else recon
+        given = recon if isinstance(recon, (tuple, list)) else (recon,)
         terms = _ops.attempt(
             "elbo", mu,
             lambda: (

@@ -20,7 +20,7 @@ template <bool SMALL, class T>
 VF_HD Exp<Vec<T>> exp_parts(Vec<T> y) {
   using V = Vec<T>;
   constexpr bool wide = sizeof(T) == 8;
-  constexpr double limit = wide ? 1500 : 180;
+  constexpr double limit = wide ? 1416 : 174;  // far into overflow and underflow, but ldexp_ can still halve n
   // log 2, its head short enough for n times it to be exact
   constexpr double head = wide ? 0.693145751953125 : 0.693359375;
   constexpr double tail = wide ? 1.42860682030941723212e-6 : -2.12194440e-4;
@@ -28,8 +28,8 @@ VF_HD Exp<Vec<T>> exp_parts(Vec<T> y) {
   const V c = at::vec::clamp(y, lit<V>(-limit), lit<V>(limit));
   V n = (c * lit<V>(1.44269504088896340736)).round();
   if constexpr (SMALL) n = select(less(abs_(y), lit<V>(kNearRoot)), lit<V>(0), n);
-  const V r = fma_(n, lit<V>(-tail), fma_(n, lit<V>(-head), c)), Q = r * r * exp_tail(r);
-  return {ldexp_(lit<V>(1) + (r + Q), n), r, Q};
+  const V r = fma_(n, lit<V>(-tail), fma_(n, lit<V>(-head), c)), square = r * r, q = exp_tail(r);
+  return {ldexp_(lit<V>(1) + fma_(square, q, r), n), r, square * q};
 }
 
 template <class T>
