@@ -6,9 +6,11 @@ other noise. A wrong implementation is reported and not timed.
 
 How it is timed: round robin, so that whatever else the machine does meets all of them alike; ratios come from the two
 times of a round. A time is that of enough calls in a row to last MIN_SAMPLE, the device synchronised at its end: what a
-training loop waits for, launches included, with small tensors still in the caches. On a GPU, a case that moves COLD
-bytes or more is timed by CUDA events around each call instead, after a write that fills the L2 cache with something
-else, and so is the copy that it is compared with.
+training loop waits for, launches included, with small tensors still in the caches. Backward enters the autograd engine
+directly: ``torch.autograd.grad`` first checks in Python every gradient that it is given, which takes as long whoever
+computes the workload (some 30 us for two), and which a training loop, giving none for its scalar loss, does not pay. On
+a GPU, a case that moves COLD bytes or more is timed by CUDA events around each call instead, after a write that fills
+the L2 cache with something else, and so is the copy that it is compared with.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward  # what Tensor.backward and torch.autograd.grad end in
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.providers import Provider, Step
@@ -110,13 +113,17 @@ class Case:
         if self.workload.optimizer:
             return self._training_step(function)
         inputs = self.inputs
-        leaves = [t for t in inputs if t.requires_grad]
+        leaves = tuple(t for t in inputs if t.requires_grad)
         wanted = [i for i, g in enumerate(self.upstream) if g is not None]
-        upstream = [self.upstream[i] for i in wanted]
+        upstream = tuple(self.upstream[i] for i in wanted)
 
         def forward_backward() -> Any:
             outputs = function(*inputs)
-            return torch.autograd.grad([outputs[i] for i in wanted], leaves, upstream)
+            roots = tuple(outputs[i] for i in wanted)
+            keep_graph, create_graph, allow_unused = False, False, False
+            return _engine_run_backward(
+                roots, upstream, keep_graph, create_graph, leaves, allow_unused, accumulate_grad=False
+            )
 
         return forward_backward
 

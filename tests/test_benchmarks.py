@@ -117,6 +117,18 @@ def test_memory_and_bytes() -> None:
     assert 3 * one <= peak < 4 * one
 
 
+@pytest.mark.parametrize("kind", ["eager", "vaefast"])
+def test_what_is_timed_is_what_was_checked(kind: str) -> None:
+    """A step's gradients are those that the check looks at, the noise being the same."""
+    case = small("small-vae-bce")
+    function = getattr(case.workload, kind)
+    torch.manual_seed(3)
+    _, expected = case.run(function, case.inputs)
+    torch.manual_seed(3)
+    for got, checked in zip(case.step(function)(), expected, strict=True):
+        assert torch.equal(got, checked)
+
+
 def test_training_steps_leave_the_inputs_alone() -> None:
     case = small("train-step")
     before = [t.clone() for t in case.inputs]
