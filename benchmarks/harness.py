@@ -78,13 +78,23 @@ class Case:
         return self.workload.make(Draw(self.device), **self.sizes)
 
     @cached_property
-    def upstream(self) -> list[Tensor | None]:
-        """The gradient of each output: 1 for a scalar, noise for a tensor, None for one that takes none."""
+    def like(self) -> list[Tensor]:
+        """A tensor of each output's shape that requires grad where it does: 1 for a scalar, else noise."""
         draw = Draw(self.device, seed=1)
         with torch.enable_grad():
             outputs = self.workload.eager(*self.inputs)
         like = [torch.ones_like(o) if o.dim() == 0 else draw.normal(*o.shape) for o in outputs]
-        return [g if o.requires_grad else None for o, g in zip(outputs, like)]
+        return [t.requires_grad_(o.requires_grad) for o, t in zip(outputs, like)]
+
+    @property
+    def upstream(self) -> list[Tensor | None]:
+        """The gradient of each output, None for one that takes none."""
+        return [t.detach() if t.requires_grad else None for t in self.like]
+
+    def release(self) -> None:
+        """Forgets the tensors, which would be made again."""
+        self.__dict__.pop("inputs", None)
+        self.__dict__.pop("like", None)
 
     def run(self, function: Function, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Outputs and, in mode "fb", gradients."""
@@ -143,10 +153,9 @@ class Case:
         twice, outputs and gradients written once."""
         if self.workload.optimizer:
             return None
-        outputs = [g for g in self.upstream if g is not None]
-        moved = [*self.inputs, *outputs]
+        moved = [*self.inputs, *self.like]
         if self.mode == "fb":
-            moved += [*outputs, *(self.inputs[i] for i in self.workload.reread)]
+            moved += [*(g for g in self.upstream if g is not None), *(self.inputs[i] for i in self.workload.reread)]
             moved += [t for t in self.inputs if t.requires_grad]
         return sum(map(bytes_of, moved))
 

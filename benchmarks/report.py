@@ -48,8 +48,15 @@ def heading(document: dict[str, Any]) -> str:
     return f"{where}; torch {m['torch']}{cuda}; copies {m['copy_bandwidth'] / 1e9:.0f} GB/s; {document['date']}"
 
 
-def case_name(case: dict[str, Any], modes: set[str]) -> str:
-    return f"{case['workload']}, {LABELS[case['mode']]}" if len(modes) > 1 else str(case["workload"])
+def modes_of(document: dict[str, Any]) -> str:
+    """What is measured, where the case's name does not say otherwise."""
+    modes = {case["mode"] for case in document["cases"]}
+    return LABELS["fb" if "fb" in modes else "f"]
+
+
+def case_name(case: dict[str, Any], mode: str) -> str:
+    own = LABELS[case["mode"]]
+    return str(case["workload"]) if own == mode else f"{case['workload']}, {own}"
 
 
 def timed(case: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -59,18 +66,17 @@ def timed(case: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 def markdown(document: dict[str, Any]) -> str:
     """One table: a case a line, times, vaefast's ratios, and the memory that a step needs at its peak."""
-    modes = {case["mode"] for case in document["cases"]}
-    mode = f"{LABELS[next(iter(modes))]}; " if len(modes) == 1 else ""
+    mode = modes_of(document)
     head = ["case", "what, sizes", "eager", "torch.compile", "vaefast", "vs eager", "vs compile"]
     head.append("peak MB, eager → vaefast")
     rule = "|---|---|" + "---:|" * (len(head) - 2)
-    lines = [f"{heading(document)}; {mode}medians.", "", f"| {' | '.join(head)} |", rule]
+    lines = [f"{heading(document)}; {mode}; medians.", "", f"| {' | '.join(head)} |", rule]
     for case in document["cases"]:
         eager, compiled, fast = (timed(case, name) for name in ("eager", "compile", "vaefast"))
         sizes = ", ".join(f"{name} {size:,}" for name, size in case["sizes"].items())
         over = fast["over"] if fast else {}
         cells = [
-            f"`{case_name(case, modes)}`",
+            f"`{case_name(case, mode)}`",
             f"{case['what']}; {sizes}",
             *(duration(r["median"]) if r else "failed" for r in (eager, compiled, fast)),
             f"**{times(over.get('eager'))}**",
@@ -111,7 +117,7 @@ def plot(document: dict[str, Any], out: Path) -> None:
 def plot_speedups(axes: Any, document: dict[str, Any]) -> None:
     """Bars: how many times as fast as eager and as torch.compile vaefast is, a case a pair."""
     cases = [case for case in document["cases"] if timed(case, "vaefast")][::-1]
-    modes = {case["mode"] for case in cases}
+    mode = modes_of(document)
     for shift, other, label in ((0.2, "eager", "against eager"), (-0.2, "compile", "against torch.compile")):
         for i, case in enumerate(cases):
             value = case["providers"]["vaefast"]["over"].get(other)
@@ -120,10 +126,10 @@ def plot_speedups(axes: Any, document: dict[str, Any]) -> None:
             axes.barh(i + shift, value, 0.38, color=COLOURS[other], label=label if i == 0 else None)
             axes.text(value, i + shift, f" {value:.1f}", va="center", fontsize=8)
     axes.axvline(1, color="#333", linewidth=0.8)
-    axes.set_yticks(range(len(cases)), [case_name(case, modes) for case in cases])
+    axes.set_yticks(range(len(cases)), [case_name(case, mode) for case in cases])
     axes.set_xlim(left=0)
     axes.margins(x=0.08)
-    axes.set_xlabel(f"speed-up of vaefast, {' and '.join(LABELS[m] for m in sorted(modes))} (times as fast; 1: equal)")
+    axes.set_xlabel(f"speed-up of vaefast, {mode} (times as fast; 1: equal)")
     axes.legend(frameon=False, loc="lower right")
 
 

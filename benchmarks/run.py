@@ -1,6 +1,6 @@
 """The command line: runs the cases, prints a table, writes benchmarks/results/<machine>-<date>.json.
 
-- ``python benchmarks/run.py``: everything, forward + backward
+- ``python benchmarks/run.py``: everything, forward + backward where there is something to train
 - ``python benchmarks/run.py --quick``: a first look, under a minute: smaller sizes, no torch.compile
 - ``python benchmarks/run.py --filter bce --mode f``: some workloads, forward only
 - ``python benchmarks/run.py --sweep``: one workload, time against size: 10^2 to 10^8 elements, on a GPU 2^8 to 2^28
@@ -31,7 +31,7 @@ import vaefast  # noqa: E402
 from benchmarks import facts, harness  # noqa: E402
 from benchmarks.harness import Case  # noqa: E402
 from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
-from benchmarks.workloads import WORKLOADS  # noqa: E402
+from benchmarks.workloads import WORKLOADS, Workload  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK_PROVIDERS = ("eager", "vaefast", "eager+graph", "vaefast+graph")
@@ -83,16 +83,22 @@ def file_name(info: dict[str, Any], date: str, suffix: str = "") -> str:
     return facts.file_name(info["gpu"] or f"{info['cpu']} {info['cores']} cores", date, suffix)
 
 
+def modes(args: argparse.Namespace, workload: Workload) -> list[str]:
+    """Those that were asked for among the workload's; its first where none was."""
+    if args.mode is None:
+        return [workload.modes[0]]
+    return [mode for mode in harness.MODES if args.mode in (mode, "all") and mode in workload.modes]
+
+
 def cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     for workload in WORKLOADS.values():
         if not re.search(args.filter, workload.name):
             continue
-        for mode in harness.MODES if args.mode == "all" else (args.mode,):
-            if mode in workload.modes:
-                case = Case(workload, mode, device)
-                while args.quick and (case.floor() or 0) > QUICK_BYTES:
-                    case = Case(workload, mode, device, (case.factors[0] / 2,))
-                yield case
+        for mode in modes(args, workload):
+            case = Case(workload, mode, device)
+            while args.quick and (case.floor() or 0) > QUICK_BYTES:
+                case = Case(workload, mode, device, (case.factors[0] / 2,))
+            yield case
 
 
 def spread(ratio: float, count: int) -> tuple[float, ...]:
@@ -178,8 +184,7 @@ def run(
             if args.sweep:
                 document["cases"].sort(key=lambda record: record["elements"])
             document["seconds"] = round(time.perf_counter() - start, 1)
-            case.__dict__.pop("inputs", None)
-            case.__dict__.pop("upstream", None)
+            case.release()
             save(document)
     return document
 
@@ -242,7 +247,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--filter", default="", metavar="REGEX", help=f"workloads: {', '.join(WORKLOADS)}")
     p.add_argument("--providers", metavar="A,B", help=f"among {', '.join(PROVIDERS)}")
     p.add_argument(
-        "--mode", choices=[*harness.MODES, "all"], default="fb", help="f: forward, no grad; fb: and backward"
+        "--mode",
+        choices=[*harness.MODES, "all"],
+        help="f: forward, no grad; fb: and backward (default: fb, but f where there is nothing to train)",
     )
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads")

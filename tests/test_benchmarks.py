@@ -113,6 +113,8 @@ def test_memory_and_bytes() -> None:
     # mu and logvar read twice, z written, its gradient read, two gradients written; and the KL with its gradient
     assert case.floor() == 8 * one + 8
     assert small("sample-kl", "f").floor() == 3 * one + 4
+    numbers = small("normal", "f")
+    assert numbers.floor() == 3 * numbers.sizes["N"] * 4
     peak = harness.peak_bytes(case.step(case.workload.vaefast), CPU)
     assert 3 * one <= peak < 4 * one
 
@@ -162,6 +164,22 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     for bad in (["--filter", "nonesuch"], ["--providers", "nonesuch"], ["--mode", "x"]):
         with pytest.raises(SystemExit):
             run.main(bad)
+
+
+def test_what_is_not_trained_is_run_forward() -> None:
+    default, forward, both, every = (
+        run.parse(["--quick", "--filter", "normal|small-vae-bce|train", *mode])
+        for mode in ([], ["--mode", "f"], ["--mode", "fb"], ["--mode", "all"])
+    )
+
+    def chosen(args: Any) -> list[tuple[str, str]]:
+        return [(case.workload.name, case.mode) for case in run.cases(args, CPU)]
+
+    vae, normal, train = "small-vae-bce", "normal", "train-step"
+    assert chosen(default) == [(vae, "fb"), (normal, "f"), (train, "fb")]
+    assert chosen(forward) == [(vae, "f"), (normal, "f")]
+    assert chosen(both) == [(vae, "fb"), (train, "fb")]
+    assert chosen(every) == [(vae, "f"), (vae, "fb"), (normal, "f"), (train, "fb")]
 
 
 def result(workload: str, eager: float, vaefast: float, **more: Any) -> dict[str, Any]:
@@ -227,6 +245,6 @@ def test_file_names_hold_machine_and_date() -> None:
 
 def test_every_workload_has_inputs_to_train() -> None:
     for workload in WORKLOADS.values():
-        tiny = Case(replace(workload), "fb", CPU, (FACTOR,))
-        assert any(t.requires_grad for t in tiny.inputs)
+        tiny = Case(replace(workload), workload.modes[0], CPU, (FACTOR,))
+        assert any(t.requires_grad for t in tiny.inputs) == ("fb" in workload.modes)
         assert all(size >= 1 for size in tiny.sizes.values())

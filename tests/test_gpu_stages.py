@@ -364,7 +364,7 @@ def test_large_cases_on_a_gpu_are_timed_cold(fake_events: None, monkeypatch: pyt
     from benchmarks.providers import PROVIDERS
 
     case = Case(WORKLOADS["sample-kl"], "fb", CPU, (0.02,))
-    case.inputs, case.upstream  # noqa: B018  (made before the device changes its name)
+    case.inputs, case.like  # noqa: B018  (made before the device changes its name)
     case.device = torch.device("cuda")
     monkeypatch.setattr(harness, "peak_bytes", lambda step, device: 1)
     monkeypatch.setattr(harness, "COLD", 1000)
