@@ -400,7 +400,7 @@ def measure(
         "workload": case.workload.name,
         "what": case.workload.what,
         "sizes": case.sizes,
-        "elements": max(t.numel() for t in case.inputs),
+        "elements": case.workload.elements(*case.factors),
         "mode": case.mode,
         "floor_bytes": floor,
         "cold": cold,

@@ -59,6 +59,14 @@ def case_name(case: dict[str, Any], mode: str) -> str:
     return str(case["workload"]) if own == mode else f"{case['workload']}, {own}"
 
 
+def memory_seconds(case: dict[str, Any], bandwidth: float) -> float | None:
+    """What copying as many bytes takes as the case has to move: measured at its size, or by the bandwidth of a large
+    copy; None where its bytes are not known."""
+    if case.get("copy_seconds") is not None:
+        return float(case["copy_seconds"])
+    return None if case["floor_bytes"] is None else case["floor_bytes"] / bandwidth
+
+
 def timed(case: dict[str, Any], name: str) -> dict[str, Any] | None:
     record = case["providers"].get(name)
     return record if record and "error" not in record else None
@@ -106,12 +114,31 @@ def plot(document: dict[str, Any], out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    (plot_sweep if document["sweep"] else plot_speedups)(axes, document)
-    axes.set_title(heading(document), fontsize=8, loc="left", color="#555")
-    axes.spines[["top", "right"]].set_visible(False)
+    panels = sweeps(document) if document["sweep"] else [document["cases"]]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (9, 5) if len(panels) == 1 else (5 * columns, 4 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    bandwidth = document["machine"]["copy_bandwidth"]
+    for axes, cases in zip(grid.flat, panels):
+        axes.spines[["top", "right"]].set_visible(False)
+        if document["sweep"]:
+            plot_sweep(axes, cases, bandwidth)
+        else:
+            plot_speedups(axes, document)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    figure.suptitle(heading(document), fontsize=8, x=0.01, ha="left", color="#555")
     figure.savefig(out, dpi=160)
     plt.close(figure)
+
+
+def sweeps(document: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The cases of each workload and mode."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for case in document["cases"]:
+        groups.setdefault((case["workload"], case["mode"]), []).append(case)
+    return list(groups.values())
 
 
 def plot_speedups(axes: Any, document: dict[str, Any]) -> None:
@@ -133,9 +160,8 @@ def plot_speedups(axes: Any, document: dict[str, Any]) -> None:
     axes.legend(frameon=False, loc="lower right")
 
 
-def plot_sweep(axes: Any, document: dict[str, Any]) -> None:
+def plot_sweep(axes: Any, cases: Sequence[dict[str, Any]], bandwidth: float) -> None:
     """Lines: time an element against elements, one a provider, with 20th to 80th percentile and the memory limit."""
-    cases = document["cases"]
     providers = dict.fromkeys(name for case in cases for name in case["providers"])
     for name in providers:
         points = [(case["elements"], r) for case in cases if (r := timed(case, name))]
@@ -144,12 +170,13 @@ def plot_sweep(axes: Any, document: dict[str, Any]) -> None:
         (line,) = axes.plot(x, [r["median"] / n * 1e9 for n, r in points], "o-", ms=3, label=name, color=colour)
         low, high = ([r[p] / n * 1e9 for n, r in points] for p in ("p20", "p80"))
         axes.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-    bandwidth = document["machine"]["copy_bandwidth"]
-    limit = [(case.get("copy_seconds") or case["floor_bytes"] / bandwidth) / case["elements"] * 1e9 for case in cases]
-    axes.plot([case["elements"] for case in cases], limit, "k--", linewidth=0.8, label="memory limit (copy bandwidth)")
+    limits = [(case["elements"], limit) for case in cases if (limit := memory_seconds(case, bandwidth))]
+    if limits:
+        x, limit = zip(*((n, seconds / n * 1e9) for n, seconds in limits))
+        axes.plot(x, limit, "k--", linewidth=0.8, label="memory limit (copy bandwidth)")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel(f"elements of {document['sweep']}, {LABELS[cases[0]['mode']]}")
+    axes.set_xlabel(f"elements of {cases[0]['workload']}, {LABELS[cases[0]['mode']]}")
     axes.set_ylabel("ns an element")
     axes.legend(frameon=False)
 

@@ -39,6 +39,8 @@ class Draw:
 
     def _repeated(self, shape: tuple[int, ...], draw: Callable[[int], Tensor]) -> Tensor:
         n = math.prod(shape)
+        if self.device.type == "meta":
+            return torch.empty(shape, device="meta")
         block = draw(min(n, self.BLOCK)).to(self.device)
         return (block if n <= self.BLOCK else block.repeat(-(-n // self.BLOCK))[:n]).view(shape)
 
@@ -79,6 +81,30 @@ class Workload:
         """The sizes, each times its factor, or all times the only one, and at least 1."""
         factors = factors if len(factors) > 1 else factors * len(self.sizes)
         return {name: max(1, round(size * f)) for (name, size), f in zip(self.sizes.items(), factors)}
+
+    def _shapes(self, *factors: float) -> list[Tensor]:
+        """The inputs at those sizes, without their data."""
+        return self.make(Draw(torch.device("meta")), **self.scaled(*factors))
+
+    def elements(self, *factors: float) -> int:
+        """Of the largest input, a model's parameters left out."""
+        return max(t.numel() for t in self._shapes(*factors) if not (self.optimizer and t.requires_grad))
+
+    def footprint(self, *factors: float) -> int:
+        """Bytes of the inputs and of their gradients."""
+        return sum(t.numel() * t.element_size() * (1 + t.requires_grad) for t in self._shapes(*factors))
+
+    @staticmethod
+    def largest(count: Callable[[float], int], limit: int) -> float:
+        """The largest factor for all sizes, to a millionth, whose ``elements`` or ``footprint`` is within the limit; or
+        the smallest that matters."""
+        low, high = 1e-12, 1.0
+        while count(high) <= limit:
+            high *= 2
+        while high / low > 1 + 1e-6:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if count(middle) <= limit else (low, middle)
+        return low
 
 
 # --- PyTorch as people write it: the helpers of most VAE code

@@ -5,6 +5,7 @@ Nothing here looks at a time.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -182,6 +183,61 @@ def test_what_is_not_trained_is_run_forward() -> None:
     assert chosen(every) == [(vae, "f"), (vae, "fb"), (normal, "f"), (train, "fb")]
 
 
+@pytest.mark.parametrize("name", list(WORKLOADS))
+def test_sweeps_go_from_one_element_up_by_tens(name: str) -> None:
+    workload = WORKLOADS[name]
+    args = run.parse(["--sweep", name, "--sweep-max", "1e6"])
+    points = list(run.sweep_cases(args, CPU))[::-1]
+    assert set(points[0].sizes.values()) == {1}
+    assert all(point.mode == workload.modes[0] for point in points)
+    elements = [workload.elements(*point.factors) for point in points]
+    assert elements[-1] <= 1e6 and elements[-1] > 8e5
+    assert all(1 < b / a < 20 for a, b in itertools.pairwise(elements))
+    whole = list(run.sweep_cases(run.parse(["--sweep", name]), CPU))
+    assert all(workload.footprint(*point.factors) <= run.SWEEP_BYTES["cpu"] for point in whole)
+    assert workload.footprint(*whole[0].factors) > 1e8
+
+
+def test_elements_and_bytes_are_those_of_the_inputs() -> None:
+    for workload in WORKLOADS.values():
+        tiny = Case(workload, workload.modes[0], CPU, (FACTOR,))
+        trained = [t for t in tiny.inputs if t.requires_grad]
+        assert workload.footprint(FACTOR) == sum(map(harness.bytes_of, [*tiny.inputs, *trained]))
+        assert workload.elements(FACTOR) in [t.numel() for t in tiny.inputs]
+    assert WORKLOADS["train-step"].elements(1 / 128) == 784
+
+
+def test_several_sweeps_end_in_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device: 1e10)
+    out = tmp_path / "out.json"
+    names = ["normal", "small-vae-bce", "train-step"]
+    assert run.main(arguments("--sweep", ",".join(names), "--sweep-max", "3000", "--out", str(out))) == 0
+    document = json.loads(out.read_text())
+    assert document["sweep"] == names
+    assert list(dict.fromkeys(case["workload"] for case in document["cases"])) == names
+    assert [case["elements"] for case in document["cases"]][:4] == [1, 10, 100, 1000]
+    assert "vaefast against eager at worst" in capsys.readouterr().out
+    assert run.swept("all") == list(WORKLOADS)
+    with pytest.raises(SystemExit):
+        run.main(["--sweep", "normal,nonesuch"])
+
+
+def test_the_verdict_names_what_is_slower() -> None:
+    document = results(["one", "two"])
+    assert run.worst(document) == (
+        "vaefast against eager at worst 3.00x: one fb B4 X1000; slower than eager at 0 of 2 points"
+    )
+    document["cases"].append(result("three", 1e-3, 2e-3))
+    verdict = run.worst(document).splitlines()
+    assert verdict[0].startswith("vaefast against eager at worst 0.500x: three fb") and "1 of 3 points:" in verdict[0]
+    assert verdict[1:] == ["  0.500x  three fb B4 X1000"]
+    for case in document["cases"]:
+        case["providers"]["vaefast"] = {"error": "RuntimeError: x"}
+    assert run.worst(document) == "vaefast and eager were not both timed"
+
+
 def result(workload: str, eager: float, vaefast: float, **more: Any) -> dict[str, Any]:
     def record(seconds: float) -> dict[str, Any]:
         over = {"eager": eager / seconds, "compile": 0.5 * eager / seconds}
@@ -195,7 +251,7 @@ def result(workload: str, eager: float, vaefast: float, **more: Any) -> dict[str
     }  # fmt: skip
 
 
-def results(sweep: str | None = None) -> dict[str, Any]:
+def results(sweep: str | list[str] | None = None) -> dict[str, Any]:
     machine = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "AVX2", "threads": 2, "torch": "2.13.0",
                "cuda": None, "copy_bandwidth": 1e10}  # fmt: skip
     cases = [result("one", 3e-3, 1e-3), result("two", 4e-2, 1e-3, elements=400_000)]
@@ -221,10 +277,14 @@ def test_report(tmp_path: Path) -> None:
         report.main([str(file), "--readme", str(readme)])
 
 
-def test_sweep_report_leaves_the_readme_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweep", ["one", ["one", "two"]])
+def test_sweep_report_leaves_the_readme_alone(sweep: str | list[str], tmp_path: Path) -> None:
+    """Of one workload, as older files have it, and of several."""
     pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
     file = tmp_path / "sweep.json"
-    file.write_text(json.dumps(results("one")))
+    document = results(sweep)
+    document["cases"].append(result("untold", 1e-3, 1e-3, floor_bytes=None))
+    file.write_text(json.dumps(document))
     assert report.main([str(file), "--readme", str(tmp_path / "absent.md")]) == 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
