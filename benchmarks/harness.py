@@ -339,8 +339,8 @@ def interleave(steps: Mapping[str, Step], time_calls: Timer, budget: float, min_
             first = time_calls(step, 20)
         times[name] = Times(max(1, round(MIN_SAMPLE / first)))
     names = list(steps)
-    end = time.perf_counter() + budget
     with no_gc():
+        end = time.perf_counter() + budget
         for rounds in range(MAX_ROUNDS):
             if rounds >= min_rounds and time.perf_counter() > end:
                 break

@@ -37,8 +37,14 @@ def times(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}x" if value < 10 else f"{value:.0f}x"
 
 
-def megabytes(value: int) -> str:
-    return f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
+def size(value: int) -> str:
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if value >= u), (1, "B"))
+    return f"{value / unit:.3g} {name}" if value / unit < 999.5 else f"{value / unit:.0f} {name}"
+
+
+def sizes_of(key: str, *records: dict[str, Any] | None) -> str:
+    """``key`` of each record; empty where one lacks it, as nothing is kept for backward where there is none."""
+    return " → ".join(size(r[key]) for r in records if r) if all(r and key in r for r in records) else ""
 
 
 def heading(document: dict[str, Any]) -> str:
@@ -73,23 +79,24 @@ def timed(case: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """One table: a case a line, times, vaefast's ratios, and the memory that a step needs at its peak."""
+    """One table: a case a line, times, vaefast's ratios, what forward keeps for backward beside its inputs, and what a
+    step needs at its peak."""
     mode = modes_of(document)
     head = ["case", "what, sizes", "eager", "torch.compile", "vaefast", "vs eager", "vs compile"]
-    head.append("peak MB, eager → vaefast")
+    head += ["kept for backward, eager → vaefast", "peak memory, eager → vaefast"]
     rule = "|---|---|" + "---:|" * (len(head) - 2)
     lines = [f"{heading(document)}; {mode}; medians.", "", f"| {' | '.join(head)} |", rule]
     for case in document["cases"]:
         eager, compiled, fast = (timed(case, name) for name in ("eager", "compile", "vaefast"))
-        sizes = ", ".join(f"{name} {size:,}" for name, size in case["sizes"].items())
+        shape = ", ".join(f"{name} {size:,}" for name, size in case["sizes"].items())
         over = fast["over"] if fast else {}
         cells = [
             f"`{case_name(case, mode)}`",
-            f"{case['what']}; {sizes}",
+            f"{case['what']}; {shape}",
             *(duration(r["median"]) if r else "failed" for r in (eager, compiled, fast)),
             f"**{times(over.get('eager'))}**",
             times(over.get("compile")),
-            f"{megabytes(eager['peak_bytes'])} → {megabytes(fast['peak_bytes'])}" if eager and fast else "",
+            *(sizes_of(key, eager, fast) for key in ("saved_bytes", "peak_bytes")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -126,9 +133,12 @@ def plot(document: dict[str, Any], out: Path) -> None:
             plot_sweep(axes, cases, bandwidth)
         else:
             plot_speedups(axes, document)
+    if document["sweep"]:
+        lines = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
+        grid[0, 0].legend(lines.values(), lines.keys(), frameon=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(heading(document), fontsize=8, x=0.01, ha="left", color="#555")
+    figure.suptitle(heading(document), fontsize=8 if len(panels) == 1 else 11, x=0.01, ha="left", color="#555")
     figure.savefig(out, dpi=160)
     plt.close(figure)
 
@@ -178,7 +188,6 @@ def plot_sweep(axes: Any, cases: Sequence[dict[str, Any]], bandwidth: float) -> 
     axes.set_yscale("log")
     axes.set_xlabel(f"elements of {cases[0]['workload']}, {LABELS[cases[0]['mode']]}")
     axes.set_ylabel("ns an element")
-    axes.legend(frameon=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

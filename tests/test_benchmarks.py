@@ -241,7 +241,8 @@ def test_the_verdict_names_what_is_slower() -> None:
 def result(workload: str, eager: float, vaefast: float, **more: Any) -> dict[str, Any]:
     def record(seconds: float) -> dict[str, Any]:
         over = {"eager": eager / seconds, "compile": 0.5 * eager / seconds}
-        return {"median": seconds, "p20": seconds, "p80": seconds, "peak_bytes": 1_500_000, "over": over}
+        memory = {"peak_bytes": 1_500_000, "saved_bytes": 16}
+        return {"median": seconds, "p20": seconds, "p80": seconds, "over": over, **memory}
 
     providers = {"eager": record(eager), "compile": {"error": "RuntimeError: x"}, "vaefast": record(vaefast)}
     sizes = {"B": 4, "X": 1000}
@@ -265,7 +266,7 @@ def test_report(tmp_path: Path) -> None:
     file.write_text(json.dumps(results()))
     assert report.main([str(file), "--readme", str(readme)]) == 0
     text = readme.read_text()
-    row = "| `one` | something; B 4, X 1,000 | 3 ms | failed | 1 ms | **3.0x** | 1.5x | 1.5 → 1.5 |"
+    row = "| `one` | something; B 4, X 1,000 | 3 ms | failed | 1 ms | **3.0x** | 1.5x | 16 B → 16 B | 1.5 MB → 1.5 MB |"
     assert row in text.splitlines()
     assert "**40x**" in text and "A CPU, 2 cores (AVX2), 2 threads" in text
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -295,6 +296,13 @@ def test_sweep_report_leaves_the_readme_alone(sweep: str | list[str], tmp_path: 
 )
 def test_durations(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (16, "16 B"), (30720, "30.7 kB"), (999_900, "1000 kB"), (268_435_456, "268 MB")]
+)
+def test_sizes(value: int, text: str) -> None:
+    assert report.size(value) == text
 
 
 def test_file_names_hold_machine_and_date() -> None:
