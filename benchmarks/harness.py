@@ -40,6 +40,8 @@ TOLERANCE = 1e-4  # the largest deviation of a tensor, over the largest value of
 SIGMAS = 6  # how far the noise's mean and variance may be off, in their standard deviations
 MIN_SAMPLE = 2e-3
 MAX_ROUNDS = 400
+CACHED = 1 << 20  # bytes of inputs and gradients that stay in a core's cache: 64k elements of mean and log variance
+COSTED = ("eager", "vaefast")  # the others compile anew for every size
 COLD = 1 << 26  # bytes
 FLUSH = 1 << 28  # bytes, if that is several times the L2 cache
 MODES = {"f": "forward", "fb": "forward + backward"}
@@ -137,13 +139,18 @@ class Case:
 
         return forward_backward
 
+    def training(self) -> tuple[Tensor, list[Tensor], torch.optim.Optimizer]:
+        """The data, a copy of the parameters, and what trains them."""
+        x, *parameters = self.inputs
+        weights = [t.detach().clone().requires_grad_() for t in parameters]
+        return x, weights, torch.optim.Adam(weights, lr=1e-3)
+
     def _training_step(self, function: Function) -> Step:
-        inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in self.inputs]
-        optimizer = torch.optim.Adam([t for t in inputs if t.requires_grad], lr=1e-3)
+        x, weights, optimizer = self.training()
 
         def train() -> None:
             optimizer.zero_grad()
-            function(*inputs)[-1].backward()
+            function(x, *weights)[-1].backward()
             optimizer.step()
 
         return train
@@ -268,8 +275,11 @@ def no_gc() -> Iterator[None]:
         gc.enable()
 
 
-def page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def in_kernel() -> tuple[int, float]:
+    """Pages touched for the first time, and seconds that all threads together spent in the operating system's kernel:
+    making those pages, mostly."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt, usage.ru_stime
 
 
 Timer = Callable[[Step, int], float]
@@ -315,18 +325,18 @@ def cold_timer(device: torch.device) -> Timer:
 
 @dataclass
 class Times:
-    """Seconds a call in each round, and the pages that a call touched for the first time."""
+    """Seconds a call in each round; over all calls, what ``in_kernel`` counts."""
 
     calls: int
     seconds: list[float] = field(default_factory=list)
     faults: int = 0
+    kernel_seconds: float = 0.0
 
     def percentile(self, p: float) -> float:
         return float(np.percentile(self.seconds, p))
 
-    @property
-    def faults_per_call(self) -> float:
-        return self.faults / (self.calls * max(1, len(self.seconds)))
+    def per_call(self, total: float) -> float:
+        return total / (self.calls * max(1, len(self.seconds)))
 
 
 def interleave(steps: Mapping[str, Step], time_calls: Timer, budget: float, min_rounds: int) -> dict[str, Times]:
@@ -346,9 +356,11 @@ def interleave(steps: Mapping[str, Step], time_calls: Timer, budget: float, min_
                 break
             names.append(names.pop(0))
             for name in names:
-                faults = page_faults()
-                times[name].seconds.append(time_calls(steps[name], times[name].calls))
-                times[name].faults += page_faults() - faults
+                t, before = times[name], in_kernel()
+                t.seconds.append(time_calls(steps[name], t.calls))
+                after = in_kernel()
+                t.faults += after[0] - before[0]
+                t.kernel_seconds += after[1] - before[1]
     return times
 
 
@@ -364,9 +376,11 @@ def measure(
     budget: float,
     min_rounds: int,
     checked: bool = True,
+    costed: bool = False,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """The case's record for the results file; a provider that fails has an "error" in it instead of times."""
+    """The case's record for the results file; a provider that fails has an "error" in it instead of times. Where it is
+    ``costed``, what a call and an element cost are measured too."""
     torch.compiler.reset()
     torch.manual_seed(0)
     records: dict[str, dict[str, Any]] = {}
@@ -394,8 +408,12 @@ def measure(
         cold = case.device.type == "cuda" and (floor or 0) >= COLD
         time_calls = timer(case.device, cold)
         times = interleave(steps, time_calls, budget, min_rounds)
-    for name, t in times.items():
-        records[name] |= summary(t, times, floor)
+        for name, t in times.items():
+            records[name] |= summary(t, times, floor)
+        if costed and not case.workload.optimizer:
+            found = costs(case, [p for p in providers if p.name in steps], budget / 4, min_rounds)
+            for name, cost in found.items():
+                records[name]["costs"] = cost
     return {
         "workload": case.workload.name,
         "what": case.workload.what,
@@ -409,6 +427,30 @@ def measure(
     }
 
 
+def costs(case: Case, providers: Sequence[Provider], budget: float, min_rounds: int) -> dict[str, dict[str, Any]]:
+    """What a time is made of, by provider: what a call costs before any work is done, seen at one element, and what an
+    element costs beyond that where memory does not count, seen where everything stays in the cache."""
+    workload = case.workload
+    fits = min(*case.factors, workload.largest(workload.footprint, CACHED))
+    functions = {p.name: p.function(workload) for p in providers if p.name in COSTED}
+    medians = []
+    for factor in (0.0, fits):
+        scaled = Case(workload, case.mode, case.device, (factor,))
+        steps = {name: scaled.step(function) for name, function in functions.items() if function is not None}
+        times = interleave(steps, timer(case.device), budget, min_rounds)
+        medians.append({name: t.percentile(50) for name, t in times.items()})
+    elements = workload.elements(fits)
+    return {
+        name: {
+            "call_seconds": call,
+            "cached_elements": elements,
+            "cached_seconds": medians[1][name],
+            "seconds_per_element": max(0.0, medians[1][name] - call) / elements,
+        }
+        for name, call in medians[0].items()
+    }
+
+
 def summary(t: Times, others: Mapping[str, Times], floor: int | None) -> dict[str, Any]:
     median = t.percentile(50)
     return {
@@ -417,7 +459,8 @@ def summary(t: Times, others: Mapping[str, Times], floor: int | None) -> dict[st
         "p80": t.percentile(80),
         "rounds": len(t.seconds),
         "calls": t.calls,
-        "page_faults": t.faults_per_call,
+        "page_faults": t.per_call(t.faults),
+        "kernel_seconds": t.per_call(t.kernel_seconds),
         "bytes_per_second": None if floor is None else floor / median,
         "over": {name: ratio(others[name], t) for name in ("eager", "compile") if name in others},
     }

@@ -1,4 +1,4 @@
-"""From results files to the README's tables (between its two markers) and a plot beside each file.
+"""From results files to the tables of the two READMEs (between their markers) and a plot beside each file.
 
 ``python -m benchmarks.report [FILE ...]``; all of benchmarks/results/ if none is named.
 """
@@ -13,15 +13,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 LABELS = {"f": "forward", "fb": "forward + backward"}
 COLOURS = {"eager": "#9aa0a6", "compile": "#e8a33d", "vaefast": "#2b6cb0", "vaefast+compile": "#7fb2e5"}
 
 
-def documents(file: Path) -> list[tuple[dict[str, Any], Path]]:
+def documents(results: dict[str, Any], file: Path) -> list[tuple[dict[str, Any], Path]]:
     """What a results file holds, and where the plot of each goes: one document, or several of a GPU's whole run, of
     which those without a case have nothing to show."""
-    results = json.loads(file.read_text())
     if "documents" not in results:
         return [(results, file.with_suffix(".png"))]
     named = [(d, file.with_name(f"{file.stem}{'-sweep' if d['sweep'] else ''}.png")) for d in results["documents"]]
@@ -102,17 +100,74 @@ def markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def into_readme(text: str, tables: Sequence[str]) -> str:
-    """The README with the tables between its markers.
+def costs(document: dict[str, Any]) -> str:
+    """One table: a case a line, what a call, its arithmetic and its memory traffic cost at least, what was reached, and
+    what part of the rest the operating system took."""
+    head = ["case", "call", "arithmetic", "memory", "limit", "reached", "limit / reached", "rest", "in the kernel"]
+    head.append("first touches")
+    bandwidth, threads = document["machine"]["copy_bandwidth"], document["machine"]["threads"]
+    mode = modes_of(document)
+    lines = [f"{heading(document)}; {mode}.", "", f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    for case in document["cases"]:
+        fast, memory = timed(case, "vaefast"), memory_seconds(case, bandwidth)
+        if fast is None or memory is None:
+            continue
+        cells = [""] * len(head)
+        cells[0] = f"`{case_name(case, mode)}`"
+        cells[3] = f"{duration(memory)} ({size(case['floor_bytes'])})"
+        cells[5] = duration(fast["median"])
+        cells[9] = f"{fast['page_faults']:,.0f}"
+        if cost := fast.get("costs"):
+            an_element = cost["seconds_per_element"]
+            arithmetic = an_element * case["elements"]
+            limit = cost["call_seconds"] + max(arithmetic, memory)
+            cells[1] = duration(cost["call_seconds"])
+            cells[2] = f"{duration(arithmetic)} ({an_element * 1e9:.2f} ns)"
+            cells[4] = duration(limit)
+            cells[6] = f"{limit / fast['median']:.0%}"
+            cells[7] = duration(max(0.0, fast["median"] - limit))
+            cells[8] = duration(fast["kernel_seconds"] / threads)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def breakdown_rows(document: dict[str, Any]) -> list[list[str]]:
+    """Head, then a line for each part of a training step, their sum, and the step that was not taken apart."""
+    rows = [["part", "eager", "vaefast", "of the step", "times as fast"]]
+    whole = document["breakdown"]["whole"]["vaefast"]["median"]
+    for part, records in {**document["breakdown"]["parts"], "whole": document["breakdown"]["whole"]}.items():
+        eager, fast = records["eager"]["median"], records["vaefast"]["median"]
+        rows.append([part, duration(eager), duration(fast), f"{fast / whole:.0%}", times(eager / fast)])
+    return rows
+
+
+def breakdown(document: dict[str, Any]) -> str:
+    head, *rows = (f"| {' | '.join(row)} |" for row in breakdown_rows(document))
+    shape = ", ".join(f"{name} {size:,}" for name, size in document["breakdown"]["sizes"].items())
+    rounds = document["breakdown"]["rounds"]
+    title = f"{heading(document)}; `{document['breakdown']['workload']}`, {shape}; medians of {rounds} steps."
+    return "\n".join([title, "", head, "|---|" + "---:|" * 4, *rows])
+
+
+def marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def filled(page: Path, name: str, tables: Sequence[str]) -> None:
+    """Writes the tables between the page's marks of that name; without a table, leaves the page as it is.
 
     Raises:
-        ValueError: the markers are not there, once each and in order.
+        ValueError: the marks are not there, once each and in order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"README.md must hold {BEGIN} and then {END}, once each")
-    return "\n\n".join([before + begin, *tables, end + after])
+    if not tables:
+        return
+    begin, end = marks(name)
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in rest or end in after:
+        raise ValueError(f"{page} must hold {begin} and then {end}, once each")
+    page.write_text("\n\n".join([before + begin, *tables, end + after]))
+    print(f"written: {page}, {name}")
 
 
 def plot(document: dict[str, Any], out: Path) -> None:
@@ -191,20 +246,26 @@ def plot_sweep(axes: Any, cases: Sequence[dict[str, Any]], bandwidth: float) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="benchmarks.report", description="README table and plots from results files")
+    p = argparse.ArgumentParser(prog="benchmarks.report", description="tables and plots from results files")
     p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: all of benchmarks/results/")
-    p.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    p.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where the results go")
+    p.add_argument("--page", type=Path, default=ROOT / "benchmarks" / "README.md", help="where the costs go")
     args = p.parse_args(argv)
-    tables = []
+    tables: dict[str, list[str]] = {"results": [], "costs": [], "breakdown": []}
     for file in args.files or sorted(f for f in RESULTS.glob("*.json") if "-quick" not in f.name):
-        for document, out in documents(file):
+        results = json.loads(file.read_text())
+        if "breakdown" in results:
+            tables["breakdown"].append(breakdown(results))
+            continue
+        for document, out in documents(results, file):
             plot(document, out)
             print(f"written: {out}")
             if not document["sweep"]:
-                tables.append(markdown(document))
-    if tables:
-        args.readme.write_text(into_readme(args.readme.read_text(), tables))
-        print(f"written: {args.readme}")
+                tables["results"].append(markdown(document))
+                tables["costs"].append(costs(document))
+    filled(args.readme, "results", tables["results"])
+    for name in ("costs", "breakdown"):
+        filled(args.page, name, tables[name])
     return 0
 
 

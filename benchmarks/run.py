@@ -197,6 +197,7 @@ def run(
                 budget=args.budget,
                 min_rounds=args.min_rounds,
                 checked=checked,
+                costed=not (args.sweep or args.quick),
                 progress=lambda what, name=name: progress(f"{name} {what}"),
             )
             document["cases"].append(record)

@@ -8,7 +8,7 @@ in float64, with the noise that the checked implementation drew (recovered from 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ class Workload:
             The eager implementation draws their noise by ``torch.randn_like``. None where nothing is sampled.
         reread: inputs that backward has to read again, because it needs a gradient that only comes later; for the bytes
             that any implementation has to move.
-        optimizer: the inputs that require grad are a model's parameters, and a step ends with Adam's.
+        optimizer: the inputs but the first, which is data, are a model's parameters, and a step ends with Adam's.
         modes: of the harness's; the first is run where none is asked for that it has.
     """
 
@@ -83,12 +83,13 @@ class Workload:
         return {name: max(1, round(size * f)) for (name, size), f in zip(self.sizes.items(), factors)}
 
     def _shapes(self, *factors: float) -> list[Tensor]:
-        """The inputs at those sizes, without their data."""
-        return self.make(Draw(torch.device("meta")), **self.scaled(*factors))
+        """The inputs at those sizes, without their data; a model's parameters, which have one size, left out."""
+        tensors = self.make(Draw(torch.device("meta")), **self.scaled(*factors))
+        return [t for t in tensors if not (self.optimizer and t.requires_grad)]
 
     def elements(self, *factors: float) -> int:
-        """Of the largest input, a model's parameters left out."""
-        return max(t.numel() for t in self._shapes(*factors) if not (self.optimizer and t.requires_grad))
+        """Of the largest input."""
+        return max(t.numel() for t in self._shapes(*factors))
 
     def footprint(self, *factors: float) -> int:
         """Bytes of the inputs and of their gradients."""
@@ -140,9 +141,16 @@ def vae_inputs(draw: Draw, B: int, Z: int, X: int) -> list[Tensor]:
     return [mu.requires_grad_(), logvar.requires_grad_(), recon.requires_grad_(), draw.uniform(B, X)]
 
 
+def bce_kl(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(recon, x, reduction="sum") + kl(mu, logvar)
+
+
+def elbo(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return vaefast.elbo_loss(recon, x, mu, logvar, reduction="sum")
+
+
 def bce_eager(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    z = sample(mu, logvar)
-    return z, F.binary_cross_entropy_with_logits(recon, x, reduction="sum") + kl(mu, logvar)
+    return sample(mu, logvar), bce_kl(recon, x, mu, logvar)
 
 
 def bce_distributions(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -153,8 +161,7 @@ def bce_distributions(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> t
 
 
 def bce_vaefast(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    z = vaefast.reparameterize(mu, logvar)
-    return z, vaefast.elbo_loss(recon, x, mu, logvar, reduction="sum")
+    return vaefast.reparameterize(mu, logvar), elbo(recon, x, mu, logvar)
 
 
 def gaussian_eager(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -334,21 +341,35 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return F.linear(F.relu(F.linear(x, w1, b1)), w2, b2)
 
 
-def train_eager(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+def encoder(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     mu, logvar = mlp(x, *weights[:4]).chunk(2, dim=1)
-    z = sample(mu, logvar)
-    nll = F.binary_cross_entropy_with_logits(mlp(z, *weights[4:]), x, reduction="sum")
-    return z.detach(), nll + kl(mu, logvar)
+    return mu, logvar
 
 
-def train_vaefast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    mu, logvar = mlp(x, *weights[:4]).chunk(2, dim=1)
-    z = vaefast.reparameterize(mu, logvar)
-    return z.detach(), vaefast.elbo_loss(mlp(z, *weights[4:]), x, mu, logvar, reduction="sum")
+def decoder(z: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    return mlp(z, *weights[4:])
+
+
+# what a step does beside its networks: the sample, and the loss
+TRAINED: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "eager": (sample, bce_kl),
+    "vaefast": (vaefast.reparameterize, elbo),
+}
+
+
+def trained(provider: str) -> Function:
+    draw, loss = TRAINED[provider]
+
+    def step(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        mu, logvar = encoder(x, weights)
+        z = draw(mu, logvar)
+        return z.detach(), loss(decoder(z, weights), x, mu, logvar)
+
+    return step
 
 
 def train_posterior(x: Tensor, *weights: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return posterior(*mlp(x, *weights[:4]).chunk(2, dim=1))
+    return posterior(*encoder(x, weights))
 
 
 REGISTERED = (
@@ -385,8 +406,8 @@ REGISTERED = (
     ),
     Workload(
         name="train-step", what=f"a whole training step of a {PIXELS}-{HIDDEN}-{LATENT} VAE with Adam",
-        sizes={"B": 128}, make=train_inputs, eager=train_eager, vaefast=train_vaefast, posteriors=train_posterior,
-        optimizer=True, modes=("fb",),
+        sizes={"B": 128}, make=train_inputs, eager=trained("eager"), vaefast=trained("vaefast"),
+        posteriors=train_posterior, optimizer=True, modes=("fb",),
     ),
 )  # fmt: skip
 WORKLOADS: dict[str, Workload] = {w.name: w for w in REGISTERED}

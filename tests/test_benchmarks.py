@@ -19,7 +19,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import harness, report, run  # noqa: E402
+from benchmarks import breakdown, harness, report, run  # noqa: E402
 from benchmarks.harness import Case, Wrong  # noqa: E402
 from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
 from benchmarks.workloads import WORKLOADS, Function, Workload  # noqa: E402
@@ -201,10 +201,10 @@ def test_sweeps_go_from_one_element_up_by_tens(name: str) -> None:
 def test_elements_and_bytes_are_those_of_the_inputs() -> None:
     for workload in WORKLOADS.values():
         tiny = Case(workload, workload.modes[0], CPU, (FACTOR,))
-        trained = [t for t in tiny.inputs if t.requires_grad]
-        assert workload.footprint(FACTOR) == sum(map(harness.bytes_of, [*tiny.inputs, *trained]))
-        assert workload.elements(FACTOR) in [t.numel() for t in tiny.inputs]
-    assert WORKLOADS["train-step"].elements(1 / 128) == 784
+        inputs = tiny.inputs[:1] if workload.optimizer else tiny.inputs
+        trained = [t for t in inputs if t.requires_grad]
+        assert workload.footprint(FACTOR) == sum(map(harness.bytes_of, [*inputs, *trained]))
+        assert workload.elements(FACTOR) == max(t.numel() for t in inputs)
 
 
 def test_several_sweeps_end_in_a_verdict(
@@ -241,7 +241,7 @@ def test_the_verdict_names_what_is_slower() -> None:
 def result(workload: str, eager: float, vaefast: float, **more: Any) -> dict[str, Any]:
     def record(seconds: float) -> dict[str, Any]:
         over = {"eager": eager / seconds, "compile": 0.5 * eager / seconds}
-        memory = {"peak_bytes": 1_500_000, "saved_bytes": 16}
+        memory = {"peak_bytes": 1_500_000, "saved_bytes": 16, "page_faults": 1234.0}
         return {"median": seconds, "p20": seconds, "p80": seconds, "over": over, **memory}
 
     providers = {"eager": record(eager), "compile": {"error": "RuntimeError: x"}, "vaefast": record(vaefast)}
@@ -259,23 +259,80 @@ def results(sweep: str | list[str] | None = None) -> dict[str, Any]:
     return {"date": "2026-01-31", "commit": "abc", "machine": machine, "sweep": sweep, "cases": cases}
 
 
+def pages(folder: Path) -> tuple[Path, Path, list[str]]:
+    """The two READMEs with marks and old tables, and the options that name them."""
+    readme, page = folder / "README.md", folder / "page.md"
+    for file, names in ((readme, ["results"]), (page, ["costs", "breakdown"])):
+        file.write_text("before\n" + "between\n".join("\nold\n".join(report.marks(n)) for n in names) + "\nafter\n")
+    return readme, page, ["--readme", str(readme), "--page", str(page)]
+
+
 def test_report(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
-    readme, file = tmp_path / "README.md", tmp_path / "a-cpu.json"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme, _, options = pages(tmp_path)
+    file = tmp_path / "a-cpu.json"
     file.write_text(json.dumps(results()))
-    assert report.main([str(file), "--readme", str(readme)]) == 0
+    assert report.main([str(file), *options]) == 0
     text = readme.read_text()
     row = "| `one` | something; B 4, X 1,000 | 3 ms | failed | 1 ms | **3.0x** | 1.5x | 16 B → 16 B | 1.5 MB → 1.5 MB |"
     assert row in text.splitlines()
     assert "**40x**" in text and "A CPU, 2 cores (AVX2), 2 threads" in text
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert report.main([str(file), "--readme", str(readme)]) == 0
+    assert report.main([str(file), *options]) == 0
     assert readme.read_text() == text
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    readme.write_text("no markers")
+    readme.write_text("no marks")
     with pytest.raises(ValueError, match="results:begin"):
-        report.main([str(file), "--readme", str(readme)])
+        report.main([str(file), *options])
+
+
+def test_costs_are_a_table(tmp_path: Path) -> None:
+    """Also where they were not measured, as in older files, or the limit is not known."""
+    pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
+    _, page, options = pages(tmp_path)
+    file, document = tmp_path / "a-cpu.json", results()
+    document["cases"].append(result("three", 1e-3, 1e-3, floor_bytes=None))
+    costs = {"call_seconds": 1e-4, "cached_elements": 100, "cached_seconds": 2e-4, "seconds_per_element": 2e-7}
+    document["cases"][0]["providers"]["vaefast"] |= {"costs": costs, "kernel_seconds": 1e-4}
+    file.write_text(json.dumps(document))
+    assert report.main([str(file), *options]) == 0
+    lines = page.read_text().splitlines()
+    # 4000 elements take 0.8 ms, and 48 kB at 10 GB/s 4.8 us; two threads
+    row = "| `one` | 100 µs | 800 µs (200.00 ns) | 4.8 µs (48 kB) | 900 µs | 1 ms | 90% | 100 µs | 50 µs | 1,234 |"
+    assert row in lines
+    assert "| `two` |  |  | 4.8 µs (48 kB) |  | 1 ms |  |  |  | 1,234 |" in lines
+    assert not any("three" in line for line in lines)
+    assert lines.count("old") == 1, "no breakdown, so that one stays"
+
+
+def test_breakdown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr(breakdown, "WARM_UP", 1)
+    out = tmp_path / "b.json"
+    assert breakdown.main(["--rounds", "3", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["breakdown"]
+    assert (found["workload"], found["sizes"], found["rounds"]) == ("train-step", {"B": 128}, 3)
+    for provider in ("eager", "vaefast"):
+        parts = [part[provider]["median"] for part in found["parts"].values()]
+        assert len(parts) == 6 and all(seconds > 0 for seconds in parts)
+    assert "networks, backward" in capsys.readouterr().out
+    _, page, options = pages(tmp_path)
+    assert report.main([str(out), *options]) == 0
+    lines = page.read_text().splitlines()
+    assert sum(line.startswith("| Adam | ") for line in lines) == 1 and lines.count("old") == 1
+
+
+def test_costs_of_calls_and_elements() -> None:
+    providers = [PROVIDERS[name] for name in ("eager", "compile", "vaefast")]
+    found = harness.costs(small("sample-kl"), providers, budget=0.0, min_rounds=1)
+    assert set(found) == {"eager", "vaefast"}
+    for cost in found.values():
+        assert cost["call_seconds"] > 0 and cost["cached_elements"] == WORKLOADS["sample-kl"].elements(FACTOR)
+    workload = WORKLOADS["sample-kl"]
+    assert 2**15 < workload.elements(workload.largest(workload.footprint, harness.CACHED)) <= 2**16
+    for costed in (True, False):
+        record = harness.measure(small("normal", "f"), providers[::2], budget=0.0, min_rounds=1, costed=costed)
+        assert ("costs" in record["providers"]["vaefast"]) == costed
 
 
 @pytest.mark.parametrize("sweep", ["one", ["one", "two"]])
@@ -286,7 +343,8 @@ def test_sweep_report_leaves_the_readme_alone(sweep: str | list[str], tmp_path: 
     document = results(sweep)
     document["cases"].append(result("untold", 1e-3, 1e-3, floor_bytes=None))
     file.write_text(json.dumps(document))
-    assert report.main([str(file), "--readme", str(tmp_path / "absent.md")]) == 0
+    absent = str(tmp_path / "absent.md")
+    assert report.main([str(file), "--readme", absent, "--page", absent]) == 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
