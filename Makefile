@@ -69,7 +69,7 @@ gpu:  ## where there is an NVIDIA GPU, nvcc and a torch with CUDA: build, test, 
 	@rm -f $(VENV)/.built
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
-results: $(VENV)/.built  ## from benchmarks/results/ to the README's tables and plots
+results: $(VENV)/.built  ## from benchmarks/results/ to the READMEs' tables and plots
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
 lint: $(VENV)/.built  ## ruff, mypy, clang-format: look only

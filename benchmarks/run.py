@@ -252,7 +252,7 @@ def worst(document: dict[str, Any]) -> str:
 def table(document: dict[str, Any]) -> str:
     bandwidth = document["machine"]["copy_bandwidth"]
     head = ["case", "provider", "ms", "p20", "p80", "x eager", "x compile", "GB/s", "of copy", "kept MB", "peak MB",
-            "fresh MB", "deviation", "rounds"]  # fmt: skip
+            "kernel ms", "faults", "deviation", "rounds"]  # fmt: skip
     rows = [head]
     for case in document["cases"]:
         label, limit = case_label(case), report.memory_seconds(case, bandwidth)
@@ -265,7 +265,8 @@ def table(document: dict[str, Any]) -> str:
                 label, name, *(number(r[key], 1e-3) for key in ("median", "p20", "p80")),
                 *(number(r["over"].get(other)) for other in ("eager", "compile")),
                 number(rate, 1e9), "-" if limit is None else f"{limit / r['median']:.0%}",
-                number(r.get("saved_bytes"), 1e6), number(r["peak_bytes"], 1e6), f"{r['page_faults'] * 4096e-6:.1f}",
+                number(r.get("saved_bytes"), 1e6), number(r["peak_bytes"], 1e6),
+                number(r["kernel_seconds"], 1e-3), f"{r['page_faults']:.0f}",
                 f"{r.get('deviation', math.nan):.0e}", str(r["rounds"]),
             ])  # fmt: skip
     m = document["machine"]
@@ -336,7 +337,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     document = run(args, torch.device(args.device), save)
     print(table(document))
-    print(f"written: {out}" if document["cases"] else "nothing was measured: the deadline came first")
+    print(
+        f"written: {out}"
+        if document["cases"]
+        else "nothing was measured: no time was left, or no workload has that mode"
+    )
     failed = any("error" in r for case in document["cases"] for r in case["providers"].values())
     return int(failed or not document["cases"])
 

@@ -92,6 +92,14 @@ def test_wrong_implementations_are_caught(make: Any, why: str) -> None:
         harness.check(case, make(case.workload))
 
 
+def test_few_draws_may_be_far_out_and_many_may_not() -> None:
+    far = torch.tensor([4.0])
+    harness.check_noise(far)
+    for wrong in (7 * torch.ones(1), far.expand(10), torch.full((1000,), float("nan")), 1.5 * torch.randn(1000)):
+        with pytest.raises(Wrong, match=r"over \d+ draws"):
+            harness.check_noise(wrong)
+
+
 def test_failures_are_results_and_are_not_timed() -> None:
     def fails(*inputs: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError("no kernel\nfor this")
