@@ -413,7 +413,7 @@ def measure(
         for name, t in times.items():
             records[name] |= summary(t, times, floor)
         if costed and not case.workload.optimizer:
-            found = costs(case, [p for p in providers if p.name in steps], budget / 4, min_rounds)
+            found = costs(case, [p for p in providers if p.name in steps], budget / 2, min_rounds)
             for name, cost in found.items():
                 records[name]["costs"] = cost
     return {
@@ -434,22 +434,20 @@ def costs(case: Case, providers: Sequence[Provider], budget: float, min_rounds: 
     element costs beyond that where memory does not count, seen where everything stays in the cache."""
     workload = case.workload
     fits = min(*case.factors, workload.largest(workload.footprint, CACHED))
-    functions = {p.name: p.function(workload) for p in providers if p.name in COSTED}
-    medians = []
-    for factor in (0.0, fits):
-        scaled = Case(workload, case.mode, case.device, (factor,))
-        steps = {name: scaled.step(function) for name, function in functions.items() if function is not None}
-        times = interleave(steps, timer(case.device), budget, min_rounds)
-        medians.append({name: t.percentile(50) for name, t in times.items()})
+    one, cached = (Case(workload, case.mode, case.device, (factor,)) for factor in (0.0, fits))
+    functions = {p.name: f for p in providers if p.name in COSTED and (f := p.function(workload)) is not None}
+    steps = {f"one {name}": one.step(f) for name, f in functions.items()}
+    steps |= {f"cached {name}": cached.step(f) for name, f in functions.items()}
+    medians = {name: t.percentile(50) for name, t in interleave(steps, timer(case.device), budget, min_rounds).items()}
     elements = workload.elements(fits)
     return {
         name: {
-            "call_seconds": call,
+            "call_seconds": (call := medians[f"one {name}"]),
             "cached_elements": elements,
-            "cached_seconds": medians[1][name],
-            "seconds_per_element": max(0.0, medians[1][name] - call) / elements,
+            "cached_seconds": (whole := medians[f"cached {name}"]),
+            "seconds_per_element": max(0.0, whole - call) / elements,
         }
-        for name, call in medians[0].items()
+        for name in functions
     }
 
 
