@@ -35,6 +35,8 @@ bool is_wide(const ReconstructionInputs& in) {
          std::any_of(in.params.begin(), in.params.end(), [](const Tensor& p) { return is_double(p); });
 }
 
+bool no_compute(const ReconstructionInputs& in) { return no_compute(in.params[0]) && no_compute(in.target); }
+
 struct ReconstructionOutputs {
   Tensor nll;
   Tensors grads;
@@ -205,7 +207,7 @@ bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& s
 Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
   check_params(in, spec);
   const ReconstructionOutputs out = empty_outputs(in, spec, mask);
-  if (!no_compute(in.params[0])) {
+  if (!no_compute(in)) {
     ReconstructionProblem p = forward_problem(in, spec, out, mask);
     Job job;
     job.reconstruction = &p;
@@ -220,7 +222,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
                                 const Mask& mask) {
   check_params(in, spec);
   const ReconstructionOutputs out = empty_grads(in, mask);
-  if (!no_compute(in.params[0])) {
+  if (!no_compute(in)) {
     ReconstructionProblem p = backward_problem(upstream, in, spec, out, mask);
     Job job;
     job.reconstruction = &p;
