@@ -95,13 +95,17 @@ constexpr bool kDouble = sizeof(typename Lane<V>::type) == 8;
 
 // The polynomials below are minimax in relative error, with a bound that is far below an ulp of their use.
 
-// q of e^y = 1 + y + y^2 q(y) for |y| <= 0.7, to 7e-9 (float) or 3e-17 (double)
-template <class V>
+// q of e^y = 1 + y + y^2 q(y) for |y| <= 0.7, to 7e-9 (float) or 3e-17 (double); with SHORT for |y| <= log(2) / 2, where
+// 1.3e-7 of it is 1e-8 of e^y
+template <bool SHORT = false, class V>
 VF_HD V exp_tail(V y) {
   if constexpr (kDouble<V>) {
     return polynomial(y, 0.5, 0.16666666666666652, 0.04166666666666617, 0.008333333333338395, 0.0013888888888983993,
-                  0.0001984126983514556, 2.480158723005487e-05, 2.7557322634329545e-06, 2.755734480957252e-07,
+                      0.0001984126983514556, 2.480158723005487e-05, 2.7557322634329545e-06, 2.755734480957252e-07,
                       2.5051138112305132e-08, 2.087229350187011e-09, 1.6196310713394176e-10, 1.1799674778334012e-11);
+  } else if constexpr (SHORT) {
+    return polynomial(y, 0.4999999954544021, 0.16666576361511343, 0.04166685548701433, 0.008363300018276778,
+                      0.0013901340075123823);
   } else {
     return polynomial(y, 0.5, 0.1666667017727267, 0.041666648911626185, 0.008332755358197726, 0.0013889472122689261,
                       0.00020078047531481866, 2.4879970707576098e-05);

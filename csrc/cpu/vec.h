@@ -26,6 +26,13 @@ template <class T>
 VF_HD Vec<T> reciprocal(Vec<T> x) {
   return Vec<T>(T(1)) / x;
 }
+#if defined(CPU_CAPABILITY_AVX512)
+// 14 bits, doubled by a step of Newton's: a third of a division's time
+VF_HD Vec<float> reciprocal(Vec<float> x) {
+  const Vec<float> r = _mm512_rcp14_ps(x);
+  return at::vec::fmadd(at::vec::fnmadd(x, r, Vec<float>(1.0f)), r, r);
+}
+#endif
 template <class T>
 VF_HD Vec<T> rint_(Vec<T> x) {
   return x.round();

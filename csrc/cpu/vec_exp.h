@@ -28,7 +28,7 @@ VF_HD Exp<Vec<T>> exp_parts(Vec<T> y) {
   const V c = at::vec::clamp(y, lit<V>(-limit), lit<V>(limit));
   V n = (c * lit<V>(1.44269504088896340736)).round();
   if constexpr (SMALL) n = select(less(abs_(y), lit<V>(kNearRoot)), lit<V>(0), n);
-  const V r = fma_(n, lit<V>(-tail), fma_(n, lit<V>(-head), c)), square = r * r, q = exp_tail(r);
+  const V r = fma_(n, lit<V>(-tail), fma_(n, lit<V>(-head), c)), square = r * r, q = exp_tail<!SMALL>(r);
   return {ldexp_(lit<V>(1) + fma_(square, q, r), n), r, square * q};
 }
 
@@ -47,7 +47,7 @@ VF_HD Vec<T> log_unit(Vec<T> x) {
   const V m = from_bits<T>(bits_of(x) - (e << I(kMantissa<T>))), one = lit<V>(1);
   const V magic(T(int64_t(3) << (kMantissa<T> - 1)));  // adding a whole number to its bits adds it to the number
   const V exponent = from_bits<T>(bits_of(magic) + e) - magic;
-  return fma_(exponent, lit<V>(0.693147180559945309417), twice_atanh((m - one) / (m + one)));
+  return fma_(exponent, lit<V>(0.693147180559945309417), twice_atanh((m - one) * reciprocal(m + one)));
 }
 
 // of any x
