@@ -148,8 +148,8 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
   }
 };
 
-// Whether backward may write over gradients that forward kept: nothing else can read them, as the graph is not retained,
-// and nothing is traced (compiled autograd works through modes) or differentiated again.
+// Whether backward may write over gradients that forward kept: nothing else can read them, as the graph is not
+// retained, and nothing is traced (compiled autograd works through modes) or differentiated again.
 bool is_last_use() {
   return !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
@@ -410,8 +410,8 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     int64_t counter = 0;
     for (size_t k = 0; k < in.mus.size(); ++k) {
       const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
-      PosteriorInputs one{in.mus[k], in.raws[k], prior(in.prior_mus), prior(in.prior_logvars), c10::nullopt,
-                          c10::nullopt, c10::nullopt};
+      PosteriorInputs one{in.mus[k],    in.raws[k],   prior(in.prior_mus), prior(in.prior_logvars),
+                          c10::nullopt, c10::nullopt, c10::nullopt};
       if (in.seed) one.seed = *in.seed + at::tensor({int64_t(0), counter}, in.seed->options());
       counter += (in.mus[k].numel() + 3) / 4;
       const Mask own(mask.begin() + kLists * k, mask.begin() + kLists * (k + 1));

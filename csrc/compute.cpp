@@ -35,9 +35,7 @@ bool is_wide(const ReconstructionInputs& in) {
          std::any_of(in.params.begin(), in.params.end(), [](const Tensor& p) { return is_double(p); });
 }
 
-bool no_compute(const ReconstructionInputs& in) {
-  return in.params[0].is_meta() && in.target.is_meta();
-}
+bool no_compute(const ReconstructionInputs& in) { return in.params[0].is_meta() && in.target.is_meta(); }
 
 struct ReconstructionOutputs {
   Tensor nll;

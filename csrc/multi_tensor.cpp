@@ -36,8 +36,8 @@ bool is_wide(const MultiInputs& in) {
 // The posterior number k, without noise.
 PosteriorInputs posterior_at(const MultiInputs& in, size_t k) {
   const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
-  return {in.mus[k], in.raws[k], prior(in.prior_mus), prior(in.prior_logvars), c10::nullopt, c10::nullopt,
-          c10::nullopt};
+  return {in.mus[k],    in.raws[k],   prior(in.prior_mus), prior(in.prior_logvars),
+          c10::nullopt, c10::nullopt, c10::nullopt};
 }
 
 void check_samples(const MultiInputs& in, Reduction r) {

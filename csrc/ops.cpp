@@ -19,7 +19,8 @@
 
 #define VF_P \
   "Tensor mu, Tensor raw, Tensor? prior_mu, float prior_mu_value, Tensor? prior_logvar, float prior_logvar_value"
-#define VF_M "Tensor[] mus, Tensor[] raws, Tensor[] prior_mus, float prior_mu, Tensor[] prior_logvars, float prior_logvar"
+#define VF_M \
+  "Tensor[] mus, Tensor[] raws, Tensor[] prior_mus, float prior_mu, Tensor[] prior_logvars, float prior_logvar"
 #define VF_A "str parameterization, float lo, float hi, float floor"
 #define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood"
 #define VF_POSTERIOR_BACKWARD \
@@ -106,8 +107,7 @@ Tensors op_multi_backward(at::TensorList dz, MaybeRef dkl, at::TensorList mus, a
                           double pm, at::TensorList plvs, double plv, MaybeRef seed, Name kind, double lo, double hi,
                           double floor, Name reduction, c10::List<bool> mask) {
   return multi_backward(dz.vec(), dkl, {mus.vec(), raws.vec(), pms.vec(), plvs.vec(), seed, c10::nullopt},
-                        spec_of(pm, plv, kind, lo, hi, floor, reduction, !dz.empty(), dkl.has_value()),
-                        mask_of(mask));
+                        spec_of(pm, plv, kind, lo, hi, floor, reduction, !dz.empty(), dkl.has_value()), mask_of(mask));
 }
 
 // The operators as users call them. Traced calls come here through the dispatcher and stay functional; List is the one

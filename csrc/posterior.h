@@ -8,8 +8,8 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
-// The scale at a raw value, its derivatives with respect to it, and what a KL against N(0, I) takes. Whatever a caller does
-// not read costs nothing.
+// The scale at a raw value, its derivatives with respect to it, and what a KL against N(0, I) takes. Whatever a caller
+// does not read costs nothing.
 template <class V>
 struct Scale {
   V std, logvar, dstd, dlogvar;
@@ -110,7 +110,8 @@ template <class V>
 VF_HD KL<V> kl_of(V mu, const Scale<V>& q, const Prior<V>& prior) {
   const V half = lit<V>(0.5), delta = (mu - prior.mu) * prior.inverse;
   const auto e = exp_terms(q.logvar - prior.logvar, q.std * prior.inverse);
-  return {half * fma_(delta, delta, e.h), delta * prior.inverse, half * e.em1, lit<V>(-0.5) * fma_(delta, delta, e.em1)};
+  return {half * fma_(delta, delta, e.h), delta * prior.inverse, half * e.em1,
+          lit<V>(-0.5) * fma_(delta, delta, e.em1)};
 }
 
 }  // namespace VF_ISA

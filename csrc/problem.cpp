@@ -107,7 +107,7 @@ void Layout::finish(Space& space) {
     }
   }
   TORCH_CHECK_VALUE(dims.size() <= kMaxDims, "vaefast: more than ", kMaxDims,
-              " dimensions that do not merge; call contiguous()");
+                    " dimensions that do not merge; call contiguous()");
 
   space.numel = lead_.numel();
   space.rows = per_row_ ? sizes[0] : 1;

@@ -95,8 +95,8 @@ constexpr bool kDouble = sizeof(typename Lane<V>::type) == 8;
 
 // The polynomials below are minimax in relative error, with a bound that is far below an ulp of their use.
 
-// q of e^y = 1 + y + y^2 q(y) for |y| <= 0.7, to 7e-9 (float) or 3e-17 (double); with SHORT for |y| <= log(2) / 2, where
-// 1.3e-7 of it is 1e-8 of e^y
+// q of e^y = 1 + y + y^2 q(y) for |y| <= 0.7, to 7e-9 (float) or 3e-17 (double); with SHORT for |y| <= log(2) / 2,
+// where 1.3e-7 of it is 1e-8 of e^y
 template <bool SHORT = false, class V>
 VF_HD V exp_tail(V y) {
   if constexpr (kDouble<V>) {
@@ -118,7 +118,7 @@ VF_HD V twice_atanh(V s) {
   const V y = s * s;
   if constexpr (kDouble<V>) {
     const V tail = polynomial(y, 1.0 / 3, 1.0 / 5, 1.0 / 7, 1.0 / 9, 1.0 / 11, 1.0 / 13, 1.0 / 15, 1.0 / 17, 1.0 / 19,
-                          1.0 / 21, 1.0 / 23, 1.0 / 25, 1.0 / 27, 1.0 / 29, 1.0 / 31, 1.0 / 33);
+                              1.0 / 21, 1.0 / 23, 1.0 / 25, 1.0 / 27, 1.0 / 29, 1.0 / 31, 1.0 / 33);
     return (s + s) * fma_(tail, y, lit<V>(1));
   } else {
     const V tail = polynomial(y, 0.33333206564805007, 0.2001084959436604, 0.13999569703293566, 0.14012232824622367);
@@ -126,9 +126,10 @@ VF_HD V twice_atanh(V s) {
   }
 }
 
-// e^(x/2), e^x - 1 and h(x) = e^x - 1 - x. The last two keep their relative accuracy at 0, where a subtraction would lose
-// everything: with y = x / 2 and Q = y^2 q(y), e^x = (1 + y + Q)^2, so h(x) = y^2 + Q (2 + 2 y + Q), a sum of positive
-// terms. From |y| = 0.7 on, e^x - 1 = (root - 1)(root + 1) is right to 2.7 times root's error and h to 4.9 times.
+// e^(x/2), e^x - 1 and h(x) = e^x - 1 - x. The last two keep their relative accuracy at 0, where a subtraction would
+// lose everything: with y = x / 2 and Q = y^2 q(y), e^x = (1 + y + Q)^2, so h(x) = y^2 + Q (2 + 2 y + Q), a sum of
+// positive terms. From |y| = 0.7 on, e^x - 1 = (root - 1)(root + 1) is right to 2.7 times root's error and h to 4.9
+// times.
 template <class V>
 struct ExpTerms {
   V root, em1, h;

@@ -17,7 +17,7 @@ enum class Against { kStandard, kConstant, kTensors };
 template <class T, Against A>
 class PriorTile {
  public:
-  using V = Vec<T>;
+  using V = Wide<T>;
 
   PriorTile(const PosteriorProblem& p, const Tile& t)
       : fixed_(prior_of(lit<V>(p.prior_mu.value), lit<V>(p.prior_logvar.value))) {
@@ -58,7 +58,7 @@ struct Bounded {
 
 template <class T, class P, bool SAMPLE, bool KLD, Against A>
 double posterior_forward(const PosteriorProblem& p, const Tile& t) {
-  using V = Vec<T>;
+  using V = Wide<T>;
   Buffer<T> mu_buffer, raw_buffer, noise_buffer, z_buffer, kl_buffer;
   const T* mu = read(p.mu, t, mu_buffer);
   const T* raw = read(p.raw, t, raw_buffer);
@@ -87,7 +87,7 @@ double posterior_forward(const PosteriorProblem& p, const Tile& t) {
 // With VALUE, the sum of the KL besides its gradients.
 template <class T, class P, bool SAMPLE, bool KLD, Against A, bool VALUE>
 double posterior_backward(const PosteriorProblem& p, const Tile& t) {
-  using V = Vec<T>;
+  using V = Wide<T>;
   Buffer<T> mu_buffer, raw_buffer, noise_buffer, dz_buffer, dkl_buffer;
   Buffer<T> out_buffer[4];
   const T* mu = KLD ? read(p.mu, t, mu_buffer) : nullptr;
@@ -167,7 +167,7 @@ void posterior(const PosteriorProblem& p, int64_t begin, int64_t end) {
 
 template <class T, class L, int N, bool NLL, bool GRAD>
 double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
-  using V = Vec<T>;
+  using V = Wide<T>;
   Buffer<T> param_buffer[N], target_buffer, weight_buffer, upstream_buffer, nll_buffer, grad_buffer[N];
   const T* param[N];
   for (int k = 0; k < N; ++k) param[k] = read(p.param[k], t, param_buffer[k]);

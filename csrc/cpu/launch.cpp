@@ -97,8 +97,8 @@ bool is_one(const Operand& upstream, const Space& space) {
 }
 
 #if defined(__linux__)
-// Fresh memory of this size comes straight from the kernel, which hands it over 4 KB at a time: a third of the time of a
-// large sample. Asked beforehand, it takes 2 MB at a time.
+// Fresh memory of this size comes straight from the kernel, which hands it over 4 KB at a time: a third of the time of
+// a large sample. Asked beforehand, it takes 2 MB at a time.
 constexpr uintptr_t kHugePage = 1 << 21;
 
 void use_huge_pages(const Operand& out, const Space& space) {
@@ -118,8 +118,7 @@ void use_huge_pages(const Operand&, const Space&) {}
 void prepare_outputs(const Job& job) {
   for (int64_t i = 0; job.posterior && i < job.posteriors; ++i) {
     const PosteriorProblem& p = job.posterior[i];
-    for (const Operand* out :
-         {&p.out_z, &p.out_kl, &p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar}) {
+    for (const Operand* out : {&p.out_z, &p.out_kl, &p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar}) {
       use_huge_pages(*out, p.space);
     }
   }

@@ -162,7 +162,7 @@ VF_HD void scatter(const Operand& op, const Tile& t, const T* from) {
 // Where the tile of an operand can be used in place, or null.
 template <class T>
 VF_HD T* in_place(const Operand& op, const Tile& t) {
-  if (op.dtype != TypeOf<T>::value || op.data == nullptr || t.n % Vec<T>::size() != 0) return nullptr;
+  if (op.dtype != TypeOf<T>::value || op.data == nullptr || t.n % Wide<T>::size() != 0) return nullptr;
   T* data = static_cast<T*>(op.data);
   if (op.linear) return data + t.start;
   const int last = t.space.ndim - 1;
@@ -231,16 +231,16 @@ void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
 // f(position) for each vector of the tile.
 template <class T, class F>
 VF_HD void for_vectors(int n, F f) {
-  for (int i = 0; i < n; i += Vec<T>::size()) f(i);
+  for (int i = 0; i < n; i += Wide<T>::size()) f(i);
 }
 
 template <class T>
-VF_HD Vec<T> at(const T* p, int i) {
-  return Vec<T>::loadu(p + i);
+VF_HD Wide<T> at(const T* p, int i) {
+  return Wide<T>::loadu(p + i);
 }
 
 template <class T>
-VF_HD void put(T* p, int i, Vec<T> x) {
+VF_HD void put(T* p, int i, Wide<T> x) {
   x.store(p + i);
 }
 
@@ -250,13 +250,21 @@ class Accumulator {
  public:
   explicit Accumulator(const Tile& t) : n_(t.n) {}
 
-  VF_HD void add(int i, Vec<T> x) {
-    const int left = n_ - i;
-    sum_ = sum_ + (left >= Vec<T>::size() ? x : Vec<T>::set(Vec<T>(T(0)), x, left));
+  VF_HD void add(int i, Wide<T> x) {
+    if (n_ - i >= Wide<T>::size()) {
+      sum_ = sum_ + x;
+      return;
+    }
+    // what stands behind the tile's end may be anything
+    T lanes[Wide<T>::size()], last[Wide<T>::size()];
+    sum_.store(lanes);
+    x.store(last);
+    for (int l = 0; l < n_ - i; ++l) lanes[l] += last[l];
+    sum_ = Wide<T>::loadu(lanes);
   }
 
   double total() const {
-    T lanes[Vec<T>::size()];
+    T lanes[Wide<T>::size()];
     sum_.store(lanes);
     double s = 0;
     for (T lane : lanes) s += double(lane);
@@ -265,7 +273,7 @@ class Accumulator {
 
  private:
   int n_;
-  Vec<T> sum_ = Vec<T>(T(0));
+  Wide<T> sum_ = Wide<T>(T(0));
 };
 
 // Runs body(tile), which returns the tile's sum, over the units [begin, end).

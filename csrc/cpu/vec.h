@@ -38,6 +38,10 @@ VF_HD Vec<T> rint_(Vec<T> x) {
   return x.round();
 }
 template <class T>
+VF_HD Vec<T> clamp_(Vec<T> x, Vec<T> lo, Vec<T> hi) {
+  return at::vec::clamp(x, lo, hi);  // a NaN passes
+}
+template <class T>
 VF_HD Vec<T> fma_(Vec<T> a, Vec<T> b, Vec<T> c) {
   return at::vec::fmadd(a, b, c);
 }
@@ -106,6 +110,85 @@ VF_HD Vec<T> ldexp_(Vec<T> m, Vec<T> n) {
   const Vec<T> half = (n * Vec<T>(T(0.5))).round();
   return m * power_of_two(half) * power_of_two(n - half);
 }
+#endif
+
+#if defined(CPU_CAPABILITY_AVX512)
+// Two vectors, each operation done to one and the other by turns: a functor is one long chain of dependent operations,
+// and what waits for its operands fills the schedulers before another iteration comes within reach.
+template <class T>
+struct Wide {
+  Vec<T> a, b;
+
+  Wide() = default;
+  VF_HD Wide(Vec<T> a, Vec<T> b) : a(a), b(b) {}
+  VF_HD explicit Wide(T x) : a(x), b(x) {}
+
+  static constexpr int size() { return 2 * Vec<T>::size(); }
+  static VF_HD Wide loadu(const T* p) { return {Vec<T>::loadu(p), Vec<T>::loadu(p + Vec<T>::size())}; }
+  VF_HD void store(T* p) const {
+    a.store(p);
+    b.store(p + Vec<T>::size());
+  }
+};
+
+template <class T>
+struct Lane<Wide<T>> {
+  using type = T;
+};
+
+template <class M>
+struct WideMask {
+  M a, b;
+};
+template <class M>
+WideMask(M, M) -> WideMask<M>;
+
+#define VF_EACH_1(name)            \
+  template <class T>               \
+  VF_HD Wide<T> name(Wide<T> x) {  \
+    return {name(x.a), name(x.b)}; \
+  }
+#define VF_EACH_2(name)                              \
+  template <class T>                                 \
+  VF_HD auto name(Wide<T> x, Wide<T> y) {            \
+    return WideMask{name(x.a, y.a), name(x.b, y.b)}; \
+  }
+#define VF_EACH_3(name)                                 \
+  template <class T>                                    \
+  VF_HD Wide<T> name(Wide<T> x, Wide<T> y, Wide<T> z) { \
+    return {name(x.a, y.a, z.a), name(x.b, y.b, z.b)};  \
+  }
+#define VF_EACH_OPERATOR(op)                        \
+  template <class T>                                \
+  VF_HD Wide<T> operator op(Wide<T> x, Wide<T> y) { \
+    return {x.a op y.a, x.b op y.b};                \
+  }
+
+VF_EACH_OPERATOR(+)
+VF_EACH_OPERATOR(-)
+VF_EACH_OPERATOR(*)
+VF_EACH_OPERATOR(/)
+VF_EACH_1(sqrt_)
+VF_EACH_1(abs_)
+VF_EACH_1(reciprocal)
+VF_EACH_1(rint_)
+VF_EACH_2(less)
+VF_EACH_2(less_equal)
+VF_EACH_2(equal)
+VF_EACH_3(clamp_)
+VF_EACH_3(fma_)
+
+template <class T>
+VF_HD Wide<T> ldexp_(Wide<T> m, Wide<T> n) {
+  return {ldexp_(m.a, n.a), ldexp_(m.b, n.b)};
+}
+template <class M, class T>
+VF_HD Wide<T> select(WideMask<M> mask, Wide<T> x, Wide<T> y) {
+  return {select(mask.a, x.a, y.a), select(mask.b, x.b, y.b)};
+}
+#else
+template <class T>
+using Wide = Vec<T>;
 #endif
 
 }  // namespace VF_ISA

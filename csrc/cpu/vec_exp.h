@@ -1,5 +1,5 @@
-// Exponentials and logarithms for at::vec::Vectorized, built on vmath.h's polynomials. Inline: a library call would spill
-// every register around it.
+// Exponentials and logarithms for at::vec::Vectorized, built on vmath.h's polynomials. Inline: a library call would
+// spill every register around it.
 #pragma once
 
 #include <limits>
@@ -9,24 +9,22 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
-// e^y, and what exp_terms reads of its way there. y = n log 2 + r with |r| <= log(2) / 2 or, where SMALL and y is near 0,
-// n = 0. Within 1 ulp.
+// e^y, and what exp_terms reads of its way there. y = n log 2 + r with |r| <= log(2) / 2 or, where SMALL and y is near
+// 0, n = 0. Within 1 ulp.
 template <class V>
 struct Exp {
   V root, r, Q;
 };
 
-template <bool SMALL, class T>
-VF_HD Exp<Vec<T>> exp_parts(Vec<T> y) {
-  using V = Vec<T>;
-  constexpr bool wide = sizeof(T) == 8;
+template <bool SMALL, class V>
+VF_HD Exp<V> exp_parts(V y) {
+  constexpr bool wide = kDouble<V>;
   constexpr double limit = wide ? 1416 : 174;  // far into overflow and underflow, but ldexp_ can still halve n
   // log 2, its head short enough for n times it to be exact
   constexpr double head = wide ? 0.693145751953125 : 0.693359375;
   constexpr double tail = wide ? 1.42860682030941723212e-6 : -2.12194440e-4;
-  // ordered so that a NaN passes
-  const V c = at::vec::clamp(y, lit<V>(-limit), lit<V>(limit));
-  V n = (c * lit<V>(1.44269504088896340736)).round();
+  const V c = clamp_(y, lit<V>(-limit), lit<V>(limit));
+  V n = rint_(c * lit<V>(1.44269504088896340736));
   if constexpr (SMALL) n = select(less(abs_(y), lit<V>(kNearRoot)), lit<V>(0), n);
   const V r = fma_(n, lit<V>(-tail), fma_(n, lit<V>(-head), c)), square = r * r, q = exp_tail<!SMALL>(r);
   return {ldexp_(lit<V>(1) + fma_(square, q, r), n), r, square * q};
@@ -67,9 +65,22 @@ VF_HD Vec<T> log_(Vec<T> x) {
 
 template <class T>
 VF_HD ExpTerms<Vec<T>> exp_terms(Vec<T> x) {
-  const auto e = exp_parts<true>(x * Vec<T>(T(0.5)));
+  const auto e = exp_parts<true>(x * lit<Vec<T>>(0.5));
   return exp_terms(x, e.root, e.r, e.Q);
 }
+
+#if defined(CPU_CAPABILITY_AVX512)
+template <class T>
+VF_HD Wide<T> exp_(Wide<T> x) {
+  return exp_parts<false>(x).root;
+}
+VF_EACH_1(log_)
+template <class T>
+VF_HD ExpTerms<Wide<T>> exp_terms(Wide<T> x) {
+  const auto e = exp_parts<true>(x * lit<Wide<T>>(0.5));
+  return exp_terms(x, e.root, e.r, e.Q);
+}
+#endif
 
 }  // namespace VF_ISA
 }  // namespace vaefast
