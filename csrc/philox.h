@@ -11,6 +11,17 @@ struct Words {
   uint32_t w[4];
 };
 
+VF_HD uint64_t product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  // said in C++ it costs an addition of zero more
+  uint64_t p;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(p) : "r"(a), "r"(b));
+  return p;
+#else
+  return uint64_t(a) * b;
+#endif
+}
+
 VF_HD Words philox4x32(uint64_t counter, uint32_t stream, uint64_t key) {
   uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32), c2 = stream, c3 = 0;
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
@@ -20,7 +31,7 @@ VF_HD Words philox4x32(uint64_t counter, uint32_t stream, uint64_t key) {
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
+    const uint64_t p0 = product(0xD2511F53u, c0), p1 = product(0xCD9E8D57u, c2);
     c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
     c1 = uint32_t(p1);
     c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
