@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "device.h"
 #include "ops.h"
 
 namespace vaefast {
@@ -142,6 +143,11 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
   }
 };
 
+int64_t capture_of(const Tensor& t) {
+  const auto capture = device_for(t.device().type()).capture;
+  return capture ? int64_t(capture(t.device())) : 0;
+}
+
 // What the nodes with a reconstruction save: target, weight, parameters, kept gradients; and the numbers that go with
 // them.
 struct SavedReconstruction {
@@ -150,6 +156,7 @@ struct SavedReconstruction {
   bool in_place;
   Mask wanted;   // at forward
   Tensors kept;  // one for each wanted, or none
+  int64_t capture = capture_of(in.target);
 
   void save(AutogradContext* ctx, variable_list saved) const {
     saved.push_back(in.target);
@@ -157,27 +164,29 @@ struct SavedReconstruction {
     saved.insert(saved.end(), in.params.begin(), in.params.end());
     saved.insert(saved.end(), kept.begin(), kept.end());
     ctx->save_for_backward(std::move(saved));
-    std::vector<int64_t> numbers{spec.likelihood, int64_t(spec.reduction), in_place};
+    std::vector<int64_t> numbers{spec.likelihood, int64_t(spec.reduction), in_place, capture};
     numbers.insert(numbers.end(), wanted.begin(), wanted.end());
     ctx->saved_data["reconstruction"] = std::move(numbers);
   }
 
   static SavedReconstruction load(AutogradContext* ctx, const variable_list& saved, size_t at) {
     const auto numbers = ctx->saved_data["reconstruction"].toIntVector();
-    const Mask wanted(numbers.begin() + 3, numbers.end());
+    const Mask wanted(numbers.begin() + 4, numbers.end());
     const auto params = saved.begin() + at + 2, kept = params + wanted.size();
     return {{Tensors(params, kept), saved[at], maybe(saved[at + 1])},
             {numbers[0], Reduction(numbers[1])},
             numbers[2] != 0,
             wanted,
-            Tensors(kept, saved.end())};
+            Tensors(kept, saved.end()),
+            numbers[3]};
   }
 
   // Whether backward may write over the kept gradients: nothing else can read them, as the graph is not retained, and
-  // nothing is traced (compiled autograd works through modes) or differentiated again.
+  // nothing is traced (compiled autograd works through modes) or differentiated again; and no replay
+  // of a CUDA graph reads them after the first, because the same graph makes them anew each time.
   bool final() const {
     return in_place && !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
-           !c10::impl::TorchDispatchModeTLS::any_modes_set();
+           !c10::impl::TorchDispatchModeTLS::any_modes_set() && capture == capture_of(in.target);
   }
 
   // The kept gradients that the mask wants, if there are any.

@@ -189,7 +189,11 @@ def test_everything_is_written_when_stages_fail(
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "cuda")))
     monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
     monkeypatch.setattr(gpu, "PREDICTIONS", tmp_path / "predictions.json")
-    (tmp_path / "predictions.json").write_text(json.dumps({"sm_90": {"scale_ float32": {"share": 0.97}}}))
+    predicted = [
+        {"kernel": "scale_", "dtype": "float32", "gpu": name, "share": share}
+        for name, share in (("H100", 0.5), ("Test", 0.97))
+    ]
+    (tmp_path / "predictions.json").write_text(json.dumps({"predictions": predicted}))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "sweep.json").write_text('"of an earlier run"')
     found = [{"kernel": "scale_", "dtype": d, "elements": 9, "of_copy": 0.93} for d in ("float32", "bfloat16")]

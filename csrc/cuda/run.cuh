@@ -13,8 +13,8 @@
 
 namespace vaefast {
 
-// A counter that is 0 between launches.
-at::Tensor counter_for(const at::Tensor& on, cudaStream_t stream);
+// A counter that is 0 between launches, for one launch at a time on this stream.
+unsigned* counter_for(const at::Tensor& on, cudaStream_t stream);
 
 template <class T>
 void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream);
@@ -116,8 +116,9 @@ void set_access(ReconstructionProblem& p) {
 
 template <class T>
 void set_access(PosteriorProblem& p) {
-  set_access<T>(p.space, 4, {&p.mu, &p.raw, &p.eps, &p.dz, &p.prior_mu, &p.prior_logvar, &p.dkl, &p.out_z, &p.out_kl,
-                             &p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar});
+  set_access<T>(p.space, 4,
+                {&p.mu, &p.raw, &p.eps, &p.dz, &p.prior_mu, &p.prior_logvar, &p.dkl, &p.out_z, &p.out_kl, &p.out_dmu,
+                 &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar});
   if (p.philox.on && !p.philox.linear) {
     p.space.views = true;
     p.space.moves = Moves::kSingle;
@@ -141,13 +142,12 @@ void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   a.beta = job.beta;
   const auto adds_up = [](const Sum& sum, const Geometry& g) { return sum.out && g.per_row != 1; };
   Sum &rec = a.reconstruction.sum, &post = a.posterior.sum;
-  at::Tensor partial, counter;
+  at::Tensor partial;
   if (a.total || adds_up(rec, a.rec) || adds_up(post, a.post)) {
     partial = at::empty({int64_t(a.rec.count) + a.post.count}, on.options().dtype(at::kDouble));
     rec.partial = partial.mutable_data_ptr<double>();
     post.partial = rec.partial + a.rec.count;
-    counter = counter_for(on, stream);
-    a.counter = reinterpret_cast<unsigned*>(counter.mutable_data_ptr<int32_t>());
+    a.counter = counter_for(on, stream);
     // a sum over nothing is a block's work too
     if (a.rec.blocks + a.post.blocks == 0) (job.reconstruction ? a.rec : a.post).blocks = 1;
   }
