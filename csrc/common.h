@@ -50,9 +50,9 @@ enum class Access : int32_t {
 enum class Moves : int32_t {
   kSingle,  // element by element
   kPacked,  // a pack at a time, each operand in its own way
-  // whole packs alone; each operand linear along the last of at most two dimensions, a scalar for all or for each row
-  // (of the arithmetic type), or constant; the linear ones are
-  kPlain,  // of the arithmetic type
+  // whole packs; each operand linear, or so along the last of two dimensions, a scalar for all or for each row (of the
+  // arithmetic type), or constant. The linear ones are of
+  kPlain,  // the arithmetic type
   kPlainHalf,
   kPlainBFloat16,
 };

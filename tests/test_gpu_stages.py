@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 import sanitize
 import torch
+from cuda_build import predictions
+from cuda_build.operations import DTYPES, operations
 from inputs import FLOATING, LIKELIHOOD_CASES, REDUCTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -320,6 +323,16 @@ def test_every_kernel_is_measured(extension: object, tmp_path: Path) -> None:
     assert all(record["seconds"] > 0 and record["bytes"] > 0 for record in records)
     for likelihood in reference.LIKELIHOODS:
         assert any(likelihood in name for name in names)
+
+
+def test_every_kernel_has_its_predictions() -> None:
+    """Under the name that it is timed by and for as many bytes, for every GPU."""
+    timed = {kernel.name: kernel.moved for kernel in kernels.kernels()}
+    works = [f"{name.capitalize()}, {count}" for name, count in LIKELIHOOD_CASES]
+    held = [f"float: Reconstruction<{work}> + PosteriorForward<false, true>" for work in works]
+    assert {o.name: o.loads + o.stores for o in operations(held)} == timed
+    predicted = predictions.committed()
+    assert predicted.keys() == set(product(timed, [dtype.name for dtype in DTYPES], predictions.GPUS))
 
 
 def test_a_kernel_that_fails_is_a_result() -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 from cuda_build import gates
 from cuda_build.binary import Resources, arguments
-from cuda_build.operations import DTYPES, Operation, instructions, operations
+from cuda_build.operations import DTYPES, Operation, instructions
 from cuda_build.paths import Demand, Flow, Search
-from cuda_build.predictions import GPU, GPUS, bounds, committed
-from cuda_build.sass import Kernel
-from cuda_build.sass import kernels as parsed
-
-from benchmarks.kernels import kernels
+from cuda_build.predictions import GPU, bounds
+from cuda_build.sass import Kernel, kernels
 
 LISTING = """
 //--------------------- .nv.info                  --------------------------
@@ -57,7 +52,7 @@ $loop$slow:
 
 @pytest.fixture
 def kernel() -> Kernel:
-    (found,) = parsed(LISTING)
+    (found,) = kernels(LISTING)
     return found
 
 
@@ -113,7 +108,7 @@ def test_instructions_an_element(flow: Flow) -> None:
 def test_gates_on_double(kernel: Kernel) -> None:
     assert not list(gates.no_double("float: A", kernel))
     assert "1 loops over packs" in next(gates.no_double("float: A + B", kernel))
-    (found,) = parsed(LISTING.replace("FADD R4, R4, R8", "DMUL R4, R4, R8").replace("DADD", "DSETP"))
+    (found,) = kernels(LISTING.replace("FADD R4, R4, R8", "DMUL R4, R4, R8").replace("DADD", "DSETP"))
     told = list(gates.no_double("float: A", found))
     assert "`DMUL R4, R4, R8` in a loop" in told[0] and "DSETP" in told[1] and len(told) == 2
 
@@ -121,7 +116,7 @@ def test_gates_on_double(kernel: Kernel) -> None:
 def test_gates_on_memory(kernel: Kernel) -> None:
     assert not list(gates.vectors("k", kernel))
     assert not list(gates.no_local_memory("k", Resources(32, 0, 0, 64), kernel))
-    (narrow,) = parsed(LISTING.replace("STG.E.128", "STL.128"))
+    (narrow,) = kernels(LISTING.replace("STG.E.128", "STL.128"))
     assert list(gates.vectors("k", narrow)) == ["k: no 128-bit STG"]
     assert len(list(gates.no_local_memory("k", Resources(32, 16, 0, 64), narrow))) == 2
 
@@ -141,22 +136,6 @@ def test_bounds() -> None:
     gpu = GPU(90, 1e12, 100, 1e9)  # 12.8e12 instructions of one thread a second
     assert bounds(12.8, 4, gpu) == {"picoseconds": 4.0, "share": 1.0, "bound": "memory"}
     assert bounds(128, 4, gpu) == {"picoseconds": 10.0, "share": 0.4, "bound": "issue"}
-
-
-def test_operations() -> None:
-    found = {o.name: o for o in operations()}
-    backward = found["posterior_backward sample, kl"]
-    assert (backward.kernel, backward.loads, backward.stores) == ("PosteriorBackward<true, true>", 3, 2)
-    assert backward.posterior and backward.philox and backward.exp and backward.scalars == 1
-    gradient = found["reconstruction_forward gaussian 2, gradient"]
-    assert gradient.kernel == "Reconstruction<Gaussian, 2> + PosteriorForward<false, true>"
-    assert (gradient.loads, gradient.stores, gradient.posterior, gradient.scalars) == (3, 2, False, 0)
-
-
-def test_every_timed_kernel_has_its_predictions() -> None:
-    """Under the name that it is timed by, for every GPU."""
-    names = {kernel.name for kernel in kernels()}
-    assert committed().keys() == set(product(names, [dtype.name for dtype in DTYPES], GPUS))
 
 
 def test_gates_on_instructions() -> None:

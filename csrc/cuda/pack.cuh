@@ -116,6 +116,7 @@ struct Bits {
 template <class S>
 using Raw = std::conditional_t<sizeof(S) == 4, uint32_t, uint16_t>;
 
+// Where plain moves find an operand's row, or the scalar for it; and a pack in the row.
 template <class S>
 __device__ inline S* plain_row(const Operand& op, const Pack& at) {
   return reinterpret_cast<S*>(static_cast<char*>(op.data) + product(at.row, op.skip));
@@ -161,7 +162,7 @@ __device__ inline void put_as(const Operand& op, const Pack& at, const Bits<T, N
   }
 }
 
-// Arithmetic in float never meets double in memory (problem.wide).
+// Of an operand as large as the space. Arithmetic in float never meets double in memory (problem.wide).
 template <class T, class M, int N = M::N>
 __device__ inline Bits<T, N> fetch(const Operand& op, const Pack& at) {
   if constexpr (M::plain) {

@@ -80,7 +80,7 @@ void set_access(Space& space, size_t full, const std::vector<Operand*>& operands
     const bool row_scalar = !scalar && !op->linear && *outer == 0 && in_packs(columns);
     const int64_t skip = scalar || op->linear ? 0 : (stride[0] - (row_scalar ? 0 : columns)) * size_of(op->dtype);
     op->skip = uint32_t(skip);
-    plain = plain && op->skip == skip && (skip == 0 || last == 1);
+    plain = plain && (scalar || op->linear || (last == 1 && op->skip == skip));
     space.views = space.views || !(scalar || op->linear);
     if (scalar || row_scalar) {
       op->access = scalar ? Access::kScalar : Access::kRowScalar;

@@ -65,8 +65,8 @@ def no_slower(fresh: Iterable[Mapping[str, Any]], known: Mapping[tuple[str, str,
         key = (r["kernel"], r["dtype"], r["gpu"])
         if key not in known:
             yield f"{', '.join(key)}: not among the predictions; write them again (python -m cuda_build --write)"
-        elif r["instructions"] > known[key]["instructions"]:
-            yield f"{', '.join(key)}: {r['instructions']} instructions an element, predicted {known[key]['instructions']}"
+        elif r["instructions"] > (most := known[key]["instructions"]):
+            yield f"{', '.join(key)}: {r['instructions']} instructions an element, predicted {most}"
 
 
 def packed(flow: Flow) -> list[frozenset[int]]:

@@ -1,5 +1,5 @@
-"""What the hot loop of each of benchmarks/kernels.py's kernels has to do at least: its byte floor, in vector loads and
-stores.
+"""What the hot loop of each operation has to do at least: its byte floor, in vector loads and stores. The operations
+and their names are those that benchmarks/kernels.py times.
 
 The kernels choose at run time among dtypes, parameterizations and sources of noise, so besides loads and stores a path
 is told apart by traces that only the wanted choice leaves: Philox's multiplier, the exponentials of a log-variance,
@@ -8,10 +8,10 @@ the packing of a half-precision result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.kernels import Kernel, kernels
 from cuda_build.paths import Demand, Flow, Search
 
 PHILOX = r"-0x2daee0ad|0xd2511f53"  # the first multiplier, as SASS prints it
@@ -90,28 +90,32 @@ class Operation:
         return found
 
 
-def operation(kernel: Kernel) -> Operation:
-    """From the benchmark's name, such as ``posterior_backward sample, kl`` or ``reconstruction_forward gaussian 1``."""
-    operator, _, variant = kernel.name.partition(" ")
-    what, backward = variant.split(", "), operator.endswith("_backward")
-    if operator == "scale_":  # once round the inner loop: each kept gradient
-        name, stores = "Rescale + PosteriorBackward<false, true>", 1
-    elif operator.startswith("posterior"):
-        sample, kl = ("sample" in what), ("kl" in what)
-        work = "PosteriorBackward" if backward else "PosteriorForward"
-        name = f"{work}<{str(sample).lower()}, {str(kl).lower()}>"
-        stores = (4 if "prior" in what else 2) if backward else int(sample)
-        return Operation(kernel.name, name, kernel.moved - stores, stores, True, backward and kl, sample, exp=True)
-    else:
-        likelihood, count = what[0].split()
-        name = f"Reconstruction<{likelihood.capitalize()}, {count}> + PosteriorForward<false, true>"
-        stores = int(count) if backward or "gradient" in what else 0
-    return Operation(kernel.name, name, kernel.moved - stores, stores, False, operator != "reconstruction_forward")
+KL_FORWARD, KL_BACKWARD = "PosteriorForward<false, true>", "PosteriorBackward<false, true>"
+# In their usual form: a log-variance, Philox noise, the standard normal prior unless the name says else.
+FIXED = (
+    Operation("posterior_forward sample", "PosteriorForward<true, false>", 2, 1, philox=True, exp=True),
+    Operation("posterior_forward kl", KL_FORWARD, 2, 0, exp=True),
+    Operation("posterior_forward kl, prior", KL_FORWARD, 4, 0, exp=True),
+    Operation("posterior_forward sample, kl", "PosteriorForward<true, true>", 2, 1, philox=True, exp=True),
+    Operation("posterior_backward sample", "PosteriorBackward<true, false>", 2 + 1, 2, philox=True, exp=True),
+    Operation("posterior_backward kl", KL_BACKWARD, 2, 2, scalars=1, exp=True),
+    Operation("posterior_backward kl, prior", KL_BACKWARD, 4, 4, scalars=1, exp=True),
+    Operation("posterior_backward sample, kl", "PosteriorBackward<true, true>", 3, 2, scalars=1, philox=True, exp=True),
+    # once round the inner loop: each kept gradient
+    Operation("scale_", f"Rescale + {KL_BACKWARD}", 1, 1, posterior=False, scalars=1),
+)
 
 
-def operations() -> Iterator[Operation]:
-    """All that are timed, in their usual form: a log-variance, Philox noise, no weight."""
-    yield from map(operation, kernels())
+def operations(names: Iterable[str]) -> Iterator[Operation]:
+    """Those of kernels with these names: the fixed ones, and three for each likelihood and number of parameters."""
+    yield from FIXED
+    for kernel in sorted({name.partition(": ")[2] for name in names}):
+        if found := re.fullmatch(rf"Reconstruction<(\w+), (\d+)> \+ {KL_FORWARD}", kernel):
+            likelihood, count = found[1].lower(), int(found[2])
+            forward, backward = (f"reconstruction_{way} {likelihood} {count}" for way in ("forward", "backward"))
+            yield Operation(forward, kernel, count + 1, 0, posterior=False)
+            yield Operation(f"{forward}, gradient", kernel, count + 1, count, posterior=False)
+            yield Operation(backward, kernel, count + 1, count, posterior=False, scalars=1)
 
 
 def instructions(operation: Operation, dtype: DType, flow: Flow) -> float | None:

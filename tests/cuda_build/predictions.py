@@ -57,7 +57,7 @@ def predictions(gpus: Mapping[str, GPU] = GPUS) -> list[dict[str, Any]]:
         for arch in sorted({gpu.arch for gpu in gpus.values()})
     }
     found = []
-    for operation in operations():
+    for operation in operations(next(iter(flows.values()))):
         for dtype in DTYPES:
             size = dtype.size * (operation.loads + operation.stores)
             counts = {

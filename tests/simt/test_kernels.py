@@ -67,9 +67,11 @@ LAYOUTS: dict[str, Layout] = {
     "chunk 0": chunk(0),
     "chunk 1": chunk(1),
     "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "rows transposed": lambda t: t.transpose(0, -2).contiguous().transpose(0, -2) if t.dim() > 1 else t,
     "every other": lambda t: t.repeat_interleave(2, -1)[..., ::2],
     "expanded rows": lambda t: t[:1].expand(t.shape),
     "expanded columns": lambda t: t[..., :1].expand(t.shape) if t.numel() else t,
+    "expanded rows and columns": lambda t: t[:1][..., :1].expand(t.shape) if t.numel() else t,
 }
 WEIGHTS = ("none", "full", "columns", "mask")
 
