@@ -97,7 +97,7 @@ FIXED = (
     Operation("posterior_forward kl", KL_FORWARD, 2, 0, exp=True),
     Operation("posterior_forward kl, prior", KL_FORWARD, 4, 0, exp=True),
     Operation("posterior_forward sample, kl", "PosteriorForward<true, true>", 2, 1, philox=True, exp=True),
-    Operation("posterior_backward sample", "PosteriorBackward<true, false>", 2 + 1, 2, philox=True, exp=True),
+    Operation("posterior_backward sample", "PosteriorBackward<true, false>", 2, 2, philox=True, exp=True),
     Operation("posterior_backward kl", KL_BACKWARD, 2, 2, scalars=1, exp=True),
     Operation("posterior_backward kl, prior", KL_BACKWARD, 4, 4, scalars=1, exp=True),
     Operation("posterior_backward sample, kl", "PosteriorBackward<true, true>", 3, 2, scalars=1, philox=True, exp=True),
