@@ -38,10 +38,11 @@ class DType:
     pack: str = ""
 
 
+UNPACK_PRMT = r"^PRMT .*0x(7632|5410|7610)"
 DTYPES = (
     DType("float32", 4),
     DType("float16", 2, r"^HADD2\.F32", r"^F2FP\.(F16|PACK_AB)"),
-    DType("bfloat16", 2, r"^PRMT .*0x7632|^LOP3.*0xffff0000|\b0x10000\b|^SHL|^SHF\.L|^IMAD\.U32", r"^F2FP\.BF16"),
+    DType("bfloat16", 2, rf"{UNPACK_PRMT}|^LOP3.*0xffff0000|\b0x10000\b|^SHL|^SHF\.L|^IMAD\.U32", r"^F2FP\.BF16"),
 )
 
 
