@@ -14,7 +14,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-install test-cuda-build cuda-baseline bench gpu results lint format clean FORCE
+.PHONY: help build demo test test-install test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,12 +61,15 @@ cuda-baseline:  ## rewrite what test-cuda-build and the predicted speeds go by
 bench: $(VENV)/.built  ## the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
+breakdown: $(VENV)/.built  ## where a small VAE's training step goes: networks, loss, Adam
+	$(BIN)/python -m benchmarks.breakdown $(ARGS)
+
 # with the Python that is there: nothing is downloaded; its build takes the place of the environment's
 gpu:  ## where there is an NVIDIA GPU, nvcc and a torch with CUDA: build, test, sanitize, measure; 9 minutes
 	@rm -f $(VENV)/.built
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
-results: $(VENV)/.built  ## from benchmarks/results/ to the README's tables and plots
+results: $(VENV)/.built  ## from benchmarks/results/ to the READMEs' tables and plots
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
 lint: $(VENV)/.built  ## ruff, mypy, clang-format: look only

@@ -40,6 +40,8 @@ SIMD = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
 }
+# whichever kernel an expression is inlined into, it is rounded alike; and no loop is doubled for a flag it looks at
+KERNEL_FLAGS = ["-ffp-contract=off", "-fno-unswitch-loops"]
 CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
 
 
@@ -190,7 +192,7 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
             """torch's ninja file has one set of flags, so each instruction set is compiled apart."""
 
             def compile_kernels(simd: str) -> list[str]:
-                flags = [*ext.extra_compile_args["cxx"], *SIMD[simd], f"-DCPU_CAPABILITY={simd}"]
+                flags = [*ext.extra_compile_args["cxx"], *KERNEL_FLAGS, *SIMD[simd], f"-DCPU_CAPABILITY={simd}"]
                 objects: list[str] = self.compiler.compile(
                     [KERNELS],
                     output_dir=str(Path(self.build_temp, simd)),

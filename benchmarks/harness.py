@@ -6,9 +6,11 @@ other noise. A wrong implementation is reported and not timed.
 
 How it is timed: round robin, so that whatever else the machine does meets all of them alike; ratios come from the two
 times of a round. A time is that of enough calls in a row to last MIN_SAMPLE, the device synchronised at its end: what a
-training loop waits for, launches included, with small tensors still in the caches. On a GPU, a case that moves COLD
-bytes or more is timed by CUDA events around each call instead, after a write that fills the L2 cache with something
-else, and so is the copy that it is compared with.
+training loop waits for, launches included, with small tensors still in the caches. Backward enters the autograd engine
+directly: ``torch.autograd.grad`` first checks in Python every gradient that it is given, which takes as long whoever
+computes the workload (some 30 us for two), and which a training loop, giving none for its scalar loss, does not pay. On
+a GPU, a case that moves COLD bytes or more is timed by CUDA events around each call instead, after a write that fills
+the L2 cache with something else, and so is the copy that it is compared with.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward  # what Tensor.backward and torch.autograd.grad end in
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.providers import Provider, Step
@@ -37,6 +40,8 @@ TOLERANCE = 1e-4  # the largest deviation of a tensor, over the largest value of
 SIGMAS = 6  # how far the noise's mean and variance may be off, in their standard deviations
 MIN_SAMPLE = 2e-3
 MAX_ROUNDS = 400
+CACHED = 1 << 20  # bytes of inputs and gradients that stay in a core's cache: 64k elements of mean and log variance
+COSTED = ("eager", "vaefast")  # the others compile anew for every size
 COLD = 1 << 26  # bytes
 FLUSH = 1 << 28  # bytes, if that is several times the L2 cache
 MODES = {"f": "forward", "fb": "forward + backward"}
@@ -75,13 +80,23 @@ class Case:
         return self.workload.make(Draw(self.device), **self.sizes)
 
     @cached_property
-    def upstream(self) -> list[Tensor | None]:
-        """The gradient of each output: 1 for a scalar, noise for a tensor, None for one that takes none."""
+    def like(self) -> list[Tensor]:
+        """A tensor of each output's shape that requires grad where it does: 1 for a scalar, else noise."""
         draw = Draw(self.device, seed=1)
         with torch.enable_grad():
             outputs = self.workload.eager(*self.inputs)
         like = [torch.ones_like(o) if o.dim() == 0 else draw.normal(*o.shape) for o in outputs]
-        return [g if o.requires_grad else None for o, g in zip(outputs, like)]
+        return [t.requires_grad_(o.requires_grad) for o, t in zip(outputs, like)]
+
+    @property
+    def upstream(self) -> list[Tensor | None]:
+        """The gradient of each output, None for one that takes none."""
+        return [t.detach() if t.requires_grad else None for t in self.like]
+
+    def release(self) -> None:
+        """Forgets the tensors, which would be made again."""
+        self.__dict__.pop("inputs", None)
+        self.__dict__.pop("like", None)
 
     def run(self, function: Function, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Outputs and, in mode "fb", gradients."""
@@ -110,23 +125,32 @@ class Case:
         if self.workload.optimizer:
             return self._training_step(function)
         inputs = self.inputs
-        leaves = [t for t in inputs if t.requires_grad]
+        leaves = tuple(t for t in inputs if t.requires_grad)
         wanted = [i for i, g in enumerate(self.upstream) if g is not None]
-        upstream = [self.upstream[i] for i in wanted]
+        upstream = tuple(self.upstream[i] for i in wanted)
 
         def forward_backward() -> Any:
             outputs = function(*inputs)
-            return torch.autograd.grad([outputs[i] for i in wanted], leaves, upstream)
+            roots = tuple(outputs[i] for i in wanted)
+            keep_graph, create_graph, allow_unused = False, False, False
+            return _engine_run_backward(
+                roots, upstream, keep_graph, create_graph, leaves, allow_unused, accumulate_grad=False
+            )
 
         return forward_backward
 
+    def training(self) -> tuple[Tensor, list[Tensor], torch.optim.Optimizer]:
+        """The data, a copy of the parameters, and what trains them."""
+        x, *parameters = self.inputs
+        weights = [t.detach().clone().requires_grad_() for t in parameters]
+        return x, weights, torch.optim.Adam(weights, lr=1e-3)
+
     def _training_step(self, function: Function) -> Step:
-        inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in self.inputs]
-        optimizer = torch.optim.Adam([t for t in inputs if t.requires_grad], lr=1e-3)
+        x, weights, optimizer = self.training()
 
         def train() -> None:
             optimizer.zero_grad()
-            function(*inputs)[-1].backward()
+            function(x, *weights)[-1].backward()
             optimizer.step()
 
         return train
@@ -136,10 +160,9 @@ class Case:
         twice, outputs and gradients written once."""
         if self.workload.optimizer:
             return None
-        outputs = [g for g in self.upstream if g is not None]
-        moved = [*self.inputs, *outputs]
+        moved = [*self.inputs, *self.like]
         if self.mode == "fb":
-            moved += [*outputs, *(self.inputs[i] for i in self.workload.reread)]
+            moved += [*(g for g in self.upstream if g is not None), *(self.inputs[i] for i in self.workload.reread)]
             moved += [t for t in self.inputs if t.requires_grad]
         return sum(map(bytes_of, moved))
 
@@ -188,7 +211,9 @@ def check(case: Case, function: Function) -> float:
 def check_noise(eps: Tensor) -> None:
     n = eps.numel()
     mean, variance = eps.mean().item(), eps.square().mean().item()
-    if not (abs(mean) <= SIGMAS * n**-0.5 and abs(variance - 1) <= SIGMAS * (2 / n) ** 0.5):
+    spread = SIGMAS * (2 / n) ** 0.5
+    # few draws vary more upwards: Laurent and Massart's bound on chi-square (2000, lemma 1)
+    if not (abs(mean) <= SIGMAS * n**-0.5 and -spread <= variance - 1 <= spread + SIGMAS**2 / n):
         raise Wrong(f"the noise has mean {mean:.4g} and variance {variance:.4g} over {n} draws")
 
 
@@ -252,8 +277,11 @@ def no_gc() -> Iterator[None]:
         gc.enable()
 
 
-def page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def in_kernel() -> tuple[int, float]:
+    """Pages touched for the first time, and seconds that all threads together spent in the operating system's kernel:
+    making those pages, mostly."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt, usage.ru_stime
 
 
 Timer = Callable[[Step, int], float]
@@ -299,18 +327,18 @@ def cold_timer(device: torch.device) -> Timer:
 
 @dataclass
 class Times:
-    """Seconds a call in each round, and the pages that a call touched for the first time."""
+    """Seconds a call in each round; over all calls, what ``in_kernel`` counts."""
 
     calls: int
     seconds: list[float] = field(default_factory=list)
     faults: int = 0
+    kernel_seconds: float = 0.0
 
     def percentile(self, p: float) -> float:
         return float(np.percentile(self.seconds, p))
 
-    @property
-    def faults_per_call(self) -> float:
-        return self.faults / (self.calls * max(1, len(self.seconds)))
+    def per_call(self, total: float) -> float:
+        return total / (self.calls * max(1, len(self.seconds)))
 
 
 def interleave(steps: Mapping[str, Step], time_calls: Timer, budget: float, min_rounds: int) -> dict[str, Times]:
@@ -323,16 +351,18 @@ def interleave(steps: Mapping[str, Step], time_calls: Timer, budget: float, min_
             first = time_calls(step, 20)
         times[name] = Times(max(1, round(MIN_SAMPLE / first)))
     names = list(steps)
-    end = time.perf_counter() + budget
     with no_gc():
+        end = time.perf_counter() + budget
         for rounds in range(MAX_ROUNDS):
             if rounds >= min_rounds and time.perf_counter() > end:
                 break
             names.append(names.pop(0))
             for name in names:
-                faults = page_faults()
-                times[name].seconds.append(time_calls(steps[name], times[name].calls))
-                times[name].faults += page_faults() - faults
+                t, before = times[name], in_kernel()
+                t.seconds.append(time_calls(steps[name], t.calls))
+                after = in_kernel()
+                t.faults += after[0] - before[0]
+                t.kernel_seconds += after[1] - before[1]
     return times
 
 
@@ -348,9 +378,11 @@ def measure(
     budget: float,
     min_rounds: int,
     checked: bool = True,
+    costed: bool = False,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """The case's record for the results file; a provider that fails has an "error" in it instead of times."""
+    """The case's record for the results file; a provider that fails has an "error" in it instead of times. Where it is
+    ``costed``, what a call and an element cost are measured too."""
     torch.compiler.reset()
     torch.manual_seed(0)
     records: dict[str, dict[str, Any]] = {}
@@ -378,18 +410,44 @@ def measure(
         cold = case.device.type == "cuda" and (floor or 0) >= COLD
         time_calls = timer(case.device, cold)
         times = interleave(steps, time_calls, budget, min_rounds)
-    for name, t in times.items():
-        records[name] |= summary(t, times, floor)
+        for name, t in times.items():
+            records[name] |= summary(t, times, floor)
+        if costed and not case.workload.optimizer:
+            found = costs(case, [p for p in providers if p.name in steps], budget / 2, min_rounds)
+            for name, cost in found.items():
+                records[name]["costs"] = cost
     return {
         "workload": case.workload.name,
         "what": case.workload.what,
         "sizes": case.sizes,
-        "elements": max(t.numel() for t in case.inputs),
+        "elements": case.workload.elements(*case.factors),
         "mode": case.mode,
         "floor_bytes": floor,
         "cold": cold,
         "copy_seconds": copy_seconds(case.device, floor // 2, time_calls) if floor and cold else None,
         "providers": records,
+    }
+
+
+def costs(case: Case, providers: Sequence[Provider], budget: float, min_rounds: int) -> dict[str, dict[str, Any]]:
+    """What a time is made of, by provider: what a call costs before any work is done, seen at one element, and what an
+    element costs beyond that where memory does not count, seen where everything stays in the cache."""
+    workload = case.workload
+    fits = min(*case.factors, workload.largest(workload.footprint, CACHED))
+    one, cached = (Case(workload, case.mode, case.device, (factor,)) for factor in (0.0, fits))
+    functions = {p.name: f for p in providers if p.name in COSTED and (f := p.function(workload)) is not None}
+    steps = {f"one {name}": one.step(f) for name, f in functions.items()}
+    steps |= {f"cached {name}": cached.step(f) for name, f in functions.items()}
+    medians = {name: t.percentile(50) for name, t in interleave(steps, timer(case.device), budget, min_rounds).items()}
+    elements = workload.elements(fits)
+    return {
+        name: {
+            "call_seconds": (call := medians[f"one {name}"]),
+            "cached_elements": elements,
+            "cached_seconds": (whole := medians[f"cached {name}"]),
+            "seconds_per_element": max(0.0, whole - call) / elements,
+        }
+        for name in functions
     }
 
 
@@ -401,7 +459,8 @@ def summary(t: Times, others: Mapping[str, Times], floor: int | None) -> dict[st
         "p80": t.percentile(80),
         "rounds": len(t.seconds),
         "calls": t.calls,
-        "page_faults": t.faults_per_call,
+        "page_faults": t.per_call(t.faults),
+        "kernel_seconds": t.per_call(t.kernel_seconds),
         "bytes_per_second": None if floor is None else floor / median,
         "over": {name: ratio(others[name], t) for name in ("eager", "compile") if name in others},
     }

@@ -1,4 +1,4 @@
-"""From results files to the README's tables (between its two markers) and a plot beside each file.
+"""From results files to the tables of the two READMEs (between their markers) and a plot beside each file.
 
 ``python -m benchmarks.report [FILE ...]``; all of benchmarks/results/ if none is named.
 """
@@ -13,15 +13,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 LABELS = {"f": "forward", "fb": "forward + backward"}
 COLOURS = {"eager": "#9aa0a6", "compile": "#e8a33d", "vaefast": "#2b6cb0", "vaefast+compile": "#7fb2e5"}
 
 
-def documents(file: Path) -> list[tuple[dict[str, Any], Path]]:
+def documents(results: dict[str, Any], file: Path) -> list[tuple[dict[str, Any], Path]]:
     """What a results file holds, and where the plot of each goes: one document, or several of a GPU's whole run, of
     which those without a case have nothing to show."""
-    results = json.loads(file.read_text())
     if "documents" not in results:
         return [(results, file.with_suffix(".png"))]
     named = [(d, file.with_name(f"{file.stem}{'-sweep' if d['sweep'] else ''}.png")) for d in results["documents"]]
@@ -37,8 +35,14 @@ def times(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}x" if value < 10 else f"{value:.0f}x"
 
 
-def megabytes(value: int) -> str:
-    return f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
+def size(value: int) -> str:
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if value >= u), (1, "B"))
+    return f"{value / unit:.3g} {name}" if value / unit < 999.5 else f"{value / unit:.0f} {name}"
+
+
+def sizes_of(key: str, *records: dict[str, Any] | None) -> str:
+    """``key`` of each record; empty where one lacks it, as nothing is kept for backward where there is none."""
+    return " → ".join(size(r[key]) for r in records if r) if all(r and key in r for r in records) else ""
 
 
 def heading(document: dict[str, Any]) -> str:
@@ -48,8 +52,23 @@ def heading(document: dict[str, Any]) -> str:
     return f"{where}; torch {m['torch']}{cuda}; copies {m['copy_bandwidth'] / 1e9:.0f} GB/s; {document['date']}"
 
 
-def case_name(case: dict[str, Any], modes: set[str]) -> str:
-    return f"{case['workload']}, {LABELS[case['mode']]}" if len(modes) > 1 else str(case["workload"])
+def modes_of(document: dict[str, Any]) -> str:
+    """What is measured, where the case's name does not say otherwise."""
+    modes = {case["mode"] for case in document["cases"]}
+    return LABELS["fb" if "fb" in modes else "f"]
+
+
+def case_name(case: dict[str, Any], mode: str) -> str:
+    own = LABELS[case["mode"]]
+    return str(case["workload"]) if own == mode else f"{case['workload']}, {own}"
+
+
+def memory_seconds(case: dict[str, Any], bandwidth: float) -> float | None:
+    """What copying as many bytes takes as the case has to move: measured at its size, or by the bandwidth of a large
+    copy; None where its bytes are not known."""
+    if case.get("copy_seconds") is not None:
+        return float(case["copy_seconds"])
+    return None if case["floor_bytes"] is None else case["floor_bytes"] / bandwidth
 
 
 def timed(case: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -58,40 +77,97 @@ def timed(case: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """One table: a case a line, times, vaefast's ratios, and the memory that a step needs at its peak."""
-    modes = {case["mode"] for case in document["cases"]}
-    mode = f"{LABELS[next(iter(modes))]}; " if len(modes) == 1 else ""
+    """One table: a case a line, times, vaefast's ratios, what forward keeps for backward beside its inputs, and what a
+    step needs at its peak."""
+    mode = modes_of(document)
     head = ["case", "what, sizes", "eager", "torch.compile", "vaefast", "vs eager", "vs compile"]
-    head.append("peak MB, eager → vaefast")
+    head += ["kept for backward, eager → vaefast", "peak memory, eager → vaefast"]
     rule = "|---|---|" + "---:|" * (len(head) - 2)
-    lines = [f"{heading(document)}; {mode}medians.", "", f"| {' | '.join(head)} |", rule]
+    lines = [f"{heading(document)}; {mode}; medians.", "", f"| {' | '.join(head)} |", rule]
     for case in document["cases"]:
         eager, compiled, fast = (timed(case, name) for name in ("eager", "compile", "vaefast"))
-        sizes = ", ".join(f"{name} {size:,}" for name, size in case["sizes"].items())
+        shape = ", ".join(f"{name} {size:,}" for name, size in case["sizes"].items())
         over = fast["over"] if fast else {}
         cells = [
-            f"`{case_name(case, modes)}`",
-            f"{case['what']}; {sizes}",
+            f"`{case_name(case, mode)}`",
+            f"{case['what']}; {shape}",
             *(duration(r["median"]) if r else "failed" for r in (eager, compiled, fast)),
             f"**{times(over.get('eager'))}**",
             times(over.get("compile")),
-            f"{megabytes(eager['peak_bytes'])} → {megabytes(fast['peak_bytes'])}" if eager and fast else "",
+            *(sizes_of(key, eager, fast) for key in ("saved_bytes", "peak_bytes")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def into_readme(text: str, tables: Sequence[str]) -> str:
-    """The README with the tables between its markers.
+def costs(document: dict[str, Any]) -> str:
+    """One table: a case a line, what a call, its arithmetic and its memory traffic cost at least, what was reached, and
+    what part of the rest the operating system took."""
+    head = ["case", "call", "arithmetic", "memory", "limit", "reached", "limit / reached", "rest", "in the kernel"]
+    head.append("first touches")
+    bandwidth, threads = document["machine"]["copy_bandwidth"], document["machine"]["threads"]
+    mode = modes_of(document)
+    lines = [f"{heading(document)}; {mode}.", "", f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    for case in document["cases"]:
+        fast, memory = timed(case, "vaefast"), memory_seconds(case, bandwidth)
+        if fast is None or memory is None:
+            continue
+        cells = [""] * len(head)
+        cells[0] = f"`{case_name(case, mode)}`"
+        cells[3] = f"{duration(memory)} ({size(case['floor_bytes'])})"
+        cells[5] = duration(fast["median"])
+        cells[9] = f"{fast['page_faults']:,.0f}"
+        if cost := fast.get("costs"):
+            an_element = cost["seconds_per_element"]
+            arithmetic = an_element * case["elements"]
+            limit = cost["call_seconds"] + max(arithmetic, memory)
+            cells[1] = duration(cost["call_seconds"])
+            cells[2] = f"{duration(arithmetic)} ({an_element * 1e9:.2f} ns)"
+            cells[4] = duration(limit)
+            cells[6] = f"{limit / fast['median']:.0%}"
+            cells[7] = duration(max(0.0, fast["median"] - limit))
+            cells[8] = duration(fast["kernel_seconds"] / threads)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def breakdown_rows(document: dict[str, Any]) -> list[list[str]]:
+    """Head, then a line for each part of a training step, their sum, and the step that was not taken apart."""
+    rows = [["part", "eager", "vaefast", "of the step", "times as fast"]]
+    whole = document["breakdown"]["whole"]["vaefast"]["median"]
+    for part, records in {**document["breakdown"]["parts"], "whole": document["breakdown"]["whole"]}.items():
+        eager, fast = records["eager"]["median"], records["vaefast"]["median"]
+        rows.append([part, duration(eager), duration(fast), f"{fast / whole:.0%}", times(eager / fast)])
+    return rows
+
+
+def breakdown(document: dict[str, Any]) -> str:
+    head, *rows = (f"| {' | '.join(row)} |" for row in breakdown_rows(document))
+    shape = ", ".join(f"{name} {size:,}" for name, size in document["breakdown"]["sizes"].items())
+    rounds = document["breakdown"]["rounds"]
+    title = f"{heading(document)}; `{document['breakdown']['workload']}`, {shape}; medians of {rounds} steps."
+    return "\n".join([title, "", head, "|---|" + "---:|" * 4, *rows])
+
+
+def marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def filled(page: Path, name: str, tables: Sequence[str]) -> None:
+    """Writes the tables between the page's marks of that name; without a table, leaves the page as it is.
 
     Raises:
-        ValueError: the markers are not there, once each and in order.
+        ValueError: the marks are not there, once each and in order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"README.md must hold {BEGIN} and then {END}, once each")
-    return "\n\n".join([before + begin, *tables, end + after])
+    if not tables:
+        return
+    begin, end = marks(name)
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in rest or end in after:
+        raise ValueError(f"{page} must hold {begin} and then {end}, once each")
+    page.write_text("\n\n".join([before + begin, *tables, end + after]))
+    print(f"written: {page}, {name}")
 
 
 def plot(document: dict[str, Any], out: Path) -> None:
@@ -100,18 +176,40 @@ def plot(document: dict[str, Any], out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    (plot_sweep if document["sweep"] else plot_speedups)(axes, document)
-    axes.set_title(heading(document), fontsize=8, loc="left", color="#555")
-    axes.spines[["top", "right"]].set_visible(False)
+    panels = sweeps(document) if document["sweep"] else [document["cases"]]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (9, 5) if len(panels) == 1 else (5 * columns, 4 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    bandwidth = document["machine"]["copy_bandwidth"]
+    for axes, cases in zip(grid.flat, panels):
+        axes.spines[["top", "right"]].set_visible(False)
+        if document["sweep"]:
+            plot_sweep(axes, cases, bandwidth)
+        else:
+            plot_speedups(axes, document)
+    if document["sweep"]:
+        lines = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
+        grid[0, 0].legend(lines.values(), lines.keys(), frameon=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    figure.suptitle(heading(document), fontsize=8 if len(panels) == 1 else 11, x=0.01, ha="left", color="#555")
     figure.savefig(out, dpi=160)
     plt.close(figure)
+
+
+def sweeps(document: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The cases of each workload and mode."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for case in document["cases"]:
+        groups.setdefault((case["workload"], case["mode"]), []).append(case)
+    return list(groups.values())
 
 
 def plot_speedups(axes: Any, document: dict[str, Any]) -> None:
     """Bars: how many times as fast as eager and as torch.compile vaefast is, a case a pair."""
     cases = [case for case in document["cases"] if timed(case, "vaefast")][::-1]
-    modes = {case["mode"] for case in cases}
+    mode = modes_of(document)
     for shift, other, label in ((0.2, "eager", "against eager"), (-0.2, "compile", "against torch.compile")):
         for i, case in enumerate(cases):
             value = case["providers"]["vaefast"]["over"].get(other)
@@ -120,16 +218,15 @@ def plot_speedups(axes: Any, document: dict[str, Any]) -> None:
             axes.barh(i + shift, value, 0.38, color=COLOURS[other], label=label if i == 0 else None)
             axes.text(value, i + shift, f" {value:.1f}", va="center", fontsize=8)
     axes.axvline(1, color="#333", linewidth=0.8)
-    axes.set_yticks(range(len(cases)), [case_name(case, modes) for case in cases])
+    axes.set_yticks(range(len(cases)), [case_name(case, mode) for case in cases])
     axes.set_xlim(left=0)
     axes.margins(x=0.08)
-    axes.set_xlabel(f"speed-up of vaefast, {' and '.join(LABELS[m] for m in sorted(modes))} (times as fast; 1: equal)")
+    axes.set_xlabel(f"speed-up of vaefast, {mode} (times as fast; 1: equal)")
     axes.legend(frameon=False, loc="lower right")
 
 
-def plot_sweep(axes: Any, document: dict[str, Any]) -> None:
+def plot_sweep(axes: Any, cases: Sequence[dict[str, Any]], bandwidth: float) -> None:
     """Lines: time an element against elements, one a provider, with 20th to 80th percentile and the memory limit."""
-    cases = document["cases"]
     providers = dict.fromkeys(name for case in cases for name in case["providers"])
     for name in providers:
         points = [(case["elements"], r) for case in cases if (r := timed(case, name))]
@@ -138,31 +235,37 @@ def plot_sweep(axes: Any, document: dict[str, Any]) -> None:
         (line,) = axes.plot(x, [r["median"] / n * 1e9 for n, r in points], "o-", ms=3, label=name, color=colour)
         low, high = ([r[p] / n * 1e9 for n, r in points] for p in ("p20", "p80"))
         axes.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-    bandwidth = document["machine"]["copy_bandwidth"]
-    limit = [(case.get("copy_seconds") or case["floor_bytes"] / bandwidth) / case["elements"] * 1e9 for case in cases]
-    axes.plot([case["elements"] for case in cases], limit, "k--", linewidth=0.8, label="memory limit (copy bandwidth)")
+    limits = [(case["elements"], limit) for case in cases if (limit := memory_seconds(case, bandwidth))]
+    if limits:
+        x, limit = zip(*((n, seconds / n * 1e9) for n, seconds in limits))
+        axes.plot(x, limit, "k--", linewidth=0.8, label="memory limit (copy bandwidth)")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel(f"elements of {document['sweep']}, {LABELS[cases[0]['mode']]}")
+    axes.set_xlabel(f"elements of {cases[0]['workload']}, {LABELS[cases[0]['mode']]}")
     axes.set_ylabel("ns an element")
-    axes.legend(frameon=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="benchmarks.report", description="README table and plots from results files")
+    p = argparse.ArgumentParser(prog="benchmarks.report", description="tables and plots from results files")
     p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: all of benchmarks/results/")
-    p.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    p.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where the results go")
+    p.add_argument("--page", type=Path, default=ROOT / "benchmarks" / "README.md", help="where the costs go")
     args = p.parse_args(argv)
-    tables = []
+    tables: dict[str, list[str]] = {"results": [], "costs": [], "breakdown": []}
     for file in args.files or sorted(f for f in RESULTS.glob("*.json") if "-quick" not in f.name):
-        for document, out in documents(file):
+        results = json.loads(file.read_text())
+        if "breakdown" in results:
+            tables["breakdown"].append(breakdown(results))
+            continue
+        for document, out in documents(results, file):
             plot(document, out)
             print(f"written: {out}")
             if not document["sweep"]:
-                tables.append(markdown(document))
-    if tables:
-        args.readme.write_text(into_readme(args.readme.read_text(), tables))
-        print(f"written: {args.readme}")
+                tables["results"].append(markdown(document))
+                tables["costs"].append(costs(document))
+    filled(args.readme, "results", tables["results"])
+    for name in ("costs", "breakdown"):
+        filled(args.page, name, tables[name])
     return 0
 
 

@@ -1,9 +1,10 @@
 """The command line: runs the cases, prints a table, writes benchmarks/results/<machine>-<date>.json.
 
-- ``python benchmarks/run.py``: everything, forward + backward
+- ``python benchmarks/run.py``: everything, forward + backward where there is something to train
 - ``python benchmarks/run.py --quick``: a first look, under a minute: smaller sizes, no torch.compile
 - ``python benchmarks/run.py --filter bce --mode f``: some workloads, forward only
-- ``python benchmarks/run.py --sweep``: one workload, time against size: 10^2 to 10^8 elements, on a GPU 2^8 to 2^28
+- ``python benchmarks/run.py --sweep small-vae-bce,bnn``: time against size, from a batch of one element to 10^8
+  elements or what fits in memory, each ten times the one before; ``--sweep all``: every workload
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ sys.path.insert(0, str(ROOT))  # python benchmarks/run.py has benchmarks/ there 
 import torch  # noqa: E402
 
 import vaefast  # noqa: E402
-from benchmarks import facts, harness  # noqa: E402
+from benchmarks import facts, harness, report  # noqa: E402
 from benchmarks.harness import Case  # noqa: E402
 from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
-from benchmarks.workloads import WORKLOADS  # noqa: E402
+from benchmarks.workloads import WORKLOADS, Workload  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK_PROVIDERS = ("eager", "vaefast", "eager+graph", "vaefast+graph")
 QUICK_BYTES = 1 << 26
 SWEEP_PROVIDERS = ("eager", "compile", "vaefast", "eager+graph", "vaefast+graph")
-SWEEPS = {"cpu": [10**k for k in range(2, 9)], "cuda": [2**k for k in range(8, 29, 2)]}  # elements
-# elements; beyond, float64 would need several times the memory of what is timed
-SWEEP_CHECKED = {"cpu": 10**7, "cuda": 2**26}
+SWEEPS = {"cpu": [10**k for k in range(9)], "cuda": [1, *(2**k for k in range(8, 29, 2))]}  # elements
+# bytes of inputs and gradients; what eager makes on its way is several times as much
+SWEEP_BYTES = {"cpu": 2 * 10**9, "cuda": 2**33}
+# beyond, float64 would need several times the memory of what is timed
+SWEEP_CHECKED_BYTES = {"cpu": 2 * 10**8, "cuda": 2**30}
 TIMED = {
     "cpu": "wall time of enough calls in a row",
     "cuda": f"cases that move less than {harness.COLD >> 20} MiB: wall time of enough calls in a row, with launches, "
@@ -83,16 +86,22 @@ def file_name(info: dict[str, Any], date: str, suffix: str = "") -> str:
     return facts.file_name(info["gpu"] or f"{info['cpu']} {info['cores']} cores", date, suffix)
 
 
+def modes(args: argparse.Namespace, workload: Workload) -> list[str]:
+    """Those that were asked for among the workload's; its first where none was."""
+    if args.mode is None:
+        return [workload.modes[0]]
+    return [mode for mode in harness.MODES if args.mode in (mode, "all") and mode in workload.modes]
+
+
 def cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     for workload in WORKLOADS.values():
         if not re.search(args.filter, workload.name):
             continue
-        for mode in harness.MODES if args.mode == "all" else (args.mode,):
-            if mode in workload.modes:
-                case = Case(workload, mode, device)
-                while args.quick and (case.floor() or 0) > QUICK_BYTES:
-                    case = Case(workload, mode, device, (case.factors[0] / 2,))
-                yield case
+        for mode in modes(args, workload):
+            case = Case(workload, mode, device)
+            while args.quick and (case.floor() or 0) > QUICK_BYTES:
+                case = Case(workload, mode, device, (case.factors[0] / 2,))
+            yield case
 
 
 def spread(ratio: float, count: int) -> tuple[float, ...]:
@@ -104,14 +113,30 @@ def spread(ratio: float, count: int) -> tuple[float, ...]:
     return tuple(2.0 ** (whole + (i < rest)) for i in range(count))
 
 
+def swept(names: str) -> list[str]:
+    """The workloads that ``--sweep`` names."""
+    return list(WORKLOADS) if names == "all" else names.split(",")
+
+
+def factors_for(workload: Workload, elements: int) -> tuple[float, ...]:
+    """What brings the workload to so many elements, or as near from below as its sizes allow."""
+    rounded = spread(elements / workload.elements(1.0), len(workload.sizes))
+    if workload.elements(*rounded) == elements:
+        return rounded
+    return (workload.largest(workload.elements, elements),)
+
+
 def sweep_cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case]:
-    """Largest first: a run that is cut short keeps what claims are made of."""
-    workload = WORKLOADS[args.sweep]
-    full = max(t.numel() for t in Case(workload, "fb", device).inputs)
-    sizes = SWEEPS[device.type][: -2 if args.quick else None]
-    for elements in reversed(sizes):
-        factors = spread(elements / full, len(workload.sizes))
-        yield Case(workload, "fb" if args.mode == "all" else args.mode, device, factors)
+    """Of each workload the largest first: a run that is cut short keeps what claims are made of."""
+    targets = [n for n in SWEEPS[device.type][: -2 if args.quick else None] if n <= args.sweep_max]
+    for workload in map(WORKLOADS.__getitem__, swept(args.sweep)):
+        for mode in modes(args, workload):
+            points = {}
+            for elements in targets:
+                case = Case(workload, mode, device, factors_for(workload, elements))
+                if workload.footprint(*case.factors) <= SWEEP_BYTES[device.type]:
+                    points.setdefault(tuple(case.sizes.values()), case)
+            yield from reversed(points.values())
 
 
 def providers_of(args: argparse.Namespace, case: Case) -> list[Provider]:
@@ -151,7 +176,7 @@ def run(
         "machine": machine(device),
         "checked": CHECKED,
         "timed": TIMED[device.type],
-        "sweep": args.sweep,
+        "sweep": swept(args.sweep) if args.sweep else None,
         "cases": [],
         "left_out": [],
         "seconds": 0.0,
@@ -165,21 +190,22 @@ def run(
             if time.perf_counter() - start > args.deadline:
                 document["left_out"].append(f"{name} {case.sizes}")
                 continue
-            checked = not args.sweep or max(t.numel() for t in case.inputs) <= SWEEP_CHECKED[device.type]
+            checked = not args.sweep or case.workload.footprint(*case.factors) <= SWEEP_CHECKED_BYTES[device.type]
             record = harness.measure(
                 case,
                 providers,
                 budget=args.budget,
                 min_rounds=args.min_rounds,
                 checked=checked,
+                costed=not (args.sweep or args.quick),
                 progress=lambda what, name=name: progress(f"{name} {what}"),
             )
             document["cases"].append(record)
             if args.sweep:
-                document["cases"].sort(key=lambda record: record["elements"])
+                order = document["sweep"].index
+                document["cases"].sort(key=lambda r: (order(r["workload"]), r["mode"], r["elements"]))
             document["seconds"] = round(time.perf_counter() - start, 1)
-            case.__dict__.pop("inputs", None)
-            case.__dict__.pop("upstream", None)
+            case.release()
             save(document)
     return document
 
@@ -201,21 +227,36 @@ def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def share_of_copy(case: dict[str, Any], record: dict[str, Any], bandwidth: float) -> float:
-    """How close a provider comes to a copy that moves as much: one of the same size where that was timed."""
-    seconds: float = case["floor_bytes"] / bandwidth if case["copy_seconds"] is None else case["copy_seconds"]
-    return seconds / float(record["median"])
+def case_label(case: dict[str, Any]) -> str:
+    sizes = " ".join(f"{name}{size}" for name, size in case["sizes"].items())
+    return f"{case['workload']} {case['mode']} {sizes}"
+
+
+def worst(document: dict[str, Any]) -> str:
+    """Where vaefast gains least on eager, and every case where it loses."""
+    ratios = [
+        (fast["over"]["eager"], case_label(case))
+        for case in document["cases"]
+        if "eager" in (fast := case["providers"].get("vaefast", {})).get("over", {})
+    ]
+    if not ratios:
+        return "vaefast and eager were not both timed"
+    least, where = min(ratios)
+    slower = [f"\n  {number(ratio)}x  {label}" for ratio, label in sorted(ratios) if ratio < 1]
+    return (
+        f"vaefast against eager at worst {number(least)}x: {where}; "
+        f"slower than eager at {len(slower)} of {len(ratios)} points{':' if slower else ''}{''.join(slower)}"
+    )
 
 
 def table(document: dict[str, Any]) -> str:
     bandwidth = document["machine"]["copy_bandwidth"]
     head = ["case", "provider", "ms", "p20", "p80", "x eager", "x compile", "GB/s", "of copy", "kept MB", "peak MB",
-            "fresh MB", "deviation", "rounds"]  # fmt: skip
+            "kernel ms", "faults", "deviation", "rounds"]  # fmt: skip
     rows = [head]
     for case in document["cases"]:
-        sizes = " ".join(f"{name}{size}" for name, size in case["sizes"].items())
+        label, limit = case_label(case), report.memory_seconds(case, bandwidth)
         for name, r in case["providers"].items():
-            label = f"{case['workload']} {case['mode']} {sizes}"
             if "error" in r:
                 rows.append([label, name, r["error"][:90], *[""] * (len(head) - 3)])
                 continue
@@ -223,8 +264,9 @@ def table(document: dict[str, Any]) -> str:
             rows.append([
                 label, name, *(number(r[key], 1e-3) for key in ("median", "p20", "p80")),
                 *(number(r["over"].get(other)) for other in ("eager", "compile")),
-                number(rate, 1e9), "-" if rate is None else f"{share_of_copy(case, r, bandwidth):.0%}",
-                number(r.get("saved_bytes"), 1e6), number(r["peak_bytes"], 1e6), f"{r['page_faults'] * 4096e-6:.1f}",
+                number(rate, 1e9), "-" if limit is None else f"{limit / r['median']:.0%}",
+                number(r.get("saved_bytes"), 1e6), number(r["peak_bytes"], 1e6),
+                number(r["kernel_seconds"], 1e-3), f"{r['page_faults']:.0f}",
                 f"{r.get('deviation', math.nan):.0e}", str(r["rounds"]),
             ])  # fmt: skip
     m = document["machine"]
@@ -234,6 +276,7 @@ def table(document: dict[str, Any]) -> str:
         f"copy bandwidth {number(bandwidth, 1e9)} GB/s; {document['seconds']:.0f} s\n"
         f"checked: {document['checked']}\ntimed: {document['timed']}"
         + "".join(f"\nleft out for want of time: {case}" for case in document["left_out"])
+        + (f"\n{worst(document)}" if document["sweep"] else "")
     )
 
 
@@ -242,7 +285,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--filter", default="", metavar="REGEX", help=f"workloads: {', '.join(WORKLOADS)}")
     p.add_argument("--providers", metavar="A,B", help=f"among {', '.join(PROVIDERS)}")
     p.add_argument(
-        "--mode", choices=[*harness.MODES, "all"], default="fb", help="f: forward, no grad; fb: and backward"
+        "--mode",
+        choices=[*harness.MODES, "all"],
+        help="f: forward, no grad; fb: and backward (default: fb, but f where there is nothing to train)",
     )
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads")
@@ -250,7 +295,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--budget", type=float, metavar="SECONDS", help="timing a case, at least 5 rounds (default 2; quick 0.5)"
     )
-    p.add_argument("--sweep", nargs="?", const="sample-kl", choices=list(WORKLOADS), help="one workload at many sizes")
+    p.add_argument(
+        "--sweep",
+        nargs="?",
+        const="sample-kl",
+        metavar="A,B",
+        help="workloads, or all, at many sizes (default sample-kl)",
+    )
+    p.add_argument("--sweep-max", type=float, default=math.inf, metavar="N", help="at most so many elements")
     p.add_argument("--deadline", type=float, default=math.inf, metavar="SECONDS", help="begin no case later than this")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<machine>-<date>.json")
     args = p.parse_args(argv)
@@ -263,6 +315,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = set((args.providers or "eager").split(",")) - set(PROVIDERS)
     if unknown:
         p.error(f"unknown providers: {', '.join(sorted(unknown))}")
+    unknown = set(swept(args.sweep)) - set(WORKLOADS) if args.sweep else set()
+    if unknown:
+        p.error(f"unknown workloads: {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
     if not any(re.search(args.filter, name) for name in WORKLOADS):
         p.error(f"no workload matches {args.filter!r}; there are {', '.join(WORKLOADS)}")
     return args
@@ -282,7 +337,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     document = run(args, torch.device(args.device), save)
     print(table(document))
-    print(f"written: {out}" if document["cases"] else "nothing was measured: the deadline came first")
+    print(
+        f"written: {out}"
+        if document["cases"]
+        else "nothing was measured: no time was left, or no workload has that mode"
+    )
     failed = any("error" in r for case in document["cases"] for r in case["providers"].values())
     return int(failed or not document["cases"])
 

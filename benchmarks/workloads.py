@@ -8,8 +8,8 @@ in float64, with the noise that the checked implementation drew (recovered from 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Draw:
 
     def _repeated(self, shape: tuple[int, ...], draw: Callable[[int], Tensor]) -> Tensor:
         n = math.prod(shape)
+        if self.device.type == "meta":
+            return torch.empty(shape, device="meta")
         block = draw(min(n, self.BLOCK)).to(self.device)
         return (block if n <= self.BLOCK else block.repeat(-(-n // self.BLOCK))[:n]).view(shape)
 
@@ -59,7 +61,8 @@ class Workload:
             The eager implementation draws their noise by ``torch.randn_like``. None where nothing is sampled.
         reread: inputs that backward has to read again, because it needs a gradient that only comes later; for the bytes
             that any implementation has to move.
-        optimizer: the inputs that require grad are a model's parameters, and a step ends with Adam's.
+        optimizer: the inputs but the first, which is data, are a model's parameters, and a step ends with Adam's.
+        modes: of the harness's; the first is run where none is asked for that it has.
     """
 
     name: str
@@ -72,12 +75,37 @@ class Workload:
     posteriors: Callable[..., list[tuple[Tensor, Tensor]]] | None = None
     reread: tuple[int, ...] = ()
     optimizer: bool = False
-    modes: tuple[str, ...] = field(default=("f", "fb"))
+    modes: tuple[str, ...] = ("fb", "f")
 
     def scaled(self, *factors: float) -> dict[str, int]:
         """The sizes, each times its factor, or all times the only one, and at least 1."""
         factors = factors if len(factors) > 1 else factors * len(self.sizes)
         return {name: max(1, round(size * f)) for (name, size), f in zip(self.sizes.items(), factors)}
+
+    def _shapes(self, *factors: float) -> list[Tensor]:
+        """The inputs at those sizes, without their data; a model's parameters, which have one size, left out."""
+        tensors = self.make(Draw(torch.device("meta")), **self.scaled(*factors))
+        return [t for t in tensors if not (self.optimizer and t.requires_grad)]
+
+    def elements(self, *factors: float) -> int:
+        """Of the largest input."""
+        return max(t.numel() for t in self._shapes(*factors))
+
+    def footprint(self, *factors: float) -> int:
+        """Bytes of the inputs and of their gradients."""
+        return sum(t.numel() * t.element_size() * (1 + t.requires_grad) for t in self._shapes(*factors))
+
+    @staticmethod
+    def largest(count: Callable[[float], int], limit: int) -> float:
+        """The largest factor for all sizes, to a millionth, whose ``elements`` or ``footprint`` is within the limit; or
+        the smallest that matters."""
+        low, high = 1e-12, 1.0
+        while count(high) <= limit:
+            high *= 2
+        while high / low > 1 + 1e-6:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if count(middle) <= limit else (low, middle)
+        return low
 
 
 # --- PyTorch as people write it: the helpers of most VAE code
@@ -113,9 +141,16 @@ def vae_inputs(draw: Draw, B: int, Z: int, X: int) -> list[Tensor]:
     return [mu.requires_grad_(), logvar.requires_grad_(), recon.requires_grad_(), draw.uniform(B, X)]
 
 
+def bce_kl(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(recon, x, reduction="sum") + kl(mu, logvar)
+
+
+def elbo(recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return vaefast.elbo_loss(recon, x, mu, logvar, reduction="sum")
+
+
 def bce_eager(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    z = sample(mu, logvar)
-    return z, F.binary_cross_entropy_with_logits(recon, x, reduction="sum") + kl(mu, logvar)
+    return sample(mu, logvar), bce_kl(recon, x, mu, logvar)
 
 
 def bce_distributions(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -126,8 +161,7 @@ def bce_distributions(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> t
 
 
 def bce_vaefast(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    z = vaefast.reparameterize(mu, logvar)
-    return z, vaefast.elbo_loss(recon, x, mu, logvar, reduction="sum")
+    return vaefast.reparameterize(mu, logvar), elbo(recon, x, mu, logvar)
 
 
 def gaussian_eager(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -172,6 +206,26 @@ def sample_kl_distributions(mu: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
 
 def sample_kl_vaefast(mu: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
     return vaefast.sample_with_kl(mu, logvar, reduction="sum")
+
+
+# --- standard normal numbers. vaefast has no call that only draws: its reads two tensors, multiplies and adds besides,
+# which eager need not, and which is left to count against it
+
+
+def normal_inputs(draw: Draw, N: int) -> list[Tensor]:
+    return [torch.zeros(N, device=draw.device), torch.ones(N, device=draw.device)]
+
+
+def normal_eager(mu: Tensor, std: Tensor) -> tuple[Tensor, ...]:
+    return (torch.randn_like(mu),)
+
+
+def normal_vaefast(mu: Tensor, std: Tensor) -> tuple[Tensor, ...]:
+    return (vaefast.reparameterize(mu, std, parameterization="std"),)
+
+
+def normal_posterior(mu: Tensor, std: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(mu, std)]
 
 
 # --- a latent diffusion autoencoder's posterior: one tensor of moments, its two halves interleaved by sample
@@ -267,8 +321,8 @@ def hierarchy_distributions(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def hierarchy_vaefast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    kls = [vaefast.gaussian_kl(*layer, reduction="sum") for layer in layers(tensors)]
-    return (torch.stack(kls).sum(),)
+    lists = (tensors[k::4] for k in range(4))
+    return (vaefast.multi_tensor_gaussian_kl(*lists, reduction="sum"),)
 
 
 # --- a training step of a small VAE: its networks, the loss, backward, Adam
@@ -287,21 +341,35 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return F.linear(F.relu(F.linear(x, w1, b1)), w2, b2)
 
 
-def train_eager(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+def encoder(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     mu, logvar = mlp(x, *weights[:4]).chunk(2, dim=1)
-    z = sample(mu, logvar)
-    nll = F.binary_cross_entropy_with_logits(mlp(z, *weights[4:]), x, reduction="sum")
-    return z.detach(), nll + kl(mu, logvar)
+    return mu, logvar
 
 
-def train_vaefast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    mu, logvar = mlp(x, *weights[:4]).chunk(2, dim=1)
-    z = vaefast.reparameterize(mu, logvar)
-    return z.detach(), vaefast.elbo_loss(mlp(z, *weights[4:]), x, mu, logvar, reduction="sum")
+def decoder(z: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    return mlp(z, *weights[4:])
+
+
+# what a step does beside its networks: the sample, and the loss
+TRAINED: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "eager": (sample, bce_kl),
+    "vaefast": (vaefast.reparameterize, elbo),
+}
+
+
+def trained(provider: str) -> Function:
+    draw, loss = TRAINED[provider]
+
+    def step(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        mu, logvar = encoder(x, weights)
+        z = draw(mu, logvar)
+        return z.detach(), loss(decoder(z, weights), x, mu, logvar)
+
+    return step
 
 
 def train_posterior(x: Tensor, *weights: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return posterior(*mlp(x, *weights[:4]).chunk(2, dim=1))
+    return posterior(*encoder(x, weights))
 
 
 REGISTERED = (
@@ -319,6 +387,10 @@ REGISTERED = (
         posteriors=posterior, reread=(0, 1),
     ),
     Workload(
+        name="normal", what="standard normal numbers", sizes={"N": 10_000_000}, make=normal_inputs,
+        eager=normal_eager, vaefast=normal_vaefast, posteriors=normal_posterior, modes=("f",),
+    ),
+    Workload(
         name="latent-diffusion", what="an image autoencoder's moments, chunked and clamped: sample and KL",
         sizes={"B": 16, "H": 64, "W": 64}, make=latent_inputs, eager=latent_eager, vaefast=latent_vaefast,
         distributions=latent_distributions, posteriors=latent_posterior, reread=(0,),
@@ -334,8 +406,8 @@ REGISTERED = (
     ),
     Workload(
         name="train-step", what=f"a whole training step of a {PIXELS}-{HIDDEN}-{LATENT} VAE with Adam",
-        sizes={"B": 128}, make=train_inputs, eager=train_eager, vaefast=train_vaefast, posteriors=train_posterior,
-        optimizer=True, modes=("fb",),
+        sizes={"B": 128}, make=train_inputs, eager=trained("eager"), vaefast=trained("vaefast"),
+        posteriors=train_posterior, optimizer=True, modes=("fb",),
     ),
 )  # fmt: skip
 WORKLOADS: dict[str, Workload] = {w.name: w for w in REGISTERED}

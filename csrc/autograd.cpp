@@ -85,6 +85,12 @@ bool wants_grad(const PosteriorInputs& in) {
          (wants_grad(in.mu) || wants_grad(in.raw) || wants_grad(in.prior_mu) || wants_grad(in.prior_logvar));
 }
 
+// The reference differentiates these; the kernels do not.
+void check_no_grad(const ReconstructionInputs& in) {
+  TORCH_CHECK_VALUE(!at::GradMode::is_enabled() || !(wants_grad(in.target) || wants_grad(in.weight)),
+                    "vaefast: target and weight have gradients in the reference only");
+}
+
 Mask wanted_grads(const Tensors& params) {
   Mask mask(params.size(), false);
   if (!at::GradMode::is_enabled()) return mask;
@@ -148,6 +154,13 @@ int64_t capture_of(const Tensor& t) {
   return capture ? int64_t(capture(t.device())) : 0;
 }
 
+// Whether backward may write over gradients that forward kept: nothing else can read them, as the graph is not
+// retained, and nothing is traced (compiled autograd works through modes) or differentiated again.
+bool is_last_use() {
+  return !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
 // What the nodes with a reconstruction save: target, weight, parameters, kept gradients; and the numbers that go with
 // them.
 struct SavedReconstruction {
@@ -181,13 +194,8 @@ struct SavedReconstruction {
             numbers[3]};
   }
 
-  // Whether backward may write over the kept gradients: nothing else can read them, as the graph is not retained, and
-  // nothing is traced (compiled autograd works through modes) or differentiated again; and no replay
-  // of a CUDA graph reads them after the first, because the same graph makes them anew each time.
-  bool final() const {
-    return in_place && !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
-           !c10::impl::TorchDispatchModeTLS::any_modes_set() && capture == capture_of(in.target);
-  }
+  // No replay of a CUDA graph reads the kept gradients after the first, if the same graph makes them anew each time.
+  bool final() const { return in_place && is_last_use() && capture == capture_of(in.target); }
 
   // The kept gradients that the mask wants, if there are any.
   Tensors kept_for(const Mask& mask) const {
@@ -294,7 +302,178 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
   }
 };
 
+constexpr size_t kLists = 4;  // mus, raws, prior mus, prior log variances
+
+// Four entries a posterior, from a list of flags of the tensors, list by list.
+Mask by_posterior(const Mask& flags, size_t n, bool has_prior_mus, bool has_prior_logvars) {
+  Mask mask(kLists * n, false);
+  const size_t place[kLists] = {0, n, 2 * n, 2 * n + (has_prior_mus ? n : 0)};
+  const bool present[kLists] = {true, true, has_prior_mus, has_prior_logvars};
+  for (size_t k = 0; k < n; ++k) {
+    for (size_t list = 0; list < kLists; ++list) {
+      if (present[list]) mask[kLists * k + list] = flags[place[list] + k];
+    }
+  }
+  return mask;
+}
+
+// Whether forward keeps a KL's gradients for backward to multiply. float16: unscaled they might underflow.
+bool keeps_gradients(const MultiInputs& in, const PosteriorSpec& spec) {
+  const auto half = [](const Tensors& list) {
+    return std::any_of(list.begin(), list.end(), [](const Tensor& t) { return t.scalar_type() == at::kHalf; });
+  };
+  const auto broadcast = [&](const Tensors& list) {
+    for (size_t k = 0; k < list.size(); ++k) {
+      if (list[k].sym_sizes() != in.mus[k].sym_sizes()) return true;
+    }
+    return false;
+  };
+  return !spec.sample && !half(in.mus) && !half(in.raws) && !half(in.prior_mus) && !half(in.prior_logvars) &&
+         (spec.reduction != Reduction::kPerSample || !(broadcast(in.prior_mus) || broadcast(in.prior_logvars)));
+}
+
+bool is_one(const Tensor& t) { return t.is_cpu() && t.dim() == 0 && t.item().toDouble() == 1; }
+
+struct MultiNode : torch::autograd::Function<MultiNode> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, at::TensorList mus, at::TensorList raws, at::TensorList prior_mus,
+                               at::TensorList prior_logvars, const MaybeTensor& seed, const MaybeGenerator& generator,
+                               const PosteriorSpec& spec, const Mask& wanted, bool in_place) {
+    MultiInputs in{mus.vec(), raws.vec(), prior_mus.vec(), prior_logvars.vec(), seed, generator};
+    const bool keep = keeps_gradients(in, spec);
+    Tensors out = dispatched::multi_forward(in, spec, keep ? wanted : Mask());
+    const size_t outputs = (spec.sample ? in.mus.size() : 0) + size_t(spec.kl);
+    auto next = out.begin() + outputs;
+    if (spec.sample && !seed) in.seed = *next++;
+    variable_list saved;
+    for (const Tensors* list : {&in.mus, &in.raws, &in.prior_mus, &in.prior_logvars}) {
+      saved.insert(saved.end(), list->begin(), list->end());
+    }
+    saved.push_back(in.seed.value_or(Tensor()));
+    saved.insert(saved.end(), next, out.end());
+    out.resize(outputs);
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["spec"] = spec.pack();
+    std::vector<int64_t> numbers{int64_t(in.mus.size()), !in.prior_mus.empty(), !in.prior_logvars.empty(), in_place};
+    numbers.insert(numbers.end(), wanted.begin(), wanted.end());
+    ctx->saved_data["multi"] = std::move(numbers);
+    ctx->set_materialize_grads(false);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
+    const auto numbers = ctx->saved_data["multi"].toIntVector();
+    const size_t n = numbers[0];
+    const bool has_mus = numbers[1], has_logvars = numbers[2];
+    const Mask wanted(numbers.begin() + 4, numbers.end());
+    const auto saved = ctx->get_saved_variables();
+    MultiInputs in;
+    auto next = saved.begin();
+    const auto take = [&](Tensors& list, bool present) {
+      list.assign(next, next + (present ? n : 0));
+      next += list.size();
+    };
+    take(in.mus, true), take(in.raws, true), take(in.prior_mus, has_mus), take(in.prior_logvars, has_logvars);
+    const size_t inputs = next - saved.begin();
+    in.seed = maybe(*next++);
+    const Tensors kept(next, saved.end());
+
+    Edges edges(ctx);
+    Mask flags(inputs);
+    for (size_t k = 0; k < inputs; ++k) flags[k] = edges.next();
+    const Mask mask = by_posterior(flags, n, has_mus, has_logvars);
+    const Tensor dkl = spec.kl ? upstream.back() : Tensor();
+    const auto dz = upstream.begin(), dz_end = dz + (spec.sample ? n : 0);
+    const bool samples = std::any_of(dz, dz_end, [](const Tensor& t) { return t.defined(); });
+    variable_list grads(inputs + 5);
+    if (!any(mask) || !(dkl.defined() || samples)) return grads;
+
+    Tensors found;
+    if (at::GradMode::is_enabled()) {
+      found = one_by_one({dz, dz_end}, dkl, in, spec, mask);
+    } else if (!kept.empty()) {
+      found = rescaled(kept, dkl, wanted, mask, numbers[3] && is_last_use());
+    } else {
+      Tensors dzs;
+      if (samples) dzs.assign(dz, dz_end);
+      for (size_t k = 0; k < dzs.size(); ++k) {
+        if (!dzs[k].defined()) dzs[k] = at::zeros_like(in.mus[k]);
+      }
+      found = dispatched::multi_backward(dzs, maybe(dkl), in, spec, mask);
+    }
+    const size_t place[kLists] = {0, n, 2 * n, 2 * n + in.prior_mus.size()};
+    size_t index = 0;
+    for (size_t k = 0; k < kLists * n; ++k) {
+      if (mask[k]) grads[place[k % kLists] + k / kLists] = std::move(found[index++]);
+    }
+    return grads;
+  }
+
+ private:
+  // Through the single posterior's operator, which knows how to be differentiated again.
+  static Tensors one_by_one(const Tensors& dz, const Tensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
+                            const Mask& mask) {
+    Tensors found;
+    int64_t counter = 0;
+    for (size_t k = 0; k < in.mus.size(); ++k) {
+      const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
+      PosteriorInputs one{in.mus[k],    in.raws[k],   prior(in.prior_mus), prior(in.prior_logvars),
+                          c10::nullopt, c10::nullopt, c10::nullopt};
+      if (in.seed) one.seed = *in.seed + at::tensor({int64_t(0), counter}, in.seed->options());
+      counter += (in.mus[k].numel() + 3) / 4;
+      const Mask own(mask.begin() + kLists * k, mask.begin() + kLists * (k + 1));
+      if (!any(own)) continue;
+      Tensor upstream = dz.empty() ? Tensor() : dz[k];
+      if (!upstream.defined() && !dkl.defined()) upstream = at::zeros_like(in.mus[k]);
+      for (Tensor& g : dispatched::posterior_backward(maybe(upstream), maybe(dkl), one, spec, own)) {
+        found.push_back(std::move(g));
+      }
+    }
+    return found;
+  }
+
+  // The kept gradients that the mask wants, times upstream.
+  static Tensors rescaled(const Tensors& kept, const Tensor& upstream, const Mask& wanted, const Mask& mask,
+                          bool in_place) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    Tensors found;
+    size_t next = 0;
+    for (size_t k = 0; k < mask.size(); ++k) {
+      if (mask[k]) found.push_back(kept[next]);
+      next += wanted[k];
+    }
+    if (in_place && is_one(upstream)) return found;
+    for (Tensor& g : found) {
+      const Tensor factor = by_rows(upstream, g.dim());
+      g = in_place ? g.mul_(factor) : (g * factor).to(g.scalar_type());
+    }
+    return found;
+  }
+};
+
 }  // namespace
+
+Tensors multi_posterior(const MultiInputs& in, const PosteriorSpec& spec, bool in_place) {
+  Mask flags;
+  for (const Tensors* list : {&in.mus, &in.raws, &in.prior_mus, &in.prior_logvars}) {
+    const Mask wanted = wanted_grads(*list);
+    flags.insert(flags.end(), wanted.begin(), wanted.end());
+  }
+  if (!any(flags)) {
+    Tensors out = dispatched::multi_forward(in, spec, {});
+    out.resize((spec.sample ? in.mus.size() : 0) + size_t(spec.kl));
+    return out;
+  }
+  const size_t n = in.mus.size();
+  const bool lists = in.raws.size() == n && (in.prior_mus.empty() || in.prior_mus.size() == n) &&
+                     (in.prior_logvars.empty() || in.prior_logvars.size() == n);
+  TORCH_CHECK_VALUE(lists, "vaefast: lists of different lengths");
+  const Mask wanted = by_posterior(flags, n, !in.prior_mus.empty(), !in.prior_logvars.empty());
+  return MultiNode::apply(at::TensorList(in.mus), at::TensorList(in.raws), at::TensorList(in.prior_mus),
+                          at::TensorList(in.prior_logvars), in.seed, in.generator, spec, wanted, in_place);
+}
 
 Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec) {
   if (wants_grad(in)) {
@@ -306,6 +485,7 @@ Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec) {
 }
 
 Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, bool in_place) {
+  check_no_grad(in);
   const Mask wanted = wanted_grads(in.params);
   if (!any(wanted)) return dispatched::reconstruction_forward(in, spec, wanted)[0];
   return ReconstructionNode::apply(at::TensorList(in.params), in.target, in.weight, spec, wanted, in_place);
@@ -313,6 +493,7 @@ Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& 
 
 Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
              const PosteriorSpec& post_spec, double beta, bool in_place) {
+  check_no_grad(rec);
   const Mask wanted = wanted_grads(rec.params);
   if (!any(wanted) && !wants_grad(post)) return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted);
   return ElboNode::apply(at::TensorList(rec.params), rec.target, rec.weight, post.mu, post.raw, post.prior_mu,

@@ -140,9 +140,11 @@ struct ReconstructionProblem {
   Sum sum;
 };
 
-// What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row].
+// What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row]. Several
+// posteriors have one sum in common, over the rows that all of them have.
 struct Job {
   PosteriorProblem* posterior = nullptr;
+  int64_t posteriors = 1;
   ReconstructionProblem* reconstruction = nullptr;
   void* total = nullptr;
   double beta = 1.0;

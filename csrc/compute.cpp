@@ -1,20 +1,18 @@
-// The operators without autograd: outputs allocated, problems built and run. The same functions serve CPU, CUDA and
-// Meta.
+// A reconstruction's and an ELBO's operators: outputs allocated, problems built and run. The same functions serve CPU,
+// CUDA and Meta.
 
 #include "compute.h"
 
 #include <ATen/ATen.h>
-#include <ATen/ExpandUtils.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <limits>
 
-#include "device.h"
 #include "likelihoods.h"
 #include "posterior.h"
+#include "posterior_op.h"
 #include "problem.h"
+#include "results.h"
 
 namespace vaefast {
 
@@ -32,206 +30,12 @@ Activation make_activation(int64_t kind, double lo, double hi, double floor) {
   return {int32_t(kind), lo, hi, floor, std::isfinite(lo) || std::isfinite(hi), floor > 0};
 }
 
-bool is_double(const Tensor& t) { return t.scalar_type() == at::kDouble; }
-bool is_double(const MaybeTensor& t) { return t && is_double(*t); }
-
-at::ScalarType promote(at::ScalarType dtype, const Tensor& t) {
-  return t.scalar_type() == at::kBool ? dtype : c10::promoteTypes(dtype, t.scalar_type());
-}
-
-at::ScalarType promote(at::ScalarType dtype, const MaybeTensor& t) { return t ? promote(dtype, *t) : dtype; }
-
-bool has_prior(const PosteriorInputs& in, const PosteriorSpec& spec) {
-  return in.prior_mu || in.prior_logvar || spec.prior_mu != 0 || spec.prior_logvar != 0;
-}
-
-// [B], or 0-d
-Tensor empty_sum(const Tensor& like, Reduction r, bool wide) {
-  const auto options = like.options().dtype(wide ? at::kDouble : at::kFloat);
-  if (r == Reduction::kPerSample) return at::empty_symint({like.sym_size(0)}, options);
-  return at::empty({}, options);
-}
-
-bool no_compute(const Tensor& t) { return t.is_meta(); }
-
-void run(const Tensor& on, Job& job) {
-  const Device& device = device_for(on.device().type());
-  TORCH_CHECK_NOT_IMPLEMENTED(device.run, "vaefast: no kernels for ", on.device().type());
-  device.run(on, job);
-}
-
-// A gradient in the making: the parameter's own where shapes agree; else full size in the arithmetic type, then summed.
-Tensor empty_grad(const Tensor& param, const Tensor& lead, bool wide) {
-  if (param.sym_sizes() == lead.sym_sizes()) return at::empty_like(param);
-  if (no_compute(lead)) return at::empty_symint(param.sym_sizes(), param.options());
-  return at::empty(lead.sizes(), param.options().dtype(wide ? at::kDouble : at::kFloat));
-}
-
-Tensor finish_grad(Tensor grad, const Tensor& param) {
-  if (grad.sym_sizes() == param.sym_sizes()) return grad;
-  return at::sum_to(std::move(grad), param.sizes()).to(param.scalar_type());
-}
-
-bool is_wide(const PosteriorInputs& in) {
-  return is_double(in.mu) || is_double(in.raw) || is_double(in.prior_mu) || is_double(in.prior_logvar) ||
-         is_double(in.eps);
-}
-
 bool is_wide(const ReconstructionInputs& in) {
   return is_double(in.target) || is_double(in.weight) ||
          std::any_of(in.params.begin(), in.params.end(), [](const Tensor& p) { return is_double(p); });
 }
 
-void add_optional(Layout& layout, Operand& operand, const MaybeTensor& t, double value) {
-  operand.value = value;
-  if (t) layout.add(operand, *t);
-}
-
-// What forward and backward have in common.
-PosteriorProblem posterior_problem(const PosteriorInputs& in, const PosteriorSpec& spec, Layout& layout) {
-  TORCH_CHECK_VALUE(in.mu.sizes() == in.raw.sizes(), "vaefast: mu has shape ", in.mu.sizes(), ", raw ", in.raw.sizes());
-  PosteriorProblem p;
-  p.activation = spec.activation;
-  p.wide = is_wide(in);
-  p.sample = spec.sample;
-  p.kl = spec.kl;
-  p.prior = spec.kl && has_prior(in, spec);
-  layout.add(p.mu, in.mu);
-  layout.add(p.raw, in.raw);
-  if (p.prior) {
-    add_optional(layout, p.prior_mu, in.prior_mu, spec.prior_mu);
-    add_optional(layout, p.prior_logvar, in.prior_logvar, spec.prior_logvar);
-  }
-  if (spec.sample && in.eps) layout.add(p.eps, *in.eps);
-  return p;
-}
-
-void use_seed(Philox& philox, const Tensor& seed, const Tensor& mu) {
-  TORCH_CHECK_VALUE(
-      seed.scalar_type() == at::kLong && seed.numel() == 2 && seed.is_contiguous() && seed.device() == mu.device(),
-      "vaefast: seed must be two contiguous int64 words on ", mu.device());
-  philox.on = true;
-  philox.seed = seed.const_data_ptr<int64_t>();
-  philox.offset = philox.seed + 1;
-}
-
-struct PosteriorOutputs {
-  Tensor z, kl, seed;
-
-  Tensors list() const {
-    Tensors out;
-    for (const Tensor& t : {z, kl, seed}) {
-      if (t.defined()) out.push_back(t);
-    }
-    return out;
-  }
-};
-
-PosteriorOutputs empty_outputs(const PosteriorInputs& in, const PosteriorSpec& spec) {
-  PosteriorOutputs out;
-  if (spec.sample) out.z = at::empty_like(in.mu);
-  if (spec.sample && !in.eps && !in.seed) out.seed = at::empty({2}, in.mu.options().dtype(at::kLong));
-  if (!spec.kl) return out;
-  if (is_reduced(spec.reduction)) {
-    out.kl = empty_sum(in.mu, spec.reduction, is_wide(in));
-  } else {
-    auto dtype = promote(promote(in.mu.scalar_type(), in.raw), in.prior_mu);
-    out.kl = at::empty_like(in.mu, in.mu.options().dtype(promote(dtype, in.prior_logvar)));
-  }
-  return out;
-}
-
-PosteriorProblem forward_problem(const PosteriorInputs& in, const PosteriorSpec& spec, const PosteriorOutputs& out) {
-  Layout layout(in.mu, spec.kl && spec.reduction == Reduction::kPerSample);
-  PosteriorProblem p = posterior_problem(in, spec, layout);
-  if (spec.sample) {
-    layout.add_output(p.out_z, out.z);
-    if (in.seed) use_seed(p.philox, *in.seed, in.mu);
-    if (out.seed.defined()) {
-      p.philox.on = true;
-      device_for(in.mu.device().type()).philox(in.generator, in.mu.numel(), out.seed, p.philox);
-    }
-    if (p.philox.on) layout.add_order(p.philox, out.z);
-  }
-  if (spec.kl && is_reduced(spec.reduction)) {
-    p.sum.out = out.kl.mutable_data_ptr();
-    p.sum.scale = scale_of(spec.reduction, in.mu.sizes());
-  } else if (spec.kl) {
-    layout.add_output(p.out_kl, out.kl);
-  }
-  layout.finish(p.space);
-  return p;
-}
-
-// The gradients of a posterior in the making.
-class PosteriorGradients {
- public:
-  PosteriorGradients(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
-                     const PosteriorSpec& spec, const Mask& mask)
-      : dz_(dz), dkl_(dkl), in_(in), spec_(spec), mask_(mask) {
-    TORCH_CHECK_VALUE(dz || dkl, "vaefast: backward without any incoming gradient");
-    TORCH_CHECK_VALUE(mask.size() == 4, "vaefast: the mask has four entries");
-    spec_.sample = dz.has_value();
-    spec_.kl = dkl.has_value();
-    params_ = {&in_.mu, &in_.raw, in_.prior_mu ? &*in_.prior_mu : nullptr,
-               in_.prior_logvar ? &*in_.prior_logvar : nullptr};
-    for (int k = 0; k < 4; ++k) {
-      if (!mask_[k]) continue;
-      TORCH_CHECK_VALUE(params_[k], "vaefast: the mask wants the gradient of a prior that is no tensor");
-      grads_[k] = empty_grad(*params_[k], in_.mu, wide());
-    }
-  }
-
-  bool wide() const { return is_wide(in_) || is_double(dz_) || is_double(dkl_); }
-
-  // dkl comes without `factor`, which the KL has in the loss
-  PosteriorProblem problem(double factor) const {
-    Layout layout(in_.mu, false);
-    PosteriorProblem p = posterior_problem(in_, spec_, layout);
-    p.backward = true;
-    p.wide = wide();
-    if (dz_) {
-      layout.add(p.dz, *dz_);
-      if (!in_.eps) {
-        TORCH_CHECK_VALUE(in_.seed, "vaefast: backward of a sample needs its eps or its seed");
-        use_seed(p.philox, *in_.seed, in_.mu);
-        layout.add_order(p.philox, at::empty_like(in_.mu, in_.mu.options().device(at::kMeta)));
-      }
-    }
-    if (dkl_) {
-      layout.add(p.dkl, by_rows(*dkl_, in_.mu.dim()));
-      p.dkl_scale = factor * scale_of(spec_.reduction, in_.mu.sizes());
-    }
-    Operand* outs[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
-    for (int k = 0; k < 4; ++k) {
-      if (!mask_[k]) continue;
-      // without a KL the prior has no part in the result
-      if (k >= 2 && !p.prior) {
-        grads_[k].zero_();
-      } else {
-        layout.add_output(*outs[k], grads_[k]);
-      }
-    }
-    layout.finish(p.space);
-    return p;
-  }
-
-  Tensors finish() {
-    Tensors result;
-    for (int k = 0; k < 4; ++k) {
-      if (mask_[k]) result.push_back(finish_grad(std::move(grads_[k]), *params_[k]));
-    }
-    return result;
-  }
-
- private:
-  const MaybeTensor &dz_, &dkl_;
-  const PosteriorInputs& in_;
-  PosteriorSpec spec_;
-  const Mask& mask_;
-  std::array<const Tensor*, 4> params_;
-  Tensor grads_[4];
-};
+bool no_compute(const ReconstructionInputs& in) { return no_compute(in.params[0]) && no_compute(in.target); }
 
 struct ReconstructionOutputs {
   Tensor nll;
@@ -263,7 +67,7 @@ ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const Recons
   } else {
     auto dtype = promote(lead.scalar_type(), in.target);
     for (const Tensor& p : in.params) dtype = promote(dtype, p);
-    out.nll = at::empty_like(lead, lead.options().dtype(dtype));
+    out.nll = fresh_like(lead, dtype);
   }
   return out;
 }
@@ -312,7 +116,7 @@ ReconstructionProblem backward_problem(const Tensor& upstream, const Reconstruct
   Layout layout(lead, false);
   ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
   p.wide = p.wide || is_double(upstream);
-  layout.add(p.upstream, by_rows(upstream, lead.dim()));
+  layout.add_rows(p.upstream, upstream);
   layout.finish(p.space);
   return p;
 }
@@ -335,7 +139,7 @@ ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstrea
     layout.add_output(p.out_grad[p.nparams++], grad);
     p.wide = p.wide || is_double(grad);
   }
-  layout.add(p.upstream, by_rows(upstream, lead.dim()));
+  layout.add_rows(p.upstream, upstream);
   layout.finish(p.space);
   return p;
 }
@@ -388,28 +192,6 @@ Activation activation_of(Name kind, double lo, double hi, double floor) {
 
 int64_t likelihood_of(Name name) { return index_of<Likelihoods>(name, "likelihood"); }
 
-Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec) {
-  const PosteriorOutputs out = empty_outputs(in, spec);
-  if (no_compute(in.mu)) return out.list();
-  PosteriorProblem p = forward_problem(in, spec, out);
-  Job job;
-  job.posterior = &p;
-  run(in.mu, job);
-  return out.list();
-}
-
-Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
-                           const PosteriorSpec& spec, const Mask& mask) {
-  PosteriorGradients grads(dz, dkl, in, spec, mask);
-  if (!no_compute(in.mu)) {
-    PosteriorProblem p = grads.problem(1.0);
-    Job job;
-    job.posterior = &p;
-    run(in.mu, job);
-  }
-  return grads.finish();
-}
-
 bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
   if (spec.reduction == Reduction::kNone) return false;
   for (size_t k = 0; k < mask.size(); ++k) {
@@ -425,7 +207,7 @@ bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& s
 Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
   check_params(in, spec);
   const ReconstructionOutputs out = empty_outputs(in, spec, mask);
-  if (!no_compute(in.target)) {
+  if (!no_compute(in)) {
     ReconstructionProblem p = forward_problem(in, spec, out, mask);
     Job job;
     job.reconstruction = &p;
@@ -440,7 +222,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
                                 const Mask& mask) {
   check_params(in, spec);
   const ReconstructionOutputs out = empty_grads(in, mask);
-  if (!no_compute(in.target)) {
+  if (!no_compute(in)) {
     ReconstructionProblem p = backward_problem(upstream, in, spec, out, mask);
     Job job;
     job.reconstruction = &p;
@@ -453,7 +235,9 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
                      const PosteriorSpec& post_spec, double beta, const Mask& mask) {
   check_params(rec, rec_spec);
   check_devices(rec, post);
-  TORCH_CHECK_VALUE(is_reduced(rec_spec.reduction), "vaefast: the ELBO adds up sums, not elements");
+  const Reduction r = rec_spec.reduction;
+  TORCH_CHECK_VALUE(r == Reduction::kPerSample || r == Reduction::kBatchMean || r == Reduction::kSum,
+                    "vaefast: an ELBO's terms have different elements; they add up per sample");
   ReconstructionOutputs rec_out = empty_outputs(rec, rec_spec, mask);
   PosteriorOutputs post_out = empty_outputs(post, post_spec);
   const bool wide = is_wide(rec) || is_wide(post);
@@ -462,16 +246,15 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
     rec_out.nll = empty_sum(rec.target, rec_spec.reduction, wide);
     post_out.kl = empty_sum(post.mu, post_spec.reduction, wide);
   }
-  const Tensor total = at::empty_like(rec_out.nll);
+  const Tensor total = fresh_like(rec_out.nll);
   if (!no_compute(post.mu)) {
-    TORCH_CHECK_VALUE(rec_spec.reduction != Reduction::kPerSample || rec.target.sizes()[0] == post.mu.sizes()[0],
-                      "vaefast: batches differ");
-    ReconstructionProblem r = forward_problem(rec, rec_spec, rec_out, mask);
-    PosteriorProblem p = forward_problem(post, post_spec, post_out);
-    r.wide = p.wide = wide;
+    TORCH_CHECK_VALUE(r == Reduction::kSum || rec.target.sizes()[0] == post.mu.sizes()[0], "vaefast: batches differ");
+    ReconstructionProblem reconstruction = forward_problem(rec, rec_spec, rec_out, mask);
+    PosteriorProblem posterior = forward_problem(post, post_spec, post_out);
+    reconstruction.wide = posterior.wide = wide;
     Job job;
-    job.posterior = &p;
-    job.reconstruction = &r;
+    job.posterior = &posterior;
+    job.reconstruction = &reconstruction;
     job.total = total.mutable_data_ptr();
     job.beta = beta;
     run(post.mu, job);
@@ -490,7 +273,9 @@ Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const Maybe
   const ReconstructionOutputs out = recompute ? empty_grads(rec, mask) : ReconstructionOutputs();
   const MaybeTensor no_sample;
   c10::optional<PosteriorGradients> grads;
-  if (dkl) grads.emplace(no_sample, dkl, post, post_spec, post_mask);
+  PosteriorSpec kl_spec = post_spec;
+  kl_spec.sample = false;
+  if (dkl) grads.emplace(no_sample, dkl, post, kl_spec, post_mask);
   if (!no_compute(post.mu)) {
     ReconstructionProblem r;
     PosteriorProblem p;

@@ -34,6 +34,13 @@ struct PosteriorInputs {
   MaybeGenerator generator;
 };
 
+// Posteriors by the list; of priors there are as many, or none.
+struct MultiInputs {
+  Tensors mus, raws, prior_mus, prior_logvars;
+  MaybeTensor seed;
+  MaybeGenerator generator;
+};
+
 struct ReconstructionSpec {
   int64_t likelihood = 0;
   Reduction reduction = Reduction::kBatchMean;
@@ -56,6 +63,13 @@ Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec);
 // Gradients of mu, raw, prior_mu, prior_logvar as far as the mask wants them. dz or dkl may be absent.
 Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
                            const PosteriorSpec& spec, const Mask& mask);
+
+// [z ...][kl][seed], and the KL's gradients, unscaled, where the mask (four entries a posterior) wants some kept.
+Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Mask& mask);
+
+// Of every posterior in turn, what posterior_backward gives. dz may be empty, or dkl absent.
+Tensors multi_backward(const Tensors& dz, const MaybeTensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
+                       const Mask& mask);
 
 // Whether forward can keep the masked gradients, unscaled, for backward to multiply.
 bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask);

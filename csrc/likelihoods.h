@@ -41,8 +41,8 @@ struct Gaussian {
   template <class V>
   static VF_HD Term<V, 2> eval(const V (&p)[2], V x) {
     const V half = lit<V>(0.5);
-    const V inverse = exp_(p[1] * lit<V>(-0.5)), d = (p[0] - x) * inverse, square = d * d;
-    return {half * (p[1] + square) + lit<V>(kHalfLog2Pi), {d * inverse, half - half * square}};
+    const V inverse = exp_(p[1] * lit<V>(-0.5)), d = (p[0] - x) * inverse;
+    return {fma_(half, fma_(d, d, p[1]), lit<V>(kHalfLog2Pi)), {d * inverse, half * fma_(lit<V>(0) - d, d, lit<V>(1))}};
   }
 };
 
@@ -54,7 +54,7 @@ struct Laplace {
   template <class V>
   static VF_HD V sign(V d) {
     const V zero = lit<V>(0);
-    return select(d > zero, lit<V>(1), select(d < zero, lit<V>(-1), d));
+    return select(less(zero, d), lit<V>(1), select(less(d, zero), lit<V>(-1), d));
   }
 
   template <class V>

@@ -19,6 +19,7 @@
 
 #define VF_P \
   "Tensor mu, Tensor raw, Tensor? prior_mu, float prior_mu_value, Tensor? prior_logvar, float prior_logvar_value"
+#define VF_M "Tensor[] mus, Tensor[] raws, Tensor[] prior_mus, float prior_mu, Tensor[] prior_logvars, float prior_logvar"
 #define VF_A "str parameterization, float lo, float hi, float floor"
 #define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood"
 #define VF_POSTERIOR_BACKWARD \
@@ -94,6 +95,21 @@ Tensors op_elbo_backward_(at::TensorList kept, MaybeRef dnll, MaybeRef dkl, doub
 
 void op_scale_(at::TensorList kept, const Tensor& upstream) { scale_(kept.vec(), upstream); }
 
+Tensors op_multi_forward(at::TensorList mus, at::TensorList raws, at::TensorList pms, double pm, at::TensorList plvs,
+                         double plv, MaybeRef seed, MaybeGenerator generator, Name kind, double lo, double hi,
+                         double floor, Name reduction, bool sample, bool kl, c10::List<bool> mask) {
+  return multi_forward({mus.vec(), raws.vec(), pms.vec(), plvs.vec(), seed, generator},
+                       spec_of(pm, plv, kind, lo, hi, floor, reduction, sample, kl), mask_of(mask));
+}
+
+Tensors op_multi_backward(at::TensorList dz, MaybeRef dkl, at::TensorList mus, at::TensorList raws, at::TensorList pms,
+                          double pm, at::TensorList plvs, double plv, MaybeRef seed, Name kind, double lo, double hi,
+                          double floor, Name reduction, c10::List<bool> mask) {
+  return multi_backward(dz.vec(), dkl, {mus.vec(), raws.vec(), pms.vec(), plvs.vec(), seed, c10::nullopt},
+                        spec_of(pm, plv, kind, lo, hi, floor, reduction, !dz.empty(), dkl.has_value()),
+                        mask_of(mask));
+}
+
 // The operators as users call them. Traced calls come here through the dispatcher and stay functional; List is the one
 // argument that pybind11 and the dispatcher pass differently.
 Tensors op_posterior(const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value,
@@ -117,6 +133,15 @@ std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, Ma
                            {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
                            spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, IN_PLACE);
   return {out[0], out[1], out[2]};
+}
+
+template <bool IN_PLACE, class List>
+Tensors op_multi(List mus, List raws, List pms, double pm, List plvs, double plv, MaybeRef seed,
+                 MaybeGenerator generator, Name kind, double lo, double hi, double floor, Name reduction, bool sample,
+                 bool kl) {
+  const auto list = [](const List& l) { return Tensors(l.begin(), l.end()); };
+  return multi_posterior({list(mus), list(raws), list(pms), list(plvs), seed, generator},
+                         spec_of(pm, plv, kind, lo, hi, floor, reduction, sample, kl), IN_PLACE);
 }
 
 template <class F>
@@ -162,6 +187,8 @@ void register_kernels(torch::Library& m) {
   m.impl("elbo_forward", op_elbo_forward);
   m.impl("elbo_backward_", op_elbo_backward_);
   m.impl("scale_", op_scale_);
+  m.impl("multi_forward", op_multi_forward);
+  m.impl("multi_backward", op_multi_backward);
 }
 
 // Above autograd they build the node; below it (inference mode, no gradients) they run forward alone.
@@ -169,7 +196,17 @@ void register_entries(torch::Library& m) {
   m.impl("posterior", op_posterior);
   m.impl("reconstruction", op_reconstruction<false, at::TensorList>);
   m.impl("elbo", op_elbo<false, at::TensorList>);
+  m.impl("multi_posterior", op_multi<false, at::TensorList>);
 }
+
+// Unless what is computed is itself to be differentiated, AboveAutograd need not be passed.
+struct PastAutograd {
+  c10::optional<at::AutoDispatchBelowADInplaceOrView> guard;
+
+  PastAutograd() {
+    if (!at::GradMode::is_enabled()) guard.emplace();
+  }
+};
 
 Name name_of(Reduction r) {
   constexpr const char* names[] = {"none", "per_sample", "batchmean", "sum", "mean"};
@@ -205,6 +242,7 @@ Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& s) {
 
 Tensors posterior_backward(MaybeRef dz, MaybeRef dkl, const PosteriorInputs& in, const PosteriorSpec& s,
                            const Mask& mask) {
+  const PastAutograd guard;
   static const auto op = typed("vaefast::posterior_backward", op_posterior_backward);
   const Activation& a = s.activation;
   return op.call(dz, dkl, in.mu, in.raw, in.prior_mu, s.prior_mu, in.prior_logvar, s.prior_logvar, in.eps, in.seed,
@@ -219,6 +257,7 @@ Tensors reconstruction_forward(const ReconstructionInputs& in, const Reconstruct
 
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& s,
                                 const Mask& mask) {
+  const PastAutograd guard;
   static const auto op = typed("vaefast::reconstruction_backward", op_reconstruction_backward);
   return op.call(upstream, in.params, in.target, in.weight, likelihood_name(s), name_of(s.reduction), list_of(mask));
 }
@@ -248,6 +287,23 @@ void scale_(const Tensors& kept, const Tensor& upstream) {
   op.call(kept, upstream);
 }
 
+Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& s, const Mask& mask) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = typed("vaefast::multi_forward", op_multi_forward);
+  const Activation& a = s.activation;
+  return op.call(in.mus, in.raws, in.prior_mus, s.prior_mu, in.prior_logvars, s.prior_logvar, in.seed, in.generator,
+                 kind_of(s), a.lo.wide, a.hi.wide, a.floor.wide, name_of(s.reduction), s.sample, s.kl, list_of(mask));
+}
+
+Tensors multi_backward(const Tensors& dz, MaybeRef dkl, const MultiInputs& in, const PosteriorSpec& s,
+                       const Mask& mask) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = typed("vaefast::multi_backward", op_multi_backward);
+  const Activation& a = s.activation;
+  return op.call(dz, dkl, in.mus, in.raws, in.prior_mus, s.prior_mu, in.prior_logvars, s.prior_logvar, in.seed,
+                 kind_of(s), a.lo.wide, a.hi.wide, a.floor.wide, name_of(s.reduction), list_of(mask));
+}
+
 }  // namespace dispatched
 
 TORCH_LIBRARY(vaefast, m) {
@@ -268,6 +324,14 @@ TORCH_LIBRARY(vaefast, m) {
   m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction, bool[] mask) -> Tensor[]");
   m.def("elbo_backward_(Tensor(a!)[] kept, Tensor? dnll, Tensor? dkl, float beta, " VF_R ", " VF_P ", " VF_A
         ", str reduction, bool[] mask, bool[] post_mask) -> Tensor[]");
+  m.def("multi_posterior(" VF_M ", Tensor? seed, Generator? generator, " VF_A
+        ", str reduction, bool sample, bool kl) -> Tensor[]",
+        random);
+  m.def("multi_forward(" VF_M ", Tensor? seed, Generator? generator, " VF_A
+        ", str reduction, bool sample, bool kl, bool[] mask) -> Tensor[]",
+        random);
+  m.def("multi_backward(Tensor[] dz, Tensor? dkl, " VF_M ", Tensor? seed, " VF_A
+        ", str reduction, bool[] mask) -> Tensor[]");
   m.def("scale_(Tensor(a!)[] kept, Tensor upstream) -> ()");
 }
 
@@ -296,6 +360,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("posterior", op_posterior, released);
   m.def("reconstruction", op_reconstruction<true, const Tensors&>, released);
   m.def("elbo", op_elbo<true, const Tensors&>, released);
+  m.def("multi_posterior", op_multi<true, const Tensors&>, released);
   m.def("likelihoods", [] { return names_of(Likelihoods{}); });
   m.def("parameterizations", [] { return names_of(Parameterizations{}); });
   m.def("devices", devices);

@@ -11,6 +11,9 @@ Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& 
 Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
              const PosteriorSpec& post_spec, double beta, bool in_place);
 
+// [z ...][kl]
+Tensors multi_posterior(const MultiInputs& in, const PosteriorSpec& spec, bool in_place);
+
 // The operators below autograd, through the dispatcher, so that modes and tensor subclasses see them.
 namespace dispatched {
 Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec);
@@ -25,6 +28,9 @@ Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const Maybe
                        const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                        const PosteriorSpec& post_spec, const Mask& mask, const Mask& post_mask);
 void scale_(const Tensors& kept, const Tensor& upstream);
+Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Mask& mask);
+Tensors multi_backward(const Tensors& dz, const MaybeTensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
+                       const Mask& mask);
 }  // namespace dispatched
 
 }  // namespace vaefast

@@ -7,6 +7,11 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
+template <int K>
+inline constexpr double kInverseFactorial = kInverseFactorial<K - 1> / K;
+template <>
+inline constexpr double kInverseFactorial<0> = 1.0;
+
 struct Words {
   uint32_t w[4];
 };
@@ -22,24 +27,37 @@ VF_HD uint64_t product(uint32_t a, uint32_t b) {
 #endif
 }
 
-VF_HD Words philox4x32(uint64_t counter, uint32_t stream, uint64_t key) {
-  uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32), c2 = stream, c3 = 0;
-  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+VF_HD void multiply(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+  const uint64_t p = product(a, b);
+  high = uint32_t(p >> 32);
+  low = uint32_t(p);
+}
+
+// W holds words: a uint32_t, or a vector of them (cpu/noise.h).
+template <class W>
+VF_HD void philox_rounds(W (&c)[4], W k0, W k1) {
 #if defined(__CUDACC__)
 #pragma unroll
 #else
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = product(0xD2511F53u, c0), p1 = product(0xCD9E8D57u, c2);
-    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
-    c1 = uint32_t(p1);
-    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
-    c3 = uint32_t(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    W high0, low0, high1, low1;
+    multiply(c[0], W(0xD2511F53u), high0, low0);
+    multiply(c[2], W(0xCD9E8D57u), high1, low1);
+    c[0] = high1 ^ c[1] ^ k0;
+    c[1] = low1;
+    c[2] = high0 ^ c[3] ^ k1;
+    c[3] = low0;
+    k0 = k0 + W(0x9E3779B9u);
+    k1 = k1 + W(0xBB67AE85u);
   }
-  return {{c0, c1, c2, c3}};
+}
+
+VF_HD Words philox4x32(uint64_t counter, uint32_t stream, uint64_t key) {
+  Words x{{uint32_t(counter), uint32_t(counter >> 32), stream, 0}};
+  philox_rounds(x.w, uint32_t(key), uint32_t(key >> 32));
+  return x;
 }
 
 // 32 bits to (0, 1] and to [-1/2, 1/2) of a turn; float rounds them, but keeps all bits of small ones: tails to 6.6
@@ -51,20 +69,38 @@ VF_HD float turns(uint32_t x) { return float(int32_t(x)) * 0x1p-32f; }
 VF_HD double uniform(uint32_t hi, uint32_t lo) { return double(((uint64_t(hi) << 21) | (lo >> 11)) + 1) * 0x1p-53; }
 VF_HD double turns(uint32_t hi, uint32_t lo) { return double(int64_t((uint64_t(hi) << 32) | lo) >> 11) * 0x1p-53; }
 
+// sum over j = K, K + 2 .. LAST of y^((j - K) / 2) / j!: cosine and sine, with y = -x^2
+template <int K, int LAST, class V>
+VF_HD V even_tail(V y) {
+  constexpr double c = kInverseFactorial<K>;
+  if constexpr (K == LAST) {
+    return lit<V>(c);
+  } else {
+    return fma_(even_tail<K + 2, LAST>(y), y, lit<V>(c));
+  }
+}
+
 // sin(2 pi t) and cos(2 pi t) for |t| <= 1/2
 #if defined(__CUDA_ARCH__)
 VF_HD void sincos_turns(double t, double& s, double& c) { ::sincospi(2 * t, &s, &c); }
 #else
 template <class V>
 VF_HD void sincos_turns(V t, V& s, V& c) {
-  // t = q / 4 + f, |f| <= 1/8: Taylor in a = 2 pi f <= pi / 4 to a^9 / a^10 (float) or a^17 / a^18 (double)
-  const V q = rint_(t * lit<V>(4));
-  const V a = fma_(q, lit<V>(-0.25), t) * lit<V>(6.283185307179586476925);
-  const V y = lit<V>(0) - a * a;
-  const V sa = a * even_tail<1, kDouble<V> ? 17 : 9>(y), ca = even_tail<0, kDouble<V> ? 18 : 10>(y);
-  const auto odd = abs_(q) == lit<V>(1);
-  const auto flip = abs_(q) == lit<V>(2);
-  const V sq = select(odd, ca * q, sa), cq = select(odd, (lit<V>(0) - sa) * q, ca);
+  // t = q / 4 + f, |f| <= 1/8: minimax in f, relative error 3e-9 and 3e-8 (float), or Taylor in 2 pi f to a^17 and a^18
+  const V q = rint_(t * lit<V>(4)), f = fma_(q, lit<V>(-0.25), t);
+  V sf, cf;
+  if constexpr (kDouble<V>) {
+    const V a = f * lit<V>(6.283185307179586476925), y = lit<V>(0) - a * a;
+    sf = a * even_tail<1, 17>(y);
+    cf = even_tail<0, 18>(y);
+  } else {
+    const V y = f * f;
+    sf = f * polynomial(y, 6.283185286832004, -41.34166145340223, 81.59235329880899, -75.39355198825083);
+    cf = polynomial(y, 0.9999999673850433, -19.739146596392683, 64.92030614001428, -83.5525821254011);
+  }
+  const V a = abs_(q);
+  const auto odd = equal(a, lit<V>(1)), flip = equal(a, lit<V>(2));
+  const V sq = select(odd, cf * q, sf), cq = select(odd, (lit<V>(0) - sf) * q, cf);
   s = select(flip, lit<V>(0) - sq, sq);
   c = select(flip, lit<V>(0) - cq, cq);
 }

@@ -8,18 +8,20 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
-// The scale at a raw value, and its derivatives with respect to it.
+// The scale at a raw value, its derivatives with respect to it, and what a KL against N(0, I) takes. Whatever a caller does
+// not read costs nothing.
 template <class V>
 struct Scale {
   V std, logvar, dstd, dlogvar;
+  ExpTerms<V> terms;  // of logvar
 };
 
 struct LogVar {
   static constexpr const char* name = "logvar";
   template <class V>
   static VF_HD Scale<V> eval(V raw) {
-    const V s = exp_(raw * lit<V>(0.5));
-    return {s, raw, s * lit<V>(0.5), lit<V>(1)};
+    const auto e = exp_terms(raw);
+    return {e.root, raw, e.root * lit<V>(0.5), lit<V>(1), e};
   }
 };
 
@@ -27,8 +29,8 @@ struct LogStd {
   static constexpr const char* name = "log_std";
   template <class V>
   static VF_HD Scale<V> eval(V raw) {
-    const V s = exp_(raw);
-    return {s, raw + raw, s, lit<V>(2)};
+    const auto e = exp_terms(raw + raw);
+    return {e.root, raw + raw, e.root, lit<V>(2), e};
   }
 };
 
@@ -36,7 +38,8 @@ struct Std {
   static constexpr const char* name = "std";
   template <class V>
   static VF_HD Scale<V> eval(V raw) {
-    return {raw, lit<V>(2) * log_(raw), lit<V>(1), lit<V>(2) / raw};
+    const V logvar = lit<V>(2) * log_(raw);
+    return {raw, logvar, lit<V>(1), lit<V>(2) / raw, exp_terms(logvar, raw)};
   }
 };
 
@@ -44,8 +47,8 @@ struct Var {
   static constexpr const char* name = "var";
   template <class V>
   static VF_HD Scale<V> eval(V raw) {
-    const V s = sqrt_(raw);
-    return {s, log_(raw), lit<V>(0.5) / s, lit<V>(1) / raw};
+    const V s = sqrt_(raw), logvar = log_(raw);
+    return {s, logvar, lit<V>(0.5) / s, lit<V>(1) / raw, exp_terms(logvar, s)};
   }
 };
 
@@ -54,8 +57,8 @@ struct Softplus {
   template <class V>
   static VF_HD Scale<V> eval(V raw) {
     const auto s = softplus_terms(raw);
-    const V std = fma_(raw, s.step, s.tail);
-    return {std, lit<V>(2) * log_(std), s.sigmoid, lit<V>(2) * s.sigmoid / std};
+    const V std = fma_(raw, s.step, s.tail), logvar = lit<V>(2) * log_(std);
+    return {std, logvar, s.sigmoid, lit<V>(2) * s.sigmoid / std, exp_terms(logvar, std)};
   }
 };
 
@@ -64,16 +67,17 @@ using Parameterizations = TypeList<LogVar, LogStd, Std, Var, Softplus>;
 template <class P, class V>
 VF_HD Scale<V> scale_of(const Activation& a, V raw) {
   const V lo = lit<V>(a.lo), hi = lit<V>(a.hi), zero = lit<V>(0);
-  const V clamped = a.clamped ? select(raw < lo, lo, select(raw > hi, hi, raw)) : raw;
+  const V clamped = a.clamped ? select(less(raw, lo), lo, select(less(hi, raw), hi, raw)) : raw;
   Scale<V> s = P::eval(clamped);
   if (a.floored) {
     s.std = s.std + lit<V>(a.floor);
     s.logvar = lit<V>(2) * log_(s.std);
     s.dlogvar = lit<V>(2) * s.dstd / s.std;
+    s.terms = exp_terms(s.logvar, s.std);
   }
   if (a.clamped) {
-    s.dstd = select(raw <= lo, zero, select(raw >= hi, zero, s.dstd));
-    s.dlogvar = select(raw <= lo, zero, select(raw >= hi, zero, s.dlogvar));
+    s.dstd = select(less_equal(raw, lo), zero, select(less_equal(hi, raw), zero, s.dstd));
+    s.dlogvar = select(less_equal(raw, lo), zero, select(less_equal(hi, raw), zero, s.dlogvar));
   }
   return s;
 }
@@ -86,19 +90,27 @@ struct KL {
   V value, dmu, dlogvar, dprior_logvar;  // d / d prior_mu is -dmu
 };
 
-template <bool PRIOR, class V>
-VF_HD KL<V> kl_of(V mu, const Scale<V>& q, V prior_mu, V prior_logvar) {
+template <class V>
+struct Prior {
+  V mu, logvar, inverse;  // 1 / std
+};
+
+template <class V>
+VF_HD Prior<V> prior_of(V mu, V logvar) {
+  return {mu, logvar, exp_(logvar * lit<V>(-0.5))};
+}
+
+template <class V>
+VF_HD KL<V> kl_of(V mu, const Scale<V>& q) {
   const V half = lit<V>(0.5);
-  if constexpr (PRIOR) {
-    const V inverse = exp_(prior_logvar * lit<V>(-0.5));  // 1 / prior std
-    const V ratio = q.std * inverse, delta = (mu - prior_mu) * inverse;
-    const auto e = exp_terms(q.logvar - prior_logvar, ratio * ratio);
-    const V square = delta * delta;
-    return {half * (e.h + square), delta * inverse, half * e.em1, lit<V>(-0.5) * (e.em1 + square)};
-  } else {
-    const auto e = exp_terms(q.logvar, q.std * q.std);
-    return {half * fma_(mu, mu, e.h), mu, half * e.em1, lit<V>(0)};
-  }
+  return {half * fma_(mu, mu, q.terms.h), mu, half * q.terms.em1, lit<V>(0)};
+}
+
+template <class V>
+VF_HD KL<V> kl_of(V mu, const Scale<V>& q, const Prior<V>& prior) {
+  const V half = lit<V>(0.5), delta = (mu - prior.mu) * prior.inverse;
+  const auto e = exp_terms(q.logvar - prior.logvar, q.std * prior.inverse);
+  return {half * fma_(delta, delta, e.h), delta * prior.inverse, half * e.em1, lit<V>(-0.5) * fma_(delta, delta, e.em1)};
 }
 
 }  // namespace VF_ISA

@@ -3,9 +3,10 @@
 #include "problem.h"
 
 #include <ATen/ATen.h>
+#include <ATen/ExpandUtils.h>
 
 #include <algorithm>
-#include <numeric>
+#include <utility>
 
 namespace vaefast {
 
@@ -43,20 +44,32 @@ double scale_of(Reduction r, at::IntArrayRef shape) {
   return 1.0;
 }
 
-Layout::Layout(const at::Tensor& lead, bool per_row) : lead_(lead), per_row_(per_row) {
-  TORCH_CHECK_VALUE(!per_row || lead.dim() > 0, "vaefast: a sum per sample needs a batch dimension");
-}
+Layout::Layout(const at::Tensor& lead, bool per_row) : lead_(lead), per_row_(per_row) {}
 
-void Layout::add(Operand& operand, const at::Tensor& t, void* data) {
+void Layout::add(Operand& operand, const at::Tensor& t, void* data, int64_t skipped) {
   TORCH_CHECK_VALUE(t.device() == lead_.device(), "vaefast: tensors on ", t.device(), " and ", lead_.device());
   operand.data = data;
   operand.dtype = dtype_of(t);
-  entries_.push_back({operand.stride, &operand.linear, t.expand(lead_.sizes()).strides().vec()});
+  const auto shape = lead_.sizes(), sizes = t.sizes(), strides = t.strides();
+  TORCH_CHECK_VALUE(skipped >= 0 && t.dim() <= lead_.dim(), "vaefast: shape ", sizes, " has more dimensions than ",
+                    shape);
+  // what at::expand would give, without an operator's cost
+  at::DimVector view(lead_.dim(), 0);
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    const int64_t size = shape[skipped + d];
+    TORCH_CHECK_VALUE(sizes[d] == size || sizes[d] == 1, "vaefast: shape ", sizes, " does not broadcast to ", shape);
+    view[skipped + d] = sizes[d] == 1 && size != 1 ? 0 : strides[d];
+  }
+  entries_.push_back({operand.stride, &operand.linear, std::move(view)});
 }
 
 void Layout::add(Operand& operand, const at::Tensor& t) {
   TORCH_CHECK_TYPE(t.scalar_type() != at::kBool, "vaefast: only a weight may be bool");
   add(operand, t, const_cast<void*>(t.const_data_ptr()));
+}
+
+void Layout::add_rows(Operand& operand, const at::Tensor& t) {
+  add(operand, t, const_cast<void*>(t.const_data_ptr()), 0);
 }
 
 void Layout::add_weight(Operand& operand, const at::Tensor& t) {
@@ -65,13 +78,15 @@ void Layout::add_weight(Operand& operand, const at::Tensor& t) {
 
 void Layout::add_output(Operand& operand, const at::Tensor& t) { add(operand, t, t.mutable_data_ptr()); }
 
-void Layout::add_order(Philox& philox, const at::Tensor& sample) {
-  entries_.push_back({philox.stride, &philox.linear, sample.strides().vec()});
+void Layout::add_order(Philox& philox, const at::Tensor& mu) {
+  at::DimVector strides(mu.strides());
+  if (!mu.is_non_overlapping_and_dense()) strides = at::infer_dense_strides(mu.sizes(), mu.strides());
+  entries_.push_back({philox.stride, &philox.linear, std::move(strides)});
 }
 
 void Layout::finish(Space& space) {
   const auto sizes = lead_.sizes(), strides = lead_.strides();
-  std::vector<int64_t> order;
+  at::DimVector order;
   for (int64_t d = 0; d < lead_.dim(); ++d) {
     if (sizes[d] != 1) order.push_back(d);
   }
@@ -80,7 +95,7 @@ void Layout::finish(Space& space) {
   std::stable_sort(first, order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
 
   // merge a dimension into the one before it where every operand steps through both evenly
-  std::vector<std::pair<int64_t, int64_t>> dims;  // size, innermost original dimension
+  c10::SmallVector<std::pair<int64_t, int64_t>, kMaxDims> dims;  // size, innermost original dimension
   for (int64_t d : order) {
     const bool merges = !dims.empty() && std::all_of(entries_.begin(), entries_.end(), [&](const Entry& e) {
       return e.view[dims.back().second] == e.view[d] * sizes[d];
@@ -91,7 +106,7 @@ void Layout::finish(Space& space) {
       dims.emplace_back(sizes[d], d);
     }
   }
-  TORCH_CHECK(dims.size() <= kMaxDims, "vaefast: more than ", kMaxDims,
+  TORCH_CHECK_VALUE(dims.size() <= kMaxDims, "vaefast: more than ", kMaxDims,
               " dimensions that do not merge; call contiguous()");
 
   space.numel = lead_.numel();

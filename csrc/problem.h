@@ -1,10 +1,8 @@
 // From tensors to problems: dtypes, the iteration space, operands with coalesced strides.
 #pragma once
 
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
-
-#include <utility>
-#include <vector>
 
 #include "common.h"
 
@@ -25,24 +23,28 @@ class Layout {
 
   // Views t as broadcast to the shape; raises if it does not broadcast or lies elsewhere.
   void add(Operand& operand, const at::Tensor& t);
+  // t has the shape's leading dimensions, or none: a gradient as it comes down to a reduced loss.
+  void add_rows(Operand& operand, const at::Tensor& t);
   void add_weight(Operand& operand, const at::Tensor& t);
   void add_output(Operand& operand, const at::Tensor& t);
-  // Numbers the elements as they lie in the memory of `sample` (of which only sizes and strides are looked at).
-  void add_order(Philox& philox, const at::Tensor& sample);
+  // Numbers the elements as they lie in the memory of a sample, which is laid out as empty_like(mu).
+  void add_order(Philox& philox, const at::Tensor& mu);
   void finish(Space& space);
 
  private:
   struct Entry {
     int64_t* stride;
     bool* linear;
-    std::vector<int64_t> view;
+    at::DimVector view;
   };
 
-  void add(Operand& operand, const at::Tensor& t, void* data);
+  // `skipped` dimensions of the shape come before t's.
+  void add(Operand& operand, const at::Tensor& t, void* data, int64_t skipped);
+  void add(Operand& operand, const at::Tensor& t, void* data) { add(operand, t, data, lead_.dim() - t.dim()); }
 
-  const at::Tensor lead_;
+  const at::Tensor& lead_;
   bool per_row_;
-  std::vector<Entry> entries_;
+  c10::SmallVector<Entry, 8> entries_;
 };
 
 }  // namespace vaefast

@@ -60,6 +60,13 @@ VF_HD float reciprocal(float x) {
 VF_HD double reciprocal(double x) { return 1 / x; }
 VF_HD float rint_(float x) { return ::rintf(x); }
 VF_HD double rint_(double x) { return ::rint(x); }
+// Comparisons for select(): on a vector they give what its instruction set keeps masks in.
+VF_HD bool less(float a, float b) { return a < b; }
+VF_HD bool less(double a, double b) { return a < b; }
+VF_HD bool less_equal(float a, float b) { return a <= b; }
+VF_HD bool less_equal(double a, double b) { return a <= b; }
+VF_HD bool equal(float a, float b) { return a == b; }
+VF_HD bool equal(double a, double b) { return a == b; }
 VF_HD float select(bool m, float a, float b) { return m ? a : b; }
 VF_HD double select(bool m, double a, double b) { return m ? a : b; }
 
@@ -73,42 +80,72 @@ VF_HD double select(bool m, double a, double b) { return m ? a : b; }
 namespace vaefast {
 inline namespace VF_ISA {
 
-template <int K>
-inline constexpr double kInverseFactorial = kInverseFactorial<K - 1> / K;
-template <>
-inline constexpr double kInverseFactorial<0> = 1.0;
+// c + x (next + x (...))
+template <class V>
+VF_HD V polynomial(V, double c) {
+  return lit<V>(c);
+}
+template <class V, class... Rest>
+VF_HD V polynomial(V x, double c, Rest... rest) {
+  return fma_(polynomial(x, rest...), x, lit<V>(c));
+}
 
-// sum over j = K .. LAST of x^(j - K) / j!
-template <int K, int LAST, class V>
-VF_HD V exp_tail(V x) {
-  constexpr double c = kInverseFactorial<K>;
-  if constexpr (K == LAST) {
-    return lit<V>(c);
+template <class V>
+constexpr bool kDouble = sizeof(typename Lane<V>::type) == 8;
+
+// The polynomials below are minimax in relative error, with a bound that is far below an ulp of their use.
+
+// q of e^y = 1 + y + y^2 q(y) for |y| <= 0.7, to 7e-9 (float) or 3e-17 (double)
+template <class V>
+VF_HD V exp_tail(V y) {
+  if constexpr (kDouble<V>) {
+    return polynomial(y, 0.5, 0.16666666666666652, 0.04166666666666617, 0.008333333333338395, 0.0013888888888983993,
+                  0.0001984126983514556, 2.480158723005487e-05, 2.7557322634329545e-06, 2.755734480957252e-07,
+                      2.5051138112305132e-08, 2.087229350187011e-09, 1.6196310713394176e-10, 1.1799674778334012e-11);
   } else {
-    return fma_(exp_tail<K + 1, LAST>(x), x, lit<V>(c));
+    return polynomial(y, 0.5, 0.1666667017727267, 0.041666648911626185, 0.008332755358197726, 0.0013889472122689261,
+                      0.00020078047531481866, 2.4879970707576098e-05);
   }
 }
 
-// sum over k = K .. LAST of y^(k - K) / (2 k + 1)
-template <int K, int LAST, class V>
-VF_HD V atanh_tail(V y) {
-  constexpr double c = 1.0 / (2 * K + 1);
-  if constexpr (K == LAST) {
-    return lit<V>(c);
+// 2 atanh(s) for |s| <= 1/3, to 5e-9 or 1e-16
+template <class V>
+VF_HD V twice_atanh(V s) {
+  const V y = s * s;
+  if constexpr (kDouble<V>) {
+    const V tail = polynomial(y, 1.0 / 3, 1.0 / 5, 1.0 / 7, 1.0 / 9, 1.0 / 11, 1.0 / 13, 1.0 / 15, 1.0 / 17, 1.0 / 19,
+                          1.0 / 21, 1.0 / 23, 1.0 / 25, 1.0 / 27, 1.0 / 29, 1.0 / 31, 1.0 / 33);
+    return (s + s) * fma_(tail, y, lit<V>(1));
   } else {
-    return fma_(atanh_tail<K + 1, LAST>(y), y, lit<V>(c));
+    const V tail = polynomial(y, 0.33333206564805007, 0.2001084959436604, 0.13999569703293566, 0.14012232824622367);
+    return (s + s) * fma_(tail, y, lit<V>(1));
   }
 }
 
-// sum over j = K, K + 2 .. LAST of y^((j - K) / 2) / j!: cosine and sine, with y = -x^2
-template <int K, int LAST, class V>
-VF_HD V even_tail(V y) {
-  constexpr double c = kInverseFactorial<K>;
-  if constexpr (K == LAST) {
-    return lit<V>(c);
-  } else {
-    return fma_(even_tail<K + 2, LAST>(y), y, lit<V>(c));
-  }
+// e^(x/2), e^x - 1 and h(x) = e^x - 1 - x. The last two keep their relative accuracy at 0, where a subtraction would lose
+// everything: with y = x / 2 and Q = y^2 q(y), e^x = (1 + y + Q)^2, so h(x) = y^2 + Q (2 + 2 y + Q), a sum of positive
+// terms. From |y| = 0.7 on, e^x - 1 = (root - 1)(root + 1) is right to 2.7 times root's error and h to 4.9 times.
+template <class V>
+struct ExpTerms {
+  V root, em1, h;
+};
+
+// |y| < kNearRoot is near
+constexpr double kNearRoot = 0.7;
+
+// Given root = e^(x/2), y = x / 2 and Q at y; y and Q may be anything where x is not near 0.
+template <class V>
+VF_HD ExpTerms<V> exp_terms(V x, V root, V y, V Q) {
+  const auto near = less(abs_(x), lit<V>(2 * kNearRoot));
+  const V h = fma_(Q, fma_(y, lit<V>(2), Q + lit<V>(2)), y * y), m = root - lit<V>(1);
+  const V em1 = fma_(m, m, m + m);
+  return {root, select(near, x + h, em1), select(near, h, em1 - x)};
+}
+
+template <class V>
+VF_HD ExpTerms<V> exp_terms(V x, V root) {
+  const V y = x * lit<V>(0.5);
+  return exp_terms(x, root, y, y * y * exp_tail(y));
 }
 
 }  // namespace VF_ISA
@@ -122,31 +159,8 @@ namespace vaefast {
 inline namespace VF_ISA {
 
 template <class V>
-constexpr bool kDouble = sizeof(typename Lane<V>::type) == 8;
-
-// e^x - 1 and h(x) = e^x - 1 - x, given ex = e^x. Both keep their relative accuracy at 0, where the subtraction loses
-// everything: the series is exact to half an ulp for |x| < 2 (float, to x^14/14!) or 1 (double, to x^18/18!). Beyond,
-// e^x comes as a square with 2 to 5 ulp of error, of which the subtraction makes at most 1.7 (3.8) times as many.
-template <class V>
-struct ExpTerms {
-  V em1, h;
-};
-
-template <class V>
-VF_HD ExpTerms<V> exp_terms(V x, V ex) {
-  const V one = lit<V>(1);
-  const V series = x * x * exp_tail<2, kDouble<V> ? 18 : 14>(x);
-  const auto near = abs_(x) < lit<V>(kDouble<V> ? 1 : 2);
-  const V em1 = ex - one;
-  return {select(near, x + series, em1), select(near, series, em1 - x)};
-}
-
-// log(1 + t) for t in [0, 1], given inverse = 1 / (2 + t): 2 atanh(s) with s = t / (2 + t) <= 1/3
-template <class V>
-VF_HD V log1p_unit(V t, V inverse) {
-  const V s = t * inverse;
-  const V y = s * s;
-  return (s + s) * fma_(atanh_tail<1, kDouble<V> ? 16 : 7>(y), y, lit<V>(1));
+VF_HD ExpTerms<V> exp_terms(V x) {
+  return exp_terms(x, exp_(x * lit<V>(0.5)));
 }
 
 // From one exponential t of -|x|: log(1 + e^x) = (x where x > 0) + tail, and its derivative 1 / (1 + e^-x).
@@ -162,8 +176,9 @@ VF_HD SoftplusTerms<V> softplus_terms(V x) {
   // 1 / (1 + t) and 1 / (2 + t) from one division: it costs as much as the rest on a CPU
   const V a = one + t, b = a + one, inverse = reciprocal(a * b);
   const V r = inverse * b;
-  const auto positive = x > zero;
-  return {select(positive, one, zero), log1p_unit(t, inverse * a), select(positive, r, t * r)};
+  const auto positive = less(zero, x);
+  // log(1 + t) = 2 atanh(t / (2 + t))
+  return {select(positive, one, zero), twice_atanh(t * (inverse * a)), select(positive, r, t * r)};
 }
 
 }  // namespace VF_ISA

@@ -5,6 +5,7 @@ Nothing here looks at a time.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import harness, report, run  # noqa: E402
+from benchmarks import breakdown, harness, report, run  # noqa: E402
 from benchmarks.harness import Case, Wrong  # noqa: E402
 from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
 from benchmarks.workloads import WORKLOADS, Function, Workload  # noqa: E402
@@ -91,6 +92,14 @@ def test_wrong_implementations_are_caught(make: Any, why: str) -> None:
         harness.check(case, make(case.workload))
 
 
+def test_few_draws_may_be_far_out_and_many_may_not() -> None:
+    far = torch.tensor([4.0])
+    harness.check_noise(far)
+    for wrong in (7 * torch.ones(1), far.expand(10), torch.full((1000,), float("nan")), 1.5 * torch.randn(1000)):
+        with pytest.raises(Wrong, match=r"over \d+ draws"):
+            harness.check_noise(wrong)
+
+
 def test_failures_are_results_and_are_not_timed() -> None:
     def fails(*inputs: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError("no kernel\nfor this")
@@ -113,8 +122,22 @@ def test_memory_and_bytes() -> None:
     # mu and logvar read twice, z written, its gradient read, two gradients written; and the KL with its gradient
     assert case.floor() == 8 * one + 8
     assert small("sample-kl", "f").floor() == 3 * one + 4
+    numbers = small("normal", "f")
+    assert numbers.floor() == 3 * numbers.sizes["N"] * 4
     peak = harness.peak_bytes(case.step(case.workload.vaefast), CPU)
     assert 3 * one <= peak < 4 * one
+
+
+@pytest.mark.parametrize("kind", ["eager", "vaefast"])
+def test_what_is_timed_is_what_was_checked(kind: str) -> None:
+    """A step's gradients are those that the check looks at, the noise being the same."""
+    case = small("small-vae-bce")
+    function = getattr(case.workload, kind)
+    torch.manual_seed(3)
+    _, expected = case.run(function, case.inputs)
+    torch.manual_seed(3)
+    for got, checked in zip(case.step(function)(), expected, strict=True):
+        assert torch.equal(got, checked)
 
 
 def test_training_steps_leave_the_inputs_alone() -> None:
@@ -152,10 +175,82 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
             run.main(bad)
 
 
+def test_what_is_not_trained_is_run_forward() -> None:
+    default, forward, both, every = (
+        run.parse(["--quick", "--filter", "normal|small-vae-bce|train", *mode])
+        for mode in ([], ["--mode", "f"], ["--mode", "fb"], ["--mode", "all"])
+    )
+
+    def chosen(args: Any) -> list[tuple[str, str]]:
+        return [(case.workload.name, case.mode) for case in run.cases(args, CPU)]
+
+    vae, normal, train = "small-vae-bce", "normal", "train-step"
+    assert chosen(default) == [(vae, "fb"), (normal, "f"), (train, "fb")]
+    assert chosen(forward) == [(vae, "f"), (normal, "f")]
+    assert chosen(both) == [(vae, "fb"), (train, "fb")]
+    assert chosen(every) == [(vae, "f"), (vae, "fb"), (normal, "f"), (train, "fb")]
+
+
+@pytest.mark.parametrize("name", list(WORKLOADS))
+def test_sweeps_go_from_one_element_up_by_tens(name: str) -> None:
+    workload = WORKLOADS[name]
+    args = run.parse(["--sweep", name, "--sweep-max", "1e6"])
+    points = list(run.sweep_cases(args, CPU))[::-1]
+    assert set(points[0].sizes.values()) == {1}
+    assert all(point.mode == workload.modes[0] for point in points)
+    elements = [workload.elements(*point.factors) for point in points]
+    assert elements[-1] <= 1e6 and elements[-1] > 8e5
+    assert all(1 < b / a < 20 for a, b in itertools.pairwise(elements))
+    whole = list(run.sweep_cases(run.parse(["--sweep", name]), CPU))
+    assert all(workload.footprint(*point.factors) <= run.SWEEP_BYTES["cpu"] for point in whole)
+    assert workload.footprint(*whole[0].factors) > 1e8
+
+
+def test_elements_and_bytes_are_those_of_the_inputs() -> None:
+    for workload in WORKLOADS.values():
+        tiny = Case(workload, workload.modes[0], CPU, (FACTOR,))
+        inputs = tiny.inputs[:1] if workload.optimizer else tiny.inputs
+        trained = [t for t in inputs if t.requires_grad]
+        assert workload.footprint(FACTOR) == sum(map(harness.bytes_of, [*inputs, *trained]))
+        assert workload.elements(FACTOR) == max(t.numel() for t in inputs)
+
+
+def test_several_sweeps_end_in_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device: 1e10)
+    out = tmp_path / "out.json"
+    names = ["normal", "small-vae-bce", "train-step"]
+    assert run.main(arguments("--sweep", ",".join(names), "--sweep-max", "3000", "--out", str(out))) == 0
+    document = json.loads(out.read_text())
+    assert document["sweep"] == names
+    assert list(dict.fromkeys(case["workload"] for case in document["cases"])) == names
+    assert [case["elements"] for case in document["cases"]][:4] == [1, 10, 100, 1000]
+    assert "vaefast against eager at worst" in capsys.readouterr().out
+    assert run.swept("all") == list(WORKLOADS)
+    with pytest.raises(SystemExit):
+        run.main(["--sweep", "normal,nonesuch"])
+
+
+def test_the_verdict_names_what_is_slower() -> None:
+    document = results(["one", "two"])
+    assert run.worst(document) == (
+        "vaefast against eager at worst 3.00x: one fb B4 X1000; slower than eager at 0 of 2 points"
+    )
+    document["cases"].append(result("three", 1e-3, 2e-3))
+    verdict = run.worst(document).splitlines()
+    assert verdict[0].startswith("vaefast against eager at worst 0.500x: three fb") and "1 of 3 points:" in verdict[0]
+    assert verdict[1:] == ["  0.500x  three fb B4 X1000"]
+    for case in document["cases"]:
+        case["providers"]["vaefast"] = {"error": "RuntimeError: x"}
+    assert run.worst(document) == "vaefast and eager were not both timed"
+
+
 def result(workload: str, eager: float, vaefast: float, **more: Any) -> dict[str, Any]:
     def record(seconds: float) -> dict[str, Any]:
         over = {"eager": eager / seconds, "compile": 0.5 * eager / seconds}
-        return {"median": seconds, "p20": seconds, "p80": seconds, "peak_bytes": 1_500_000, "over": over}
+        memory = {"peak_bytes": 1_500_000, "saved_bytes": 16, "page_faults": 1234.0}
+        return {"median": seconds, "p20": seconds, "p80": seconds, "over": over, **memory}
 
     providers = {"eager": record(eager), "compile": {"error": "RuntimeError: x"}, "vaefast": record(vaefast)}
     sizes = {"B": 4, "X": 1000}
@@ -165,37 +260,99 @@ def result(workload: str, eager: float, vaefast: float, **more: Any) -> dict[str
     }  # fmt: skip
 
 
-def results(sweep: str | None = None) -> dict[str, Any]:
+def results(sweep: str | list[str] | None = None) -> dict[str, Any]:
     machine = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "AVX2", "threads": 2, "torch": "2.13.0",
                "cuda": None, "copy_bandwidth": 1e10}  # fmt: skip
     cases = [result("one", 3e-3, 1e-3), result("two", 4e-2, 1e-3, elements=400_000)]
     return {"date": "2026-01-31", "commit": "abc", "machine": machine, "sweep": sweep, "cases": cases}
 
 
+def pages(folder: Path) -> tuple[Path, Path, list[str]]:
+    """The two READMEs with marks and old tables, and the options that name them."""
+    readme, page = folder / "README.md", folder / "page.md"
+    for file, names in ((readme, ["results"]), (page, ["costs", "breakdown"])):
+        file.write_text("before\n" + "between\n".join("\nold\n".join(report.marks(n)) for n in names) + "\nafter\n")
+    return readme, page, ["--readme", str(readme), "--page", str(page)]
+
+
 def test_report(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
-    readme, file = tmp_path / "README.md", tmp_path / "a-cpu.json"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme, _, options = pages(tmp_path)
+    file = tmp_path / "a-cpu.json"
     file.write_text(json.dumps(results()))
-    assert report.main([str(file), "--readme", str(readme)]) == 0
+    assert report.main([str(file), *options]) == 0
     text = readme.read_text()
-    row = "| `one` | something; B 4, X 1,000 | 3 ms | failed | 1 ms | **3.0x** | 1.5x | 1.5 → 1.5 |"
+    row = "| `one` | something; B 4, X 1,000 | 3 ms | failed | 1 ms | **3.0x** | 1.5x | 16 B → 16 B | 1.5 MB → 1.5 MB |"
     assert row in text.splitlines()
     assert "**40x**" in text and "A CPU, 2 cores (AVX2), 2 threads" in text
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert report.main([str(file), "--readme", str(readme)]) == 0
+    assert report.main([str(file), *options]) == 0
     assert readme.read_text() == text
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    readme.write_text("no markers")
+    readme.write_text("no marks")
     with pytest.raises(ValueError, match="results:begin"):
-        report.main([str(file), "--readme", str(readme)])
+        report.main([str(file), *options])
 
 
-def test_sweep_report_leaves_the_readme_alone(tmp_path: Path) -> None:
+def test_costs_are_a_table(tmp_path: Path) -> None:
+    """Also where they were not measured, as in older files, or the limit is not known."""
+    pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
+    _, page, options = pages(tmp_path)
+    file, document = tmp_path / "a-cpu.json", results()
+    document["cases"].append(result("three", 1e-3, 1e-3, floor_bytes=None))
+    costs = {"call_seconds": 1e-4, "cached_elements": 100, "cached_seconds": 2e-4, "seconds_per_element": 2e-7}
+    document["cases"][0]["providers"]["vaefast"] |= {"costs": costs, "kernel_seconds": 1e-4}
+    file.write_text(json.dumps(document))
+    assert report.main([str(file), *options]) == 0
+    lines = page.read_text().splitlines()
+    # 4000 elements take 0.8 ms, and 48 kB at 10 GB/s 4.8 us; two threads
+    row = "| `one` | 100 µs | 800 µs (200.00 ns) | 4.8 µs (48 kB) | 900 µs | 1 ms | 90% | 100 µs | 50 µs | 1,234 |"
+    assert row in lines
+    assert "| `two` |  |  | 4.8 µs (48 kB) |  | 1 ms |  |  |  | 1,234 |" in lines
+    assert not any("three" in line for line in lines)
+    assert lines.count("old") == 1, "no breakdown, so that one stays"
+
+
+def test_breakdown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr(breakdown, "WARM_UP", 1)
+    out = tmp_path / "b.json"
+    assert breakdown.main(["--rounds", "3", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["breakdown"]
+    assert (found["workload"], found["sizes"], found["rounds"]) == ("train-step", {"B": 128}, 3)
+    for provider in ("eager", "vaefast"):
+        parts = [part[provider]["median"] for part in found["parts"].values()]
+        assert len(parts) == 6 and all(seconds > 0 for seconds in parts)
+    assert "networks, backward" in capsys.readouterr().out
+    _, page, options = pages(tmp_path)
+    assert report.main([str(out), *options]) == 0
+    lines = page.read_text().splitlines()
+    assert sum(line.startswith("| Adam | ") for line in lines) == 1 and lines.count("old") == 1
+
+
+def test_costs_of_calls_and_elements() -> None:
+    providers = [PROVIDERS[name] for name in ("eager", "compile", "vaefast")]
+    found = harness.costs(small("sample-kl"), providers, budget=0.0, min_rounds=1)
+    assert set(found) == {"eager", "vaefast"}
+    for cost in found.values():
+        assert cost["call_seconds"] > 0 and cost["cached_elements"] == WORKLOADS["sample-kl"].elements(FACTOR)
+    workload = WORKLOADS["sample-kl"]
+    assert 2**15 < workload.elements(workload.largest(workload.footprint, harness.CACHED)) <= 2**16
+    for costed in (True, False):
+        record = harness.measure(small("normal", "f"), providers[::2], budget=0.0, min_rounds=1, costed=costed)
+        assert ("costs" in record["providers"]["vaefast"]) == costed
+
+
+@pytest.mark.parametrize("sweep", ["one", ["one", "two"]])
+def test_sweep_report_leaves_the_readme_alone(sweep: str | list[str], tmp_path: Path) -> None:
+    """Of one workload, as older files have it, and of several."""
     pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
     file = tmp_path / "sweep.json"
-    file.write_text(json.dumps(results("one")))
-    assert report.main([str(file), "--readme", str(tmp_path / "absent.md")]) == 0
+    document = results(sweep)
+    document["cases"].append(result("untold", 1e-3, 1e-3, floor_bytes=None))
+    file.write_text(json.dumps(document))
+    absent = str(tmp_path / "absent.md")
+    assert report.main([str(file), "--readme", absent, "--page", absent]) == 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -207,6 +364,13 @@ def test_durations(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (16, "16 B"), (30720, "30.7 kB"), (999_900, "1000 kB"), (268_435_456, "268 MB")]
+)
+def test_sizes(value: int, text: str) -> None:
+    assert report.size(value) == text
+
+
 def test_file_names_hold_machine_and_date() -> None:
     info = {"gpu": None, "cpu": "Some CPU @ 2.0GHz", "cores": 8}
     assert run.file_name(info, "2026-01-31") == "some-cpu-2-0ghz-8-cores-2026-01-31.json"
@@ -215,6 +379,6 @@ def test_file_names_hold_machine_and_date() -> None:
 
 def test_every_workload_has_inputs_to_train() -> None:
     for workload in WORKLOADS.values():
-        tiny = Case(replace(workload), "fb", CPU, (FACTOR,))
-        assert any(t.requires_grad for t in tiny.inputs)
+        tiny = Case(replace(workload), workload.modes[0], CPU, (FACTOR,))
+        assert any(t.requires_grad for t in tiny.inputs) == ("fb" in workload.modes)
         assert all(size >= 1 for size in tiny.sizes.values())

@@ -43,6 +43,10 @@ def data(name: str, count: int, grad: bool, weighted: bool = False) -> Arguments
     return list(d.recon), d.target, torch.rand(50, generator=generator(1)) > 0.3 if weighted else None, name
 
 
+def several(grad: bool = False) -> list[Tensor]:
+    return [torch.randn(6, 20, requires_grad=grad), torch.randn(6, 3, 7, requires_grad=grad)]
+
+
 def seed() -> Tensor:
     return torch.tensor([5, 0])
 
@@ -104,6 +108,57 @@ SAMPLES: Samples = {
             [True] * 4,
         )
         for kept in ([torch.randn(6, 50)], [])
+    ],
+    "multi_posterior": lambda: [
+        ([*several(True)], [*several(True)], [], 0.0, [], 0.5, seed(), None, *PLAIN, "sum", True, True),
+        (
+            [*several(True)],
+            [*several(True)],
+            [*several(True)],
+            0.0,
+            [*several(True)],
+            0.0,
+            None,
+            None,
+            *PLAIN,
+            "batchmean",
+            False,
+            True,
+        ),
+    ],
+    "multi_forward": lambda: [
+        ([*several()], [*several()], [], 0.0, [*several()], 0.0, seed(), None, *CLAMPED, "per_sample", True, True, []),
+        ([*several()], [*several()], [], 0.0, [], 0.0, None, None, *PLAIN, "sum", False, True, [True, True, *NOT] * 2),
+    ],
+    "multi_backward": lambda: [
+        (
+            [*several()],
+            torch.tensor(2.0),
+            [*several()],
+            [*several()],
+            [],
+            0.0,
+            [],
+            0.0,
+            seed(),
+            *PLAIN,
+            "sum",
+            [True, True, *NOT] * 2,
+        ),
+        (
+            [],
+            torch.randn(6),
+            [*several()],
+            [*several()],
+            [*several()],
+            0.0,
+            [*several()],
+            0.0,
+            None,
+            *PLAIN,
+            "per_sample",
+            [True] * 8,
+        ),
     ],
     "scale_": lambda: [([torch.randn(3, 4)], torch.tensor(2.0)), ([torch.randn(3, 4)] * 2, torch.randn(3))],
 }

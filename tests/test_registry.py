@@ -17,6 +17,10 @@ CONTRACT = {
     "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean'",
     "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
     "eps=None generator=None noise='philox'",
+    "multi_tensor_gaussian_kl": "mus raws prior_mus=None prior_raws=None * parameterization='logvar' "
+    "reduction='batchmean'",
+    "multi_tensor_sample_with_kl": "mus raws prior_mu=0.0 prior_logvar=0.0 * parameterization='logvar' "
+    "reduction='sum' generator=None",
     "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None",
     "elbo_loss": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
     "parameterization='logvar' reduction='batchmean' weight=None",

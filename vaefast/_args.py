@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -48,6 +48,8 @@ class Parameterization:
     name: str = "logvar"
     clamp: tuple[float, float] | None = None
     floor: float = 0.0
+    # an operator's arguments parameterization, lo, hi, floor; the bounds are infinite where there is no clamp
+    spec: tuple[str, float, float, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         from .reference import PARAMETERIZATIONS
@@ -62,11 +64,8 @@ class Parameterization:
             raise TypeError(f"floor must be a number, got {self.floor!r}")
         if not (self.floor >= 0.0 and math.isfinite(self.floor)):
             raise ValueError(f"floor must be a finite number >= 0 (it is added to the std), got {self.floor!r}")
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The clamp as two floats, infinite where there is none."""
-        return self.clamp if self.clamp is not None else (-math.inf, math.inf)
+        lo, hi = self.clamp if self.clamp is not None else (-math.inf, math.inf)
+        object.__setattr__(self, "spec", (self.name, lo, hi, self.floor))
 
 
 def is_real(value: object) -> TypeGuard[float]:
@@ -132,7 +131,8 @@ def parameterization(value: str | Parameterization) -> Parameterization:
         return value
     if not isinstance(value, str):
         raise TypeError(f"parameterization must be a str or a Parameterization, got {type(value).__name__}")
-    choice("parameterization", value, tuple(PLAIN))
+    if value not in PLAIN:
+        choice("parameterization", value, tuple(PLAIN))
     return PLAIN[value]
 
 
@@ -145,6 +145,48 @@ def posterior(mu: object, logvar: object) -> tuple[Tensor, Tensor]:
     same_shape("logvar", logvar, "mu", mu.shape)
     same_device("logvar", logvar, "mu", mu.device)
     return mu, logvar
+
+
+def posteriors(mus: object, raws: object) -> tuple[list[Tensor], list[Tensor]]:
+    """Two lists of the same length, at least 1, whose tensors match one by one and all lie on one device."""
+    pairs = [posterior(mu, raw) for mu, raw in zip(tensors("mus", mus), tensors("raws", raws, "mus", mus))]
+    for mu, _ in pairs:
+        same_device("a tensor of mus", mu, "its first", pairs[0][0].device)
+    return [mu for mu, _ in pairs], [raw for _, raw in pairs]
+
+
+def priors(name: str, values: object, mus: list[Tensor]) -> list[Tensor]:
+    """As many tensors as there are mus, each broadcasting to its own, or none."""
+    if values is None:
+        return []
+    found = tensors(name, values, "mus", mus)
+    for value, mu in zip(found, mus):
+        prior(f"a tensor of {name}", value, mu)
+    return found
+
+
+def tensors(name: str, values: object, other: str = "", others: object = None) -> list[Any]:
+    """A list or tuple, not empty, as long as the other one."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} must be a list or tuple of tensors, got {type(values).__name__}")
+    if not values:
+        raise ValueError(f"{name} is empty; give at least one tensor")
+    if isinstance(others, (list, tuple)) and len(values) != len(others):
+        raise ValueError(f"{name} has {len(values)} tensors but {other} has {len(others)}; they go in pairs")
+    return list(values)
+
+
+def same_batches(mus: Sequence[Tensor], reduction: str) -> None:
+    choice("reduction", reduction, ELBO_REDUCTIONS)
+    if reduction == "sum":
+        return
+    for mu in mus:
+        batched("a tensor of mus", mu, reduction)
+        if mu.shape[0] != mus[0].shape[0]:
+            raise ValueError(
+                f"reduction={reduction!r} needs one batch (dimension 0) in all of mus, but there are "
+                f"{mus[0].shape[0]} and {mu.shape[0]}; use 'sum'"
+            )
 
 
 def prior(name: str, value: object, mu: Tensor) -> Tensor | float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _build
-from ._args import Parameterization, choice
+from ._args import Parameterization, choice, is_real
 from ._philox import draw_seed
 
 BACKENDS = ("auto", "native", "reference")
 MAX_DIMS = 8  # kMaxDims in csrc/common.h
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 _C: Any = None
 
@@ -121,21 +122,48 @@ def native_for(x: Tensor, no_grad_to: Sequence[Tensor | None] = ()) -> bool:
     return why is None
 
 
+def attempt(entry: str, x: object, args: Callable[[], tuple[Any, ...]]) -> Any:
+    """What the extension's entry returns, or None where the long way has to be gone.
+
+    A plain eager call (nothing traces, transforms or refuses x, its first tensor) is checked by the entry itself. Only
+    where that raises are the checks in ``_args`` made, which say what is wrong for people and take longer than a small
+    kernel.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(x) not in PLAIN_TENSORS
+        or _C is None
+        or _backend == "reference"
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+        or not (x.is_cpu or x.device.type in _C.devices())
+    ):
+        return None
+    try:
+        return getattr(_C, entry)(*args())
+    except (TypeError, ValueError):
+        return None
+
+
 def torch_noise(mu: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
 
 
 def _entry(x: Tensor) -> Any:
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or type(x) not in PLAIN_TENSORS:
         return torch.ops.vaefast
     return _C
 
 
-def _split(prior: Tensor | float | None) -> tuple[Tensor | None, float]:
+def split(prior: object) -> tuple[Tensor | None, float]:
     """A prior argument as (tensor, constant)."""
+    if prior is None:
+        return None, 0.0
     if isinstance(prior, Tensor):
         return prior, 0.0
-    return None, 0.0 if prior is None else prior
+    if not is_real(prior):
+        raise TypeError(f"a prior must be None, a float or a torch.Tensor, got {type(prior).__name__}")
+    return None, float(prior)
 
 
 def posterior(
@@ -157,9 +185,32 @@ def posterior(
         # identical calls of a random custom op may be merged under torch.compile; torch.randint's are not
         seed, generator = draw_seed(mu, generator), None
     result: list[Tensor] = entry.posterior(
-        mu, raw, *_split(prior_mu), *_split(prior_logvar), eps, seed, generator,
-        p.name, *p.bounds, p.floor, reduction, sample, kl,
+        mu, raw, *split(prior_mu), *split(prior_logvar), eps, seed, generator,
+        *p.spec, reduction, sample, kl,
     )  # fmt: skip
+    return result
+
+
+def multi_posterior(
+    mus: list[Tensor],
+    raws: list[Tensor],
+    prior_mus: list[Tensor],
+    prior_logvars: list[Tensor],
+    prior_mu: float,
+    prior_logvar: float,
+    generator: torch.Generator | None,
+    p: Parameterization,
+    reduction: str,
+    *,
+    sample: bool,
+) -> list[Tensor]:
+    entry = _entry(mus[0])
+    seed = None
+    if sample and entry is not _C:
+        seed, generator = draw_seed(mus[0], generator), None
+    result: list[Tensor] = entry.multi_posterior(
+        mus, raws, prior_mus, prior_mu, prior_logvars, prior_logvar, seed, generator, *p.spec, reduction, sample, True
+    )
     return result
 
 
@@ -184,7 +235,7 @@ def elbo(
     reduction: str,
 ) -> Sequence[Tensor]:
     result: Sequence[Tensor] = _entry(mu).elbo(
-        params, target, weight, likelihood, mu, raw, *_split(prior_mu), *_split(prior_logvar),
-        p.name, *p.bounds, p.floor, beta, reduction,
+        params, target, weight, likelihood, mu, raw, *split(prior_mu), *split(prior_logvar),
+        *p.spec, beta, reduction,
     )  # fmt: skip
     return result

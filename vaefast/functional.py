@@ -18,6 +18,28 @@ Recon = Tensor | Sequence[Tensor]
 Prior = Tensor | float | int | None
 
 
+def _posterior(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Prior,
+    prior_logvar: Prior,
+    parameterization: str | Parameterization,
+    reduction: str,
+    *,
+    sample: bool,
+    kl: bool,
+) -> list[Tensor] | None:
+    """The kernels' outputs for a plain call, noise from the default generator."""
+    found: list[Tensor] | None = _ops.attempt(
+        "posterior", mu,
+        lambda: (
+            mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar), None, None, None,
+            *_args.parameterization(parameterization).spec, reduction, sample, kl,
+        ),
+    )  # fmt: skip
+    return found
+
+
 def reparameterize(
     mu: Tensor,
     logvar: Tensor,
@@ -52,6 +74,10 @@ def reparameterize(
         mu, logvar = encoder(x).chunk(2, dim=1)
         z = vaefast.reparameterize(mu, logvar)
     """
+    if eps is None and generator is None and noise == "philox":
+        out = _posterior(mu, logvar, None, None, parameterization, "none", sample=True, kl=False)
+        if out is not None:
+            return out[0]
     mu, logvar = _args.posterior(mu, logvar)
     p = _args.parameterization(parameterization)
     eps = _args.noise(noise, eps, generator, mu)
@@ -95,6 +121,9 @@ def gaussian_kl(
         kl = vaefast.gaussian_kl(mu, logvar)
         loss = nll + 0.5 * kl
     """
+    out = _posterior(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, sample=False, kl=True)
+    if out is not None:
+        return out[0]
     mu, logvar = _args.posterior(mu, logvar)
     p = _args.parameterization(parameterization)
     pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
@@ -136,6 +165,10 @@ def sample_with_kl(
         z, kl = vaefast.sample_with_kl(mu, logvar)
         loss = vaefast.reconstruction_loss(decoder(z), x) + kl
     """
+    if eps is None and generator is None and noise == "philox":
+        out = _posterior(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, sample=True, kl=True)
+        if out is not None:
+            return out[0], out[1]
     mu, logvar = _args.posterior(mu, logvar)
     p = _args.parameterization(parameterization)
     pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
@@ -150,6 +183,115 @@ def sample_with_kl(
     eps = _ops.torch_noise(mu, generator) if eps is None and noise == "torch" else eps
     z, kl = _ops.posterior(mu, logvar, pm, plv, eps, generator, p, reduction, sample=True, kl=True)
     return z, kl
+
+
+def multi_tensor_gaussian_kl(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    prior_mus: Sequence[Tensor] | None = None,
+    prior_raws: Sequence[Tensor] | None = None,
+    *,
+    parameterization: str | Parameterization = "logvar",
+    reduction: str = "batchmean",
+) -> Tensor:
+    """The sum of :func:`gaussian_kl` over many posteriors, such as the levels of a hierarchy, in one call.
+
+    Args:
+        mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
+        prior_mus, prior_raws: None is N(0, I); else lists as long, each tensor broadcasting to its mu. Trained if they
+            require grad.
+        parameterization: what ``raws``, and likewise ``prior_raws``, mean.
+        reduction: ``"per_sample"``, ``"batchmean"`` (both need one batch in all) or ``"sum"``.
+
+    Returns:
+        The KL in nats, float32 (float64 where an input is).
+
+    Raises:
+        TypeError, ValueError: lists of other lengths, or an argument of wrong type, dtype, shape or device.
+
+    Sønderby et al. 2016 (arXiv:1602.02282), equation 3: a hierarchy's KL is the sum of its levels'.
+
+    Example::
+
+        kl = vaefast.multi_tensor_gaussian_kl(mus, logvars, prior_mus, prior_logvars)
+        loss = nll + kl
+    """
+    lists = all(given is None or (isinstance(given, (list, tuple)) and given) for given in (prior_mus, prior_raws))
+    kl = None
+    if lists and parameterization == "logvar" and isinstance(mus, (list, tuple)) and mus:
+        kl = _ops.attempt(
+            "multi_posterior", mus[0],
+            lambda: (
+                mus, raws, prior_mus or (), 0.0, prior_raws or (), 0.0, None, None,
+                *_args.parameterization(parameterization).spec, reduction, False, True,
+            ),
+        )  # fmt: skip
+    if kl is not None:
+        found: Tensor = kl[0]
+        return found
+    mus, raws = _args.posteriors(mus, raws)
+    p = _args.parameterization(parameterization)
+    pms = _args.priors("prior_mus", prior_mus, mus)
+    plvs = reference.logvars_of(_args.priors("prior_raws", prior_raws, mus), p)
+    _args.same_batches(mus, reduction)
+    if not all(map(_ops.native_for, mus)):
+        return reference.multi_tensor_gaussian_kl(
+            mus, raws, prior_mus, prior_raws, parameterization=p, reduction=reduction
+        )
+    return _ops.multi_posterior(mus, raws, pms, plvs, 0.0, 0.0, None, p, reduction, sample=False)[0]
+
+
+def multi_tensor_sample_with_kl(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    prior_mu: Prior = 0.0,
+    prior_logvar: Prior = 0.0,
+    *,
+    parameterization: str | Parameterization = "logvar",
+    reduction: str = "sum",
+    generator: torch.Generator | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """:func:`sample_with_kl` of many posteriors, such as a network's weights, in one call; their KLs are added up.
+
+    Backward regenerates the noise: what is kept is the inputs and 16 bytes for all of them.
+
+    Args:
+        mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
+        prior_mu, prior_logvar: one prior for all: floats, or tensors that broadcast to every mu.
+        parameterization: what ``raws`` mean.
+        reduction: ``"sum"``, or ``"per_sample"`` or ``"batchmean"`` where all have one batch.
+        generator: where the seed comes from; the default generator of the tensors' device if None.
+
+    Returns:
+        ``(samples, kl)``: a list of tensors like mus, and the KL in nats.
+
+    Raises:
+        TypeError, ValueError: lists of other lengths, or an argument of wrong type, dtype, shape or device.
+
+    Blundell et al. 2015 (arXiv:1505.05424), equation 2: the complexity cost of a network is its weights' KL.
+
+    Example::
+
+        weights, kl = vaefast.multi_tensor_sample_with_kl(mus, rhos, parameterization="softplus")
+        loss = nll(weights, batch) + kl / batches
+    """
+    mus, raws = _args.posteriors(mus, raws)
+    p = _args.parameterization(parameterization)
+    pm, plv = prior_mu, prior_logvar
+    for mu in mus:
+        pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
+    _args.same_batches(mus, reduction)
+    _args.noise("philox", None, generator, mus[0])
+    if not all(map(_ops.native_for, mus)):
+        return reference.multi_tensor_sample_with_kl(
+            mus, raws, pm, plv, parameterization=p, reduction=reduction, generator=generator
+        )
+    lists = [[prior] * len(mus) if isinstance(prior, Tensor) else [] for prior in (pm, plv)]
+    numbers = [0.0 if prior is None or isinstance(prior, Tensor) else float(prior) for prior in (pm, plv)]
+    *samples, kl = _ops.multi_posterior(
+        mus, raws, *lists, *numbers, generator, p, reduction, sample=True
+    )  # fmt: skip
+    return samples, kl
 
 
 def reconstruction_loss(
@@ -183,6 +325,11 @@ def reconstruction_loss(
         nll = vaefast.reconstruction_loss(logits, x)
         nll = vaefast.reconstruction_loss((mean, logvar), x, likelihood="gaussian")
     """
+    given = recon if isinstance(recon, (tuple, list)) else (recon,)
+    first = given[0] if given else None
+    nll: Tensor | None = _ops.attempt("reconstruction", first, lambda: (given, target, weight, likelihood, reduction))
+    if nll is not None:
+        return nll
     params, target, weight = _args.reconstruction(recon, target, weight, likelihood, reference.LIKELIHOODS)
     _args.choice("reduction", reduction, _args.REDUCTIONS)
     _args.batched("recon", params[0], reduction)
@@ -229,6 +376,17 @@ def elbo_terms(
         terms = vaefast.elbo_terms(decoder(z), x, mu, logvar)
         terms.loss.backward(); print(terms.kl.item())
     """
+    if type(beta) in (float, int):
+        given = recon if isinstance(recon, (tuple, list)) else (recon,)
+        terms = _ops.attempt(
+            "elbo", mu,
+            lambda: (
+                given, target, weight, likelihood, mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar),
+                *_args.parameterization(parameterization).spec, beta, reduction,
+            ),
+        )  # fmt: skip
+        if terms is not None:
+            return ELBOTerms(*terms)
     _args.reduction_for_elbo(reduction)
     params, target, weight = _args.reconstruction(recon, target, weight, likelihood, reference.LIKELIHOODS)
     mu, logvar = _args.posterior(mu, logvar)

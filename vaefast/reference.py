@@ -8,7 +8,7 @@ Two registries are the Python side of ``csrc/likelihoods.h`` and ``csrc/posterio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ __all__ = [
     "elbo_loss",
     "elbo_terms",
     "gaussian_kl",
+    "multi_tensor_gaussian_kl",
+    "multi_tensor_sample_with_kl",
     "reconstruction_loss",
     "reparameterize",
     "sample_with_kl",
@@ -264,6 +266,62 @@ def sample_with_kl(
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction)
     z = reparameterize(mu, logvar, parameterization=parameterization, eps=eps, generator=generator, noise=noise)
     return z, kl
+
+
+def multi_tensor_gaussian_kl(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    prior_mus: Sequence[Tensor] | None = None,
+    prior_raws: Sequence[Tensor] | None = None,
+    *,
+    parameterization: str | Parameterization = "logvar",
+    reduction: str = "batchmean",
+) -> Tensor:
+    """See :func:`vaefast.multi_tensor_gaussian_kl`."""
+    mus, raws = _args.posteriors(mus, raws)
+    p = _args.parameterization(parameterization)
+    pms = _args.priors("prior_mus", prior_mus, mus) or [None] * len(mus)
+    plvs = logvars_of(_args.priors("prior_raws", prior_raws, mus), p) or [None] * len(mus)
+    _args.same_batches(mus, reduction)
+    kls = [
+        gaussian_kl(*each, parameterization=p, reduction=reduction)
+        for each in zip(mus, raws, pms, plvs)
+    ]  # fmt: skip
+    return _add(kls)
+
+
+def multi_tensor_sample_with_kl(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    prior_mu: Tensor | Real | None = 0.0,
+    prior_logvar: Tensor | Real | None = 0.0,
+    *,
+    parameterization: str | Parameterization = "logvar",
+    reduction: str = "sum",
+    generator: torch.Generator | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """See :func:`vaefast.multi_tensor_sample_with_kl`."""
+    mus, raws = _args.posteriors(mus, raws)
+    p = _args.parameterization(parameterization)
+    _args.same_batches(mus, reduction)
+    _args.noise("philox", None, generator, mus[0])
+    seed = draw_seed(mus[0], generator)
+    samples, kls, counter = [], [], torch.zeros_like(seed)
+    for mu, raw in zip(mus, raws):
+        samples.append(_sample(mu, raw, p, None, seed + counter))
+        counter[1] += (mu.numel() + 3) // 4  # the samples share one stream, and take whole counters of it
+        kls.append(gaussian_kl(mu, raw, prior_mu, prior_logvar, parameterization=p, reduction=reduction))
+    return samples, _add(kls)
+
+
+def logvars_of(raws: list[Tensor], p: Parameterization) -> list[Tensor]:
+    """The log variances that raws mean; raws themselves where they are that already."""
+    return raws if p == _args.PLAIN["logvar"] else [_std_logvar(raw, p)[1] for raw in raws]
+
+
+def _add(kls: list[Tensor]) -> Tensor:
+    dtype = _compute_dtype(*kls)
+    return torch.stack([kl.to(dtype) for kl in kls]).sum(0)
 
 
 def reconstruction_loss(

@@ -11,29 +11,72 @@ namespace vaefast {
 inline namespace VF_ISA {
 namespace {
 
-template <class T, class P, bool SAMPLE, bool KLD, bool PRIOR>
+// Against what the KL is taken: N(0, I), a Gaussian whose two numbers are constants, or one of tensors.
+enum class Against { kStandard, kConstant, kTensors };
+
+template <class T, Against A>
+class PriorTile {
+ public:
+  using V = Vec<T>;
+
+  PriorTile(const PosteriorProblem& p, const Tile& t)
+      : fixed_(prior_of(lit<V>(p.prior_mu.value), lit<V>(p.prior_logvar.value))) {
+    if constexpr (A == Against::kTensors) {
+      mu_ = read(p.prior_mu, t, mu_buffer_);
+      logvar_ = read(p.prior_logvar, t, logvar_buffer_);
+    }
+  }
+
+  VF_HD KL<V> kl(V mu, const Scale<V>& q, int i) const {
+    if constexpr (A == Against::kTensors) return kl_of(mu, q, prior_of(at(mu_, i), at(logvar_, i)));
+    if constexpr (A == Against::kConstant) return kl_of(mu, q, fixed_);
+    return kl_of(mu, q);
+  }
+
+ private:
+  Prior<V> fixed_;
+  Buffer<T> mu_buffer_, logvar_buffer_;
+  const T *mu_ = nullptr, *logvar_ = nullptr;
+};
+
+// The scale without clamp and floor, decided once: their branches would stay in the loop.
+template <class P>
+struct Plain {
+  template <class V>
+  static VF_HD Scale<V> scale(const Activation&, V raw) {
+    return P::eval(raw);
+  }
+};
+
+template <class P>
+struct Bounded {
+  template <class V>
+  static VF_HD Scale<V> scale(const Activation& a, V raw) {
+    return scale_of<P>(a, raw);
+  }
+};
+
+template <class T, class P, bool SAMPLE, bool KLD, Against A>
 double posterior_forward(const PosteriorProblem& p, const Tile& t) {
   using V = Vec<T>;
-  Buffer<T> mu_buffer, raw_buffer, noise_buffer, pm_buffer, plv_buffer, z_buffer, kl_buffer;
+  Buffer<T> mu_buffer, raw_buffer, noise_buffer, z_buffer, kl_buffer;
   const T* mu = read(p.mu, t, mu_buffer);
   const T* raw = read(p.raw, t, raw_buffer);
   const T* eps = nullptr;
   if constexpr (SAMPLE) eps = p.philox.on ? read_noise(p.philox, t, noise_buffer) : read(p.eps, t, noise_buffer);
-  const T* pm = PRIOR ? read(p.prior_mu, t, pm_buffer) : nullptr;
-  const T* plv = PRIOR ? read(p.prior_logvar, t, plv_buffer) : nullptr;
+  const PriorTile<T, A> prior(p, t);
   T* z = writable(p.out_z, t, z_buffer);
   T* kl = writable(p.out_kl, t, kl_buffer);
   const bool each = p.out_kl.data != nullptr;
-  Accumulator<T> sum;
-  for_vectors<T>(t.n, [&](int i, int count) {
-    const V m = at(mu, i, count);
-    const auto q = scale_of<P>(p.activation, at(raw, i, count));
-    if constexpr (SAMPLE) put(z, i, count, fma_(q.std, at(eps, i, count), m));
+  Accumulator<T> sum(t);
+  for_vectors<T>(t.n, [&](int i) {
+    const V m = at(mu, i);
+    const auto q = P::scale(p.activation, at(raw, i));
+    if constexpr (SAMPLE) put(z, i, fma_(q.std, at(eps, i), m));
     if constexpr (KLD) {
-      const V zero = V(T(0));
-      const V value = kl_of<PRIOR>(m, q, PRIOR ? at(pm, i, count) : zero, PRIOR ? at(plv, i, count) : zero).value;
-      sum.add(value, count);
-      if (each) put(kl, i, count, value);
+      const V value = prior.kl(m, q, i).value;
+      sum.add(i, value);
+      if (each) put(kl, i, value);
     }
   });
   if constexpr (SAMPLE) write_back(p.out_z, t, z_buffer);
@@ -41,69 +84,81 @@ double posterior_forward(const PosteriorProblem& p, const Tile& t) {
   return sum.total();
 }
 
-template <class T, class P, bool SAMPLE, bool KLD, bool PRIOR>
+// With VALUE, the sum of the KL besides its gradients.
+template <class T, class P, bool SAMPLE, bool KLD, Against A, bool VALUE>
 double posterior_backward(const PosteriorProblem& p, const Tile& t) {
   using V = Vec<T>;
-  Buffer<T> mu_buffer, raw_buffer, noise_buffer, pm_buffer, plv_buffer, dz_buffer, dkl_buffer;
+  Buffer<T> mu_buffer, raw_buffer, noise_buffer, dz_buffer, dkl_buffer;
   Buffer<T> out_buffer[4];
   const T* mu = KLD ? read(p.mu, t, mu_buffer) : nullptr;
   const T* raw = read(p.raw, t, raw_buffer);
   const T* eps = nullptr;
   if constexpr (SAMPLE) eps = p.philox.on ? read_noise(p.philox, t, noise_buffer) : read(p.eps, t, noise_buffer);
-  const T* pm = PRIOR ? read(p.prior_mu, t, pm_buffer) : nullptr;
-  const T* plv = PRIOR ? read(p.prior_logvar, t, plv_buffer) : nullptr;
+  const PriorTile<T, A> prior(p, t);
   const T* dz = SAMPLE ? read(p.dz, t, dz_buffer) : nullptr;
   const T* dkl = KLD ? read(p.dkl, t, dkl_buffer) : nullptr;
   const Operand* out[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
-  constexpr int outputs = PRIOR ? 4 : 2;
+  constexpr int outputs = A == Against::kTensors ? 4 : 2;
   T* grad[4];
   for (int k = 0; k < outputs; ++k) grad[k] = writable(*out[k], t, out_buffer[k]);
   const V factor = lit<V>(p.dkl_scale), zero = V(T(0));
-  for_vectors<T>(t.n, [&](int i, int count) {
-    const auto q = scale_of<P>(p.activation, at(raw, i, count));
+  Accumulator<T> sum(t);
+  for_vectors<T>(t.n, [&](int i) {
+    const auto q = P::scale(p.activation, at(raw, i));
     V gmu = zero, graw = zero;
     if constexpr (SAMPLE) {
-      gmu = at(dz, i, count);
-      graw = gmu * at(eps, i, count) * q.dstd;
+      gmu = at(dz, i);
+      graw = gmu * at(eps, i) * q.dstd;
     }
     if constexpr (KLD) {
-      const V g = at(dkl, i, count) * factor;
-      const auto k =
-          kl_of<PRIOR>(at(mu, i, count), q, PRIOR ? at(pm, i, count) : zero, PRIOR ? at(plv, i, count) : zero);
+      const V g = at(dkl, i) * factor;
+      const auto k = prior.kl(at(mu, i), q, i);
+      if constexpr (VALUE) sum.add(i, k.value);
       gmu = fma_(g, k.dmu, gmu);
       graw = fma_(g * k.dlogvar, q.dlogvar, graw);
-      if constexpr (PRIOR) {
-        put(grad[2], i, count, zero - g * k.dmu);
-        put(grad[3], i, count, g * k.dprior_logvar);
+      if constexpr (outputs == 4) {
+        put(grad[2], i, zero - g * k.dmu);
+        put(grad[3], i, g * k.dprior_logvar);
       }
     }
-    put(grad[0], i, count, gmu);
-    put(grad[1], i, count, graw);
+    put(grad[0], i, gmu);
+    put(grad[1], i, graw);
   });
   for (int k = 0; k < outputs; ++k) write_back(*out[k], t, out_buffer[k]);
-  return 0;
+  return sum.total();
 }
 
-template <class T, bool SAMPLE, bool KLD, bool PRIOR>
+template <class T, class P, bool SAMPLE, bool KLD, Against A>
+void posterior_scaled(const PosteriorProblem& p, int64_t begin, int64_t end) {
+  for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
+    if (!p.backward) return posterior_forward<T, P, SAMPLE, KLD, A>(p, t);
+    if constexpr (!SAMPLE) {
+      if (p.sum.out) return posterior_backward<T, P, SAMPLE, KLD, A, true>(p, t);
+    }
+    return posterior_backward<T, P, SAMPLE, KLD, A, false>(p, t);
+  });
+}
+
+template <class T, bool SAMPLE, bool KLD, Against A>
 void posterior_units(const PosteriorProblem& p, int64_t begin, int64_t end) {
   visit(p.activation.kind, Parameterizations{}, [&](auto kind) {
     using P = typename decltype(kind)::type;
-    for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
-      return p.backward ? posterior_backward<T, P, SAMPLE, KLD, PRIOR>(p, t)
-                        : posterior_forward<T, P, SAMPLE, KLD, PRIOR>(p, t);
-    });
+    p.activation.clamped || p.activation.floored ? posterior_scaled<T, Bounded<P>, SAMPLE, KLD, A>(p, begin, end)
+                                                 : posterior_scaled<T, Plain<P>, SAMPLE, KLD, A>(p, begin, end);
   });
+}
+
+template <class T, bool SAMPLE>
+void posterior_kl(const PosteriorProblem& p, int64_t begin, int64_t end) {
+  if (!p.prior) return posterior_units<T, SAMPLE, true, Against::kStandard>(p, begin, end);
+  if (p.prior_mu.data || p.prior_logvar.data) return posterior_units<T, SAMPLE, true, Against::kTensors>(p, begin, end);
+  posterior_units<T, SAMPLE, true, Against::kConstant>(p, begin, end);
 }
 
 template <class T>
 void posterior_typed(const PosteriorProblem& p, int64_t begin, int64_t end) {
-  if (!p.kl) return posterior_units<T, true, false, false>(p, begin, end);
-  if (p.sample) {
-    return p.prior ? posterior_units<T, true, true, true>(p, begin, end)
-                   : posterior_units<T, true, true, false>(p, begin, end);
-  }
-  return p.prior ? posterior_units<T, false, true, true>(p, begin, end)
-                 : posterior_units<T, false, true, false>(p, begin, end);
+  if (!p.kl) return posterior_units<T, true, false, Against::kStandard>(p, begin, end);
+  p.sample ? posterior_kl<T, true>(p, begin, end) : posterior_kl<T, false>(p, begin, end);
 }
 
 void posterior(const PosteriorProblem& p, int64_t begin, int64_t end) {
@@ -126,25 +181,25 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
     for (int k = 0; k < N; ++k) grad[k] = writable(p.out_grad[k], t, grad_buffer[k]);
   }
   const V factor = lit<V>(p.grad_scale), zero = V(T(0));
-  Accumulator<T> sum;
-  for_vectors<T>(t.n, [&](int i, int count) {
+  Accumulator<T> sum(t);
+  for_vectors<T>(t.n, [&](int i) {
     V x[N];
-    for (int k = 0; k < N; ++k) x[k] = at(param[k], i, count);
-    auto term = L::eval(x, at(target, i, count));
-    V scale = upstream ? factor * at(upstream, i, count) : factor;
+    for (int k = 0; k < N; ++k) x[k] = at(param[k], i);
+    auto term = L::eval(x, at(target, i));
+    V scale = upstream ? factor * at(upstream, i) : factor;
     if (weight) {
       // a zero weight selects zero, it does not multiply by it: what the element held must not matter
-      const V w = at(weight, i, count);
-      const auto off = w == zero;
+      const V w = at(weight, i);
+      const auto off = equal(w, zero);
       term.nll = select(off, zero, w * term.nll);
       for (int k = 0; k < N; ++k) term.grad[k] = select(off, zero, w * term.grad[k]);
     }
     if constexpr (NLL) {
-      sum.add(term.nll, count);
-      if (each) put(nll, i, count, term.nll);
+      sum.add(i, term.nll);
+      if (each) put(nll, i, term.nll);
     }
     if constexpr (GRAD) {
-      for (int k = 0; k < N; ++k) put(grad[k], i, count, term.grad[k] * scale);
+      for (int k = 0; k < N; ++k) put(grad[k], i, term.grad[k] * scale);
     }
   });
   if constexpr (NLL) write_back(p.out_nll, t, nll_buffer);
@@ -162,7 +217,7 @@ double rescale_tile(const ReconstructionProblem& p, const Tile& t) {
   for (int k = 0; k < p.nparams; ++k) {
     const T* grad = read(p.out_grad[k], t, grad_buffer);
     T* out = writable(p.out_grad[k], t, out_buffer);
-    for_vectors<T>(t.n, [&](int i, int count) { put(out, i, count, at(grad, i, count) * at(upstream, i, count)); });
+    for_vectors<T>(t.n, [&](int i) { put(out, i, at(grad, i) * at(upstream, i)); });
     write_back(p.out_grad[k], t, out_buffer);
   }
   return 0;

@@ -7,56 +7,125 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
-constexpr int kCounters = 16;
-constexpr int kGroup = 4 * kCounters;  // normals from one pass over kCounters counters
+// Philox words in the low halves of 64-bit lanes, a counter a lane: the one multiplication that vectors have reads low
+// halves alone, so whatever a word leaves above itself need not be cleared.
+struct WordVec {
+  using V = Vec<int64_t>;
+  static constexpr int size = V::size();
+  V lanes;
+
+  explicit WordVec(V v) : lanes(v) {}
+  WordVec() = default;
+  explicit WordVec(uint32_t word) : lanes(int64_t(word)) {}
+};
+
+VF_HD WordVec operator^(WordVec a, WordVec b) { return WordVec(a.lanes ^ b.lanes); }
+VF_HD WordVec operator+(WordVec a, WordVec b) { return WordVec(a.lanes + b.lanes); }
+
+#if defined(CPU_CAPABILITY_AVX512)
+VF_HD WordVec high_half(WordVec a) { return WordVec(_mm512_srli_epi64(a.lanes, 32)); }
+VF_HD WordVec product(WordVec a, WordVec b) { return WordVec(_mm512_mul_epu32(a.lanes, b.lanes)); }
+// the words of a and b by turns
+VF_HD Vec<int32_t> zip(WordVec a, WordVec b) {
+  return _mm512_mask_blend_epi32(0xAAAA, a.lanes, _mm512_slli_epi64(b.lanes, 32));
+}
+VF_HD Vec<float> from_unsigned(Vec<int32_t> x) { return _mm512_cvtepu32_ps(x); }
+#else
+#if defined(CPU_CAPABILITY_AVX2)
+VF_HD WordVec high_half(WordVec a) { return WordVec(_mm256_srli_epi64(a.lanes, 32)); }
+VF_HD WordVec product(WordVec a, WordVec b) { return WordVec(_mm256_mul_epu32(a.lanes, b.lanes)); }
+VF_HD Vec<int32_t> zip(WordVec a, WordVec b) {
+  return _mm256_blend_epi32(a.lanes, _mm256_slli_epi64(b.lanes, 32), 0xAA);
+}
+VF_HD Vec<int32_t> shift_right(Vec<int32_t> x, int n) { return _mm256_srli_epi32(x, n); }
+#else
+template <class F>
+VF_HD WordVec each(F f) {
+  alignas(64) int64_t x[WordVec::size];
+  for (int l = 0; l < WordVec::size; ++l) x[l] = int64_t(f(l));
+  return WordVec(WordVec::V::loadu(x));
+}
+VF_HD WordVec high_half(WordVec a) {
+  return each([&](int l) { return uint64_t(a.lanes[l]) >> 32; });
+}
+VF_HD WordVec product(WordVec a, WordVec b) {
+  return each([&](int l) { return uint64_t(uint32_t(a.lanes[l])) * uint32_t(b.lanes[l]); });
+}
+VF_HD Vec<int32_t> zip(WordVec a, WordVec b) {
+  alignas(64) int32_t x[2 * WordVec::size];
+  for (int l = 0; l < WordVec::size; ++l) {
+    x[2 * l] = int32_t(a.lanes[l]);
+    x[2 * l + 1] = int32_t(b.lanes[l]);
+  }
+  return Vec<int32_t>::loadu(x);
+}
+VF_HD Vec<int32_t> shift_right(Vec<int32_t> x, int n) {
+  alignas(64) uint32_t y[Vec<int32_t>::size()];
+  x.store(y);
+  for (uint32_t& word : y) word >>= n;
+  return Vec<int32_t>::loadu(y);
+}
+#endif
+// rounded once, as the conversion of an unsigned number is: both halves are exact
+VF_HD Vec<float> from_unsigned(Vec<int32_t> x) {
+  const auto low = at::vec::convert_to_fp_of_same_size<float>(x & Vec<int32_t>(0xffff));
+  return fma_(at::vec::convert_to_fp_of_same_size<float>(shift_right(x, 16)), Vec<float>(65536.0f), low);
+}
+#endif
+
+VF_HD void multiply(WordVec a, WordVec b, WordVec& high, WordVec& low) {
+  low = product(a, b);
+  high = high_half(low);
+}
+
+constexpr int kGroup = 4 * WordVec::size;  // normals from one pass over a vector of counters
+
+// The words of counters counter, counter + 1, ...
+VF_HD void philox_group(uint64_t counter, uint32_t stream, uint64_t key, WordVec (&c)[4]) {
+  const WordVec counters(WordVec::V::arange(int64_t(counter), int64_t(1)));
+  c[0] = counters;
+  c[1] = high_half(counters);
+  c[2] = WordVec(stream);
+  c[3] = WordVec(0u);
+  philox_rounds(c, WordVec(uint32_t(key)), WordVec(uint32_t(key >> 32)));
+}
 
 // out[4 l + j] is normal j of counter + l
 VF_HD void normal_group(uint64_t counter, uint64_t key, float* out) {
-  alignas(64) uint32_t w[4][kCounters];
-  for (int l = 0; l < kCounters; ++l) {
-    const Words x = philox4x32(counter + l, 0, key);
-    for (int j = 0; j < 4; ++j) w[j][l] = x.w[j];
-  }
-  alignas(64) float u[2][kCounters], t[2][kCounters];
-  for (int k = 0; k < 2; ++k) {
-    for (int l = 0; l < kCounters; ++l) {
-      u[k][l] = uniform(w[2 * k][l]);
-      t[k][l] = turns(w[2 * k + 1][l]);
-    }
-  }
   using V = Vec<float>;
-  for (int l = 0; l < kCounters; l += V::size()) {
-    V n[4];
-    for (int k = 0; k < 2; ++k) box_muller(V::loadu(u[k] + l), V::loadu(t[k] + l), n[2 * k], n[2 * k + 1]);
-    const auto [p0, p1] = at::vec::interleave2(n[0], n[2]);
-    const auto [q0, q1] = at::vec::interleave2(n[1], n[3]);
-    const auto [o0, o1] = at::vec::interleave2(p0, q0);
-    const auto [o2, o3] = at::vec::interleave2(p1, q1);
-    o0.store(out + 4 * l);
-    o1.store(out + 4 * l + V::size());
-    o2.store(out + 4 * l + 2 * V::size());
-    o3.store(out + 4 * l + 3 * V::size());
-  }
+  WordVec w[4];
+  philox_group(counter, 0, key, w);
+  const V scale(0x1p-32f);
+  const V u = fma_(from_unsigned(zip(w[0], w[2])), scale, scale);
+  const V t = at::vec::convert_to_fp_of_same_size<float>(zip(w[1], w[3])) * scale;
+  V first, second;
+  box_muller(u, t, first, second);
+  const auto [head, tail] = at::vec::interleave2(first, second);
+  head.store(out);
+  tail.store(out + V::size());
 }
 
 VF_HD void normal_group(uint64_t counter, uint64_t key, double* out) {
   using V = Vec<double>;
-  alignas(64) double u[2][kCounters], t[2][kCounters], n[4][kCounters];
+  constexpr int n = WordVec::size;
+  alignas(64) double u[n], t[n], normal[4][n];
   for (int k = 0; k < 2; ++k) {
-    for (int l = 0; l < kCounters; ++l) {
-      const Words x = philox4x32(counter + l, k, key);
-      u[k][l] = uniform(x.w[0], x.w[1]);
-      t[k][l] = turns(x.w[2], x.w[3]);
+    WordVec c[4];
+    philox_group(counter, k, key, c);
+    alignas(64) int64_t w[4][n];
+    for (int j = 0; j < 4; ++j) c[j].lanes.store(w[j]);
+    for (int l = 0; l < n; ++l) {
+      u[l] = uniform(uint32_t(w[0][l]), uint32_t(w[1][l]));
+      t[l] = turns(uint32_t(w[2][l]), uint32_t(w[3][l]));
     }
-    for (int l = 0; l < kCounters; l += V::size()) {
-      V a, b;
-      box_muller(V::loadu(u[k] + l), V::loadu(t[k] + l), a, b);
-      a.store(n[2 * k] + l);
-      b.store(n[2 * k + 1] + l);
-    }
+    static_assert(V::size() == n);
+    V a, b;
+    box_muller(V::loadu(u), V::loadu(t), a, b);
+    a.store(normal[2 * k]);
+    b.store(normal[2 * k + 1]);
   }
-  for (int l = 0; l < kCounters; ++l) {
-    for (int j = 0; j < 4; ++j) out[4 * l + j] = n[j][l];
+  for (int l = 0; l < n; ++l) {
+    for (int j = 0; j < 4; ++j) out[4 * l + j] = normal[j][l];
   }
 }
 
@@ -82,7 +151,7 @@ void normal_range(uint64_t counter, uint64_t key, int64_t first, int n, T* out) 
 
 template <class T>
 const T* read_noise(const Philox& philox, const Tile& t, Buffer<T>& buffer) {
-  const uint64_t key = uint64_t(*philox.seed), counter = uint64_t(*philox.offset);
+  const uint64_t key = uint64_t(*philox.seed), counter = uint64_t(*philox.offset) + philox.offset_add;
   if (philox.linear) {
     normal_range(counter, key, t.start, t.n, buffer.data);
     return buffer.data;

@@ -1,6 +1,7 @@
 // Tiles: up to kTile consecutive elements of the iteration space. An operand that is not plain contiguous memory of the
 // arithmetic type (another dtype, a strided or broadcast view, a constant) is brought into an L1 buffer first, so that
-// the arithmetic sees contiguous arrays only, and dtypes and strides cost no extra kernels.
+// the arithmetic sees contiguous arrays only, and dtypes and strides cost no extra kernels. So is every operand of a
+// tile that does not end with a whole vector: its loops run on over the rest of the buffers, where anything may be.
 #pragma once
 
 #include <cstring>
@@ -161,7 +162,7 @@ VF_HD void scatter(const Operand& op, const Tile& t, const T* from) {
 // Where the tile of an operand can be used in place, or null.
 template <class T>
 VF_HD T* in_place(const Operand& op, const Tile& t) {
-  if (op.dtype != TypeOf<T>::value || op.data == nullptr) return nullptr;
+  if (op.dtype != TypeOf<T>::value || op.data == nullptr || t.n % Vec<T>::size() != 0) return nullptr;
   T* data = static_cast<T*>(op.data);
   if (op.linear) return data + t.start;
   const int last = t.space.ndim - 1;
@@ -227,41 +228,44 @@ void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
   }
 }
 
-// f(position, count) over the tile, a vector at a time; count < the vector's size only at the end.
+// f(position) for each vector of the tile.
 template <class T, class F>
 VF_HD void for_vectors(int n, F f) {
-  constexpr int width = Vec<T>::size();
-  int i = 0;
-  for (; i + width <= n; i += width) f(i, width);
-  if (i < n) f(i, n - i);
+  for (int i = 0; i < n; i += Vec<T>::size()) f(i);
 }
 
 template <class T>
-VF_HD Vec<T> at(const T* p, int i, int count) {
-  return count == Vec<T>::size() ? Vec<T>::loadu(p + i) : Vec<T>::loadu(p + i, count);
+VF_HD Vec<T> at(const T* p, int i) {
+  return Vec<T>::loadu(p + i);
 }
 
 template <class T>
-VF_HD void put(T* p, int i, int count, Vec<T> x) {
-  count == Vec<T>::size() ? x.store(p + i) : x.store(p + i, count);
+VF_HD void put(T* p, int i, Vec<T> x) {
+  x.store(p + i);
 }
 
 // Vector partial sums of a tile, added up in double in lane order.
 template <class T>
-struct Accumulator {
-  Vec<T> sum = Vec<T>(T(0));
+class Accumulator {
+ public:
+  explicit Accumulator(const Tile& t) : n_(t.n) {}
 
-  VF_HD void add(Vec<T> x, int count) {
-    sum = sum + (count == Vec<T>::size() ? x : Vec<T>::set(Vec<T>(T(0)), x, count));
+  VF_HD void add(int i, Vec<T> x) {
+    const int left = n_ - i;
+    sum_ = sum_ + (left >= Vec<T>::size() ? x : Vec<T>::set(Vec<T>(T(0)), x, left));
   }
 
   double total() const {
     T lanes[Vec<T>::size()];
-    sum.store(lanes);
+    sum_.store(lanes);
     double s = 0;
     for (T lane : lanes) s += double(lane);
     return s;
   }
+
+ private:
+  int n_;
+  Vec<T> sum_ = Vec<T>(T(0));
 };
 
 // Runs body(tile), which returns the tile's sum, over the units [begin, end).

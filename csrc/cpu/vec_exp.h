@@ -1,41 +1,74 @@
-// exp_ and log_unit for at::vec::Vectorized, built on vmath.h's series.
+// Exponentials and logarithms for at::vec::Vectorized, built on vmath.h's polynomials. Inline: a library call would spill
+// every register around it.
 #pragma once
+
+#include <limits>
 
 #include "cpu/vec.h"
 
 namespace vaefast {
 inline namespace VF_ISA {
 
-using Floats = Vec<float>;
-using Ints = Vec<int32_t>;
+// e^y, and what exp_terms reads of its way there. y = n log 2 + r with |r| <= log(2) / 2 or, where SMALL and y is near 0,
+// n = 0. Within 1 ulp.
+template <class V>
+struct Exp {
+  V root, r, Q;
+};
 
-VF_HD Ints bits_of(Floats x) { return at::vec::cast<int32_t>(x); }
-VF_HD Floats floats_of(Ints x) { return at::vec::cast<float>(x); }
-
-VF_HD Vec<double> exp_(Vec<double> x) { return x.exp(); }
-
-// Inline: a library call would spill every register around it. x = n log 2 + r with |r| <= log(2) / 2, e^r by its
-// series to r^7 / 7!, then 2^n in two steps, so that overflow and gradual underflow come out by themselves. Within 1
-// ulp.
-VF_HD Floats exp_(Floats x) {
+template <bool SMALL, class T>
+VF_HD Exp<Vec<T>> exp_parts(Vec<T> y) {
+  using V = Vec<T>;
+  constexpr bool wide = sizeof(T) == 8;
+  constexpr double limit = wide ? 1416 : 174;  // far into overflow and underflow, but ldexp_ can still halve n
+  // log 2, its head short enough for n times it to be exact
+  constexpr double head = wide ? 0.693145751953125 : 0.693359375;
+  constexpr double tail = wide ? 1.42860682030941723212e-6 : -2.12194440e-4;
   // ordered so that a NaN passes
-  const Floats c = at::vec::clamp(x, Floats(-106.0f), Floats(90.0f));
-  const Floats n = (c * Floats(1.44269504088896340736f)).round();
-  const Floats r = at::vec::fmadd(n, Floats(2.12194440e-4f), at::vec::fmadd(n, Floats(-0.693359375f), c));
-  const Ints i = at::vec::convert_to_int_of_same_size(n), half = i >> Ints(1);
-  const Floats low = floats_of((half + Ints(127)) << Ints(23)), high = floats_of((i - half + Ints(127)) << Ints(23));
-  return exp_tail<0, 7>(r) * low * high;
+  const V c = at::vec::clamp(y, lit<V>(-limit), lit<V>(limit));
+  V n = (c * lit<V>(1.44269504088896340736)).round();
+  if constexpr (SMALL) n = select(less(abs_(y), lit<V>(kNearRoot)), lit<V>(0), n);
+  const V r = fma_(n, lit<V>(-tail), fma_(n, lit<V>(-head), c)), square = r * r, q = exp_tail(r);
+  return {ldexp_(lit<V>(1) + fma_(square, q, r), n), r, square * q};
 }
 
-VF_HD Vec<double> log_unit(Vec<double> x) { return x.log(); }
+template <class T>
+VF_HD Vec<T> exp_(Vec<T> x) {
+  return exp_parts<false>(x).root;
+}
 
 // x = m 2^e with m in [sqrt(1/2), sqrt(2)): log x = e log 2 + 2 atanh(s), s = (m - 1) / (m + 1), |s| <= 0.172
-VF_HD Floats log_unit(Floats x) {
-  const Ints offset(0x3f3504f3), i = bits_of(x) - offset, e = i >> Ints(23);
-  const Floats m = floats_of(bits_of(x) - (e << Ints(23)));
-  const Floats s = (m - Floats(1.0f)) / (m + Floats(1.0f)), y = s * s;
-  const Floats atanh2 = (s + s) * at::vec::fmadd(atanh_tail<1, 4>(y), y, Floats(1.0f));
-  return at::vec::fmadd(at::vec::convert_to_fp_of_same_size<float>(e), Floats(0.693147180559945f), atanh2);
+template <class T>
+VF_HD Vec<T> log_unit(Vec<T> x) {
+  using V = Vec<T>;
+  using I = Vec<IntOf<T>>;
+  const I offset(sizeof(T) == 4 ? 0x3f3504f3 : 0x3fe6a09e667f3bcd);
+  const I e = (bits_of(x) - offset) >> I(kMantissa<T>);
+  const V m = from_bits<T>(bits_of(x) - (e << I(kMantissa<T>))), one = lit<V>(1);
+  const V magic(T(int64_t(3) << (kMantissa<T> - 1)));  // adding a whole number to its bits adds it to the number
+  const V exponent = from_bits<T>(bits_of(magic) + e) - magic;
+  return fma_(exponent, lit<V>(0.693147180559945309417), twice_atanh((m - one) / (m + one)));
+}
+
+// of any x
+template <class T>
+VF_HD Vec<T> log_(Vec<T> x) {
+  using V = Vec<T>;
+  // subnormal numbers are scaled up first; the rest goes by what the standard says
+  constexpr double scale = sizeof(T) == 4 ? 0x1p64 : 0x1p512, logscale = sizeof(T) == 4 ? 64 : 512;
+  const V zero = lit<V>(0), inf = V(std::numeric_limits<T>::infinity());
+  const auto tiny = less(x, V(std::numeric_limits<T>::min()));
+  const V y = log_unit(select(tiny, x * lit<V>(scale), x));
+  const V found = select(tiny, y - lit<V>(logscale * 0.693147180559945309417), y);
+  const V above = select(less(x, inf), found, x);
+  const V nan = V(std::numeric_limits<T>::quiet_NaN());
+  return select(less(zero, x), above, select(equal(x, zero), zero - inf, nan));
+}
+
+template <class T>
+VF_HD ExpTerms<Vec<T>> exp_terms(Vec<T> x) {
+  const auto e = exp_parts<true>(x * Vec<T>(T(0.5)));
+  return exp_terms(x, e.root, e.r, e.Q);
 }
 
 }  // namespace VF_ISA

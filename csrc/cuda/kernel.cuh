@@ -6,13 +6,21 @@
 
 namespace vaefast {
 
+// No problem of this kind in the launch.
+struct Nothing {};
+
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kPacksPerThread = 4;
 // Leaves 80 (128) registers a thread: what kernels need, and enough threads to hide memory's latency. The gradient of a
-// sample with its KL needs more of the first and, with more loads a thread, fewer of the second.
-template <class T, class Post>
-constexpr int kBlocksPerSM = sizeof(T) == 4 && !std::is_same_v<Post, PosteriorBackward<T, true, true>> ? 3 : 2;
+// sample with its KL, and what runs beside a gradient of the KL, need more of the first and, with more loads a thread,
+// fewer of the second.
+template <class T, class Rec, class Post>
+constexpr int kBlocksPerSM =
+    sizeof(T) == 4 && !std::is_same_v<Post, PosteriorBackward<T, true, true>> &&
+            (std::is_same_v<Rec, Nothing> || !std::is_same_v<Post, PosteriorBackward<T, false, true>>)
+        ? 3
+        : 2;
 // Larger problems get longer units, so that the last block has few partial sums to add.
 constexpr int64_t kMaxUnits = 8192;
 
@@ -49,9 +57,6 @@ struct Launch {
   double beta = 1.0;
   unsigned* counter = nullptr;  // 0 before and after; null where nothing is left to the last block
 };
-
-// No problem of this kind in the launch.
-struct Nothing {};
 
 // Sum over the threads of a group, valid in its lane 0: shuffles, then one value a warp through shared memory.
 template <class T>
@@ -159,7 +164,7 @@ __device__ inline bool last_block(unsigned* counter) {
 }
 
 template <class T, class Rec, class Post>
-__global__ void __launch_bounds__(kThreads, (kBlocksPerSM<T, Post>)) job_kernel(const __grid_constant__ Launch a) {
+__global__ void __launch_bounds__(kThreads, (kBlocksPerSM<T, Rec, Post>)) job_kernel(const __grid_constant__ Launch a) {
   __shared__ double shared[kThreads / kWarp];
   const uint32_t rec_blocks = uint32_t(a.rec.blocks);
   if (blockIdx.x < rec_blocks) {

@@ -27,7 +27,12 @@ constexpr int kDrawn = 16 / sizeof(T);
 
 // The normals of elements start .. start + kDrawn - 1, with start a multiple of kDrawn.
 __device__ inline void normals(const Stream& s, int64_t start, float (&out)[4]) {
-  const Words x = philox4x32(s.counter + uint64_t(start / 4), 0, s.key);
+  uint64_t key = s.key;
+#if defined(__CUDA_ARCH__)
+  // the keys of Philox's rounds are made anew for each pack: kept, they would take 18 registers
+  asm volatile("" : "+l"(key));
+#endif
+  const Words x = philox4x32(s.counter + uint64_t(start / 4), 0, key);
   box_muller(uniform(x.w[0]), turns(x.w[1]), out[0], out[1]);
   box_muller(uniform(x.w[2]), turns(x.w[3]), out[2], out[3]);
 }

@@ -74,6 +74,15 @@ struct PosteriorPack {
       decode_optional<M>(p.prior_logvar, prior_logvar_bits, prior_logvar);
     }
   }
+
+  template <bool PRIOR>
+  __device__ KL<T> kl(const Scale<T>& q, int i) const {
+    if constexpr (PRIOR) {
+      return kl_of(mu[i], q, prior_of(prior_mu[i], prior_logvar[i]));
+    } else {
+      return kl_of(mu[i], q);
+    }
+  }
 };
 
 template <class T_, bool SAMPLE, bool KLD>
@@ -97,7 +106,7 @@ struct PosteriorForward {
         visit(p.prior, [&](auto prior) {
 #pragma unroll
           for (int i = 0; i < N; ++i) {
-            kl[i] = kl_of<decltype(prior)::value>(x.mu[i], q[i], x.prior_mu[i], x.prior_logvar[i]).value;
+            kl[i] = x.template kl<decltype(prior)::value>(q[i], i).value;
             if (at.holds(i)) sum += kl[i];
           }
         });
@@ -145,7 +154,7 @@ struct PosteriorBackward {
 #pragma unroll
           for (int i = 0; i < N; ++i) {
             g[i] *= factor;
-            const auto k = kl_of<decltype(prior)::value>(x.mu[i], q[i], x.prior_mu[i], x.prior_logvar[i]);
+            const auto k = x.template kl<decltype(prior)::value>(q[i], i);
             dmu[i] = fma_(g[i], k.dmu, dmu[i]);
             draw[i] = fma_(g[i] * k.dlogvar, q[i].dlogvar, draw[i]);
             x.prior_mu[i] = -g[i] * k.dmu;

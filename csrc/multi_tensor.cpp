@@ -1,0 +1,193 @@
+// Posteriors by the list: a hierarchy's levels or a network's weights in one parallel loop. Their KLs add up.
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "posterior_op.h"
+#include "results.h"
+
+namespace vaefast {
+
+namespace {
+
+size_t check_lists(const MultiInputs& in) {
+  const size_t n = in.mus.size();
+  TORCH_CHECK_VALUE(n > 0, "vaefast: an empty list of posteriors");
+  TORCH_CHECK_VALUE(in.raws.size() == n, "vaefast: ", n, " mus but ", in.raws.size(), " raws");
+  for (const Tensors* prior : {&in.prior_mus, &in.prior_logvars}) {
+    TORCH_CHECK_VALUE(prior->empty() || prior->size() == n, "vaefast: ", n, " mus but ", prior->size(), " priors");
+  }
+  for (const Tensor& mu : in.mus) {
+    TORCH_CHECK_VALUE(mu.device() == in.mus[0].device(), "vaefast: tensors on ", mu.device(), " and ",
+                      in.mus[0].device());
+  }
+  return n;
+}
+
+bool is_wide(const MultiInputs& in) {
+  const auto any_double = [](const Tensors& list) {
+    return std::any_of(list.begin(), list.end(), [](const Tensor& t) { return is_double(t); });
+  };
+  return any_double(in.mus) || any_double(in.raws) || any_double(in.prior_mus) || any_double(in.prior_logvars);
+}
+
+// The posterior number k, without noise.
+PosteriorInputs posterior_at(const MultiInputs& in, size_t k) {
+  const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
+  return {in.mus[k], in.raws[k], prior(in.prior_mus), prior(in.prior_logvars), c10::nullopt, c10::nullopt,
+          c10::nullopt};
+}
+
+void check_samples(const MultiInputs& in, Reduction r) {
+  if (r == Reduction::kSum) return;
+  TORCH_CHECK_VALUE(r == Reduction::kPerSample || r == Reduction::kBatchMean,
+                    "vaefast: KLs of tensors of other shapes add up per sample, or to one sum");
+  for (const Tensor& mu : in.mus) {
+    TORCH_CHECK_VALUE(mu.dim() > 0 && mu.size(0) == in.mus[0].size(0), "vaefast: batches differ");
+  }
+}
+
+// All problems at once, where the device can; their KLs' sum goes to `kl`, if that is defined.
+void run_all(const Tensor& on, std::vector<PosteriorProblem>& problems, const Tensor& kl) {
+  const bool wide = std::any_of(problems.begin(), problems.end(), [](const PosteriorProblem& p) { return p.wide; });
+  Tensor parts;
+  const bool together = device_for(on.device().type()).several;
+  if (kl.defined() && !together) parts = at::empty({int64_t(problems.size()), kl.numel()}, kl.options());
+  for (size_t k = 0; k < problems.size(); ++k) {
+    problems[k].wide = wide;
+    if (parts.defined()) problems[k].sum.out = parts.select(0, k).mutable_data_ptr();
+  }
+  Job job;
+  job.posterior = problems.data();
+  if (together) {
+    job.posteriors = int64_t(problems.size());
+    run(on, job);
+    return;
+  }
+  for (PosteriorProblem& p : problems) {
+    job.posterior = &p;
+    run(on, job);
+  }
+  if (parts.defined()) Tensor(kl).copy_(parts.sum(0).view(kl.sizes()));
+}
+
+// Gives each sample its own counters of the one stream.
+class Counters {
+ public:
+  void give(Philox& philox, int64_t numel) {
+    philox.offset_add += uint64_t(next_) << philox.offset_shift;
+    next_ += (numel + 3) / 4;
+  }
+  static int64_t words(const Tensors& list) {
+    int64_t counters = 0;
+    for (const Tensor& t : list) counters += (t.numel() + 3) / 4;
+    return 4 * counters;
+  }
+
+ private:
+  int64_t next_ = 0;
+};
+
+}  // namespace
+
+Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Mask& mask) {
+  const size_t n = check_lists(in);
+  TORCH_CHECK_VALUE(mask.empty() || (mask.size() == 4 * n && !spec.sample),
+                    "vaefast: the mask has four entries a posterior, and keeps a KL's gradients alone");
+  if (spec.kl) check_samples(in, spec.reduction);
+  const Tensor& on = in.mus[0];
+  Tensor kl, seed;
+  if (spec.kl) kl = empty_sum(on, spec.reduction, is_wide(in));
+  if (spec.sample && !in.seed) seed = fresh({2}, on.options().dtype(at::kLong));
+
+  std::vector<PosteriorInputs> inputs;
+  std::vector<PosteriorOutputs> outputs(n);
+  std::vector<PosteriorGradients> grads;
+  std::vector<Mask> masks;
+  std::vector<PosteriorProblem> problems;
+  inputs.reserve(n), grads.reserve(n), masks.reserve(n), problems.reserve(n);
+  const MaybeTensor none;
+  Philox philox;
+  Counters counters;
+  if (seed.defined() && !no_compute(on)) {
+    device_for(on.device().type()).philox(in.generator, Counters::words(in.mus), seed, philox);
+  }
+  for (size_t k = 0; k < n; ++k) {
+    inputs.push_back(posterior_at(in, k));
+    if (!mask.empty()) {
+      masks.emplace_back(mask.begin() + 4 * k, mask.begin() + 4 * k + 4);
+      grads.emplace_back(none, none, inputs[k], spec, masks[k]);
+    }
+    if (spec.sample) {
+      inputs[k].seed = in.seed ? *in.seed : seed;
+      outputs[k].z = fresh_like(in.mus[k]);
+    }
+    outputs[k].kl = kl;
+    if (no_compute(on)) continue;
+    problems.push_back(mask.empty() ? forward_problem(inputs[k], spec, outputs[k]) : grads[k].problem(1.0, kl));
+    if (spec.sample) {
+      Philox& own = problems[k].philox;
+      if (seed.defined()) {
+        std::copy(own.stride, own.stride + kMaxDims, philox.stride);
+        philox.linear = own.linear;
+        philox.on = true;
+        own = philox;
+        if (k > 0) own.save = nullptr;
+      }
+      counters.give(own, in.mus[k].numel());
+    }
+  }
+  if (!no_compute(on)) run_all(on, problems, kl);
+
+  Tensors result;
+  for (PosteriorOutputs& out : outputs) {
+    if (out.z.defined()) result.push_back(std::move(out.z));
+  }
+  if (spec.kl) result.push_back(kl);
+  if (seed.defined()) result.push_back(seed);
+  for (PosteriorGradients& g : grads) {
+    for (Tensor& t : g.finish()) result.push_back(std::move(t));
+  }
+  return result;
+}
+
+Tensors multi_backward(const Tensors& dzs, const MaybeTensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
+                       const Mask& mask) {
+  const size_t n = check_lists(in);
+  TORCH_CHECK_VALUE(mask.size() == 4 * n, "vaefast: the mask has four entries a posterior");
+  TORCH_CHECK_VALUE(dzs.empty() || dzs.size() == n, "vaefast: ", n, " samples but ", dzs.size(), " gradients");
+  TORCH_CHECK_VALUE(!dzs.empty() || dkl, "vaefast: backward without any incoming gradient");
+  PosteriorSpec reached = spec;
+  reached.sample = !dzs.empty();
+  reached.kl = dkl.has_value();
+  const Tensor& on = in.mus[0];
+
+  std::vector<PosteriorInputs> inputs;
+  std::vector<MaybeTensor> dz;
+  std::vector<PosteriorGradients> grads;
+  std::vector<Mask> masks;
+  std::vector<PosteriorProblem> problems;
+  inputs.reserve(n), dz.reserve(n), grads.reserve(n), masks.reserve(n), problems.reserve(n);
+  Counters counters;
+  for (size_t k = 0; k < n; ++k) {
+    inputs.push_back(posterior_at(in, k));
+    inputs[k].seed = in.seed;
+    dz.push_back(dzs.empty() ? MaybeTensor() : MaybeTensor(dzs[k]));
+    masks.emplace_back(mask.begin() + 4 * k, mask.begin() + 4 * k + 4);
+    grads.emplace_back(dz[k], dkl, inputs[k], reached, masks[k]);
+    if (no_compute(on)) continue;
+    problems.push_back(grads[k].problem(1.0));
+    if (reached.sample) counters.give(problems[k].philox, in.mus[k].numel());
+  }
+  if (!no_compute(on)) run_all(on, problems, Tensor());
+
+  Tensors result;
+  for (PosteriorGradients& g : grads) {
+    for (Tensor& t : g.finish()) result.push_back(std::move(t));
+  }
+  return result;
+}
+
+}  // namespace vaefast

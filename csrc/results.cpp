@@ -1,0 +1,74 @@
+// Results in the making: their dtypes, their memory, and the way to the device that fills them.
+
+#include "results.h"
+
+#include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
+
+#include <utility>
+
+namespace vaefast {
+
+namespace {
+
+void check_batch(const Tensor& t, Reduction r) {
+  TORCH_CHECK_VALUE(t.dim() > 0 || (r != Reduction::kPerSample && r != Reduction::kBatchMean),
+                    "vaefast: a sum per sample needs a batch dimension");
+}
+
+}  // namespace
+
+bool is_double(const Tensor& t) { return t.scalar_type() == at::kDouble; }
+bool is_double(const MaybeTensor& t) { return t && is_double(*t); }
+
+at::ScalarType promote(at::ScalarType dtype, const Tensor& t) {
+  return t.scalar_type() == at::kBool ? dtype : c10::promoteTypes(dtype, t.scalar_type());
+}
+
+at::ScalarType promote(at::ScalarType dtype, const MaybeTensor& t) { return t ? promote(dtype, *t) : dtype; }
+
+bool is_wide(const PosteriorInputs& in) {
+  return is_double(in.mu) || is_double(in.raw) || is_double(in.prior_mu) || is_double(in.prior_logvar) ||
+         is_double(in.eps);
+}
+
+Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!options.device().is_cpu()) return at::empty(sizes, options);
+  return at::detail::empty_cpu(sizes, c10::typeMetaToScalarType(options.dtype()));
+}
+
+Tensor fresh_like(const Tensor& t, at::ScalarType dtype) {
+  if (!t.is_cpu() || !t.is_non_overlapping_and_dense()) return at::empty_like(t, t.options().dtype(dtype));
+  return at::detail::empty_strided_cpu(t.sizes(), t.strides(), dtype);
+}
+
+Tensor fresh_like(const Tensor& t) { return fresh_like(t, t.scalar_type()); }
+
+Tensor empty_sum(const Tensor& like, Reduction r, bool wide) {
+  check_batch(like, r);
+  const auto options = like.options().dtype(wide ? at::kDouble : at::kFloat);
+  if (r == Reduction::kPerSample) return at::empty_symint({like.sym_size(0)}, options);
+  return fresh({}, options);
+}
+
+bool no_compute(const Tensor& t) { return t.is_meta(); }
+
+void run(const Tensor& on, Job& job) {
+  const Device& device = device_for(on.device().type());
+  TORCH_CHECK_NOT_IMPLEMENTED(device.run, "vaefast: no kernels for ", on.device().type());
+  device.run(on, job);
+}
+
+Tensor empty_grad(const Tensor& param, const Tensor& lead, bool wide) {
+  if (param.sym_sizes() == lead.sym_sizes()) return fresh_like(param);
+  if (no_compute(lead)) return at::empty_symint(param.sym_sizes(), param.options());
+  return at::empty(lead.sizes(), param.options().dtype(wide ? at::kDouble : at::kFloat));
+}
+
+Tensor finish_grad(Tensor grad, const Tensor& param) {
+  if (grad.sym_sizes() == param.sym_sizes()) return grad;
+  return at::sum_to(std::move(grad), param.sizes()).to(param.scalar_type());
+}
+
+}  // namespace vaefast
