@@ -171,19 +171,16 @@ def read(file: Path) -> Any:
     return None
 
 
-def compare(measured: Sequence[dict[str, Any]], predictions: Any, capability: str) -> list[dict[str, Any]]:
-    """Each measured kernel beside the share of a copy's speed that was predicted for this architecture, where it was.
-
-    ``predictions`` is ``{"sm_90": {"<kernel> <dtype>": share or {"share": share, ...}}}``.
-    """
-    predicted = predictions.get(f"sm_{capability.replace('.', '')}", {}) if isinstance(predictions, dict) else {}
-    rows = []
-    for record in measured:
-        share = predicted.get(f"{record['kernel']} {record['dtype']}")
-        share = share.get("share") if isinstance(share, dict) else share
-        if share is not None and "error" not in record:
-            rows.append({**record, "predicted": share})
-    return rows
+def compare(measured: Sequence[dict[str, Any]], predictions: Any, gpu: str) -> list[dict[str, Any]]:
+    """Each measured kernel beside the share of a copy's speed that was predicted for this GPU, where it was."""
+    shares = {
+        (p["kernel"], p["dtype"]): p["share"] for p in (predictions or {}).get("predictions", []) if p["gpu"] in gpu
+    }
+    return [
+        {**record, "predicted": shares[key]}
+        for record in measured
+        if (key := (record["kernel"], record["dtype"])) in shares and "error" not in record
+    ]
 
 
 def comparison(rows: Sequence[dict[str, Any]]) -> str:
@@ -205,7 +202,7 @@ def collect(machine: dict[str, Any], records: Sequence[stages.Record], seconds: 
         "seconds": round(seconds, 1),
         "stages": list(records),
         "kernels": kernels,
-        "predictions": compare(kernels, read(PREDICTIONS), machine["capability"]),
+        "predictions": compare(kernels, read(PREDICTIONS), machine["gpu"]),
         "documents": [d for name in ("benchmarks", "sweep") if (d := read(WORK / f"{name}.json"))],
     }
 

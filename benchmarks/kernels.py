@@ -1,7 +1,8 @@
 """Each kernel alone, on large tensors: its time, and how close it comes to a copy that moves as many bytes.
 
 ``python -m benchmarks.kernels --device cuda``. The operators below autograd are called directly, each of which is one
-launch. What a kernel moves is counted in tensors, each read or written once.
+launch. What a kernel moves is counted in tensors, each read or written once. The names are those of predictions.json,
+which ``make cuda-baseline`` writes for these kernels.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Kernel:
     Args:
         name: operator and variant.
         inputs: how many tensors ``call`` takes, full size.
-        moved: how many tensors it reads or writes, of which ``inputs`` may be more: what is not needed is not read.
+        moved: how many tensors it reads or writes.
         call: from inputs and target to what is timed; the target lies in the likelihood's support.
         likelihood: whose support that is.
     """
@@ -48,21 +49,24 @@ class Kernel:
     likelihood: str = ""
 
 
-def posterior_forward(sample: bool, kl: bool) -> Callable[..., Call]:
-    def call(mu: Tensor, raw: Tensor, target: None) -> Call:
-        seed = torch.tensor([5, 0], device=mu.device)
-        q = (mu, raw, None, 0.0, None, 0.0, None, seed if sample else None, None, *LOGVAR)
-        return lambda: torch.ops.vaefast.posterior_forward(*q, "sum", sample, kl)
+def posterior_forward(what: Collection[str]) -> Callable[..., Call]:
+    def call(mu: Tensor, raw: Tensor, *more: Tensor | None) -> Call:
+        sample, prior = "sample" in what, more[:2] if "prior" in what else (None, None)
+        seed = torch.tensor([5, 0], device=mu.device) if sample else None
+        q = (mu, raw, prior[0], 0.0, prior[1], 0.0, None, seed, None, *LOGVAR)
+        return lambda: torch.ops.vaefast.posterior_forward(*q, "sum", sample, "kl" in what)
 
     return call
 
 
-def posterior_backward(sample: bool, kl: bool) -> Callable[..., Call]:
-    def call(mu: Tensor, raw: Tensor, dz: Tensor, target: None) -> Call:
-        seed, one = torch.tensor([5, 0], device=mu.device), torch.ones((), device=mu.device)
-        q = (mu, raw, None, 0.0, None, 0.0, None, seed if sample else None, *LOGVAR)
-        upstream = (dz if sample else None, one if kl else None)
-        return lambda: torch.ops.vaefast.posterior_backward(*upstream, *q, "sum", [True, True, False, False])
+def posterior_backward(what: Collection[str]) -> Callable[..., Call]:
+    def call(mu: Tensor, raw: Tensor, *more: Tensor | None) -> Call:
+        sample, prior = "sample" in what, more[:2] if "prior" in what else (None, None)
+        seed = torch.tensor([5, 0], device=mu.device) if sample else None
+        q = (mu, raw, prior[0], 0.0, prior[1], 0.0, None, seed, *LOGVAR)
+        upstream = (more[0] if sample else None, torch.ones((), device=mu.device) if "kl" in what else None)
+        mask = [True, True, "prior" in what, "prior" in what]
+        return lambda: torch.ops.vaefast.posterior_backward(*upstream, *q, "sum", mask)
 
     return call
 
@@ -91,10 +95,10 @@ def scale(kept: Tensor, target: None) -> Call:
 
 
 def kernels() -> Iterator[Kernel]:
-    for name, sample, kl, moved in (("sample", 1, 0, 3), ("kl", 0, 1, 2), ("sample, kl", 1, 1, 3)):
-        yield Kernel(f"posterior_forward {name}", 2, moved, posterior_forward(bool(sample), bool(kl)))
-    for name, sample, kl, moved in (("sample", 1, 0, 4), ("kl", 0, 1, 4), ("sample, kl", 1, 1, 5)):
-        yield Kernel(f"posterior_backward {name}", 3, moved, posterior_backward(bool(sample), bool(kl)))
+    for name, inputs, moved in (("sample", 2, 3), ("kl", 2, 2), ("kl, prior", 4, 4), ("sample, kl", 2, 3)):
+        yield Kernel(f"posterior_forward {name}", inputs, moved, posterior_forward(name.split(", ")))
+    for name, inputs, moved in (("sample", 3, 4), ("kl", 2, 4), ("kl, prior", 4, 8), ("sample, kl", 3, 5)):
+        yield Kernel(f"posterior_backward {name}", inputs, moved, posterior_backward(name.split(", ")))
     for name, entry in LIKELIHOODS.items():
         for count in range(entry.required, len(entry.params) + 1):
             for grad in (False, True):

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "device.h"
 #include "ops.h"
 
 namespace vaefast {
@@ -148,6 +149,13 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
   }
 };
 
+// The graph that launches are being captured into: gradients that forward left in one graph and backward scales in
+// another would be scaled again by every replay of the second.
+int64_t capture_of(const Tensor& t) {
+  const auto capture = device_for(t.device().type()).capture;
+  return capture ? int64_t(capture(t.device())) : 0;
+}
+
 // Whether backward may write over gradients that forward kept: nothing else can read them, as the graph is not
 // retained, and nothing is traced (compiled autograd works through modes) or differentiated again.
 bool is_last_use() {
@@ -163,6 +171,7 @@ struct SavedReconstruction {
   bool in_place;
   Mask wanted;   // at forward
   Tensors kept;  // one for each wanted, or none
+  int64_t capture = capture_of(in.target);
 
   void save(AutogradContext* ctx, variable_list saved) const {
     saved.push_back(in.target);
@@ -170,23 +179,25 @@ struct SavedReconstruction {
     saved.insert(saved.end(), in.params.begin(), in.params.end());
     saved.insert(saved.end(), kept.begin(), kept.end());
     ctx->save_for_backward(std::move(saved));
-    std::vector<int64_t> numbers{spec.likelihood, int64_t(spec.reduction), in_place};
+    std::vector<int64_t> numbers{spec.likelihood, int64_t(spec.reduction), in_place, capture};
     numbers.insert(numbers.end(), wanted.begin(), wanted.end());
     ctx->saved_data["reconstruction"] = std::move(numbers);
   }
 
   static SavedReconstruction load(AutogradContext* ctx, const variable_list& saved, size_t at) {
     const auto numbers = ctx->saved_data["reconstruction"].toIntVector();
-    const Mask wanted(numbers.begin() + 3, numbers.end());
+    const Mask wanted(numbers.begin() + 4, numbers.end());
     const auto params = saved.begin() + at + 2, kept = params + wanted.size();
     return {{Tensors(params, kept), saved[at], maybe(saved[at + 1])},
             {numbers[0], Reduction(numbers[1])},
             numbers[2] != 0,
             wanted,
-            Tensors(kept, saved.end())};
+            Tensors(kept, saved.end()),
+            numbers[3]};
   }
 
-  bool final() const { return in_place && is_last_use(); }
+  // No replay of a CUDA graph reads the kept gradients after the first, if the same graph makes them anew each time.
+  bool final() const { return in_place && is_last_use() && capture == capture_of(in.target); }
 
   // The kept gradients that the mask wants, if there are any.
   Tensors kept_for(const Mask& mask) const {
@@ -346,7 +357,8 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     out.resize(outputs);
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["spec"] = spec.pack();
-    std::vector<int64_t> numbers{int64_t(in.mus.size()), !in.prior_mus.empty(), !in.prior_logvars.empty(), in_place};
+    std::vector<int64_t> numbers{int64_t(in.mus.size()), !in.prior_mus.empty(), !in.prior_logvars.empty(), in_place,
+                                 capture_of(in.mus.at(0))};
     numbers.insert(numbers.end(), wanted.begin(), wanted.end());
     ctx->saved_data["multi"] = std::move(numbers);
     ctx->set_materialize_grads(false);
@@ -358,7 +370,7 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     const auto numbers = ctx->saved_data["multi"].toIntVector();
     const size_t n = numbers[0];
     const bool has_mus = numbers[1], has_logvars = numbers[2];
-    const Mask wanted(numbers.begin() + 4, numbers.end());
+    const Mask wanted(numbers.begin() + 5, numbers.end());
     const auto saved = ctx->get_saved_variables();
     MultiInputs in;
     auto next = saved.begin();
@@ -385,7 +397,7 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     if (at::GradMode::is_enabled()) {
       found = one_by_one({dz, dz_end}, dkl, in, spec, mask);
     } else if (!kept.empty()) {
-      found = rescaled(kept, dkl, wanted, mask, numbers[3] && is_last_use());
+      found = rescaled(kept, dkl, wanted, mask, numbers[3] && is_last_use() && numbers[4] == capture_of(in.mus[0]));
     } else {
       Tensors dzs;
       if (samples) dzs.assign(dz, dz_end);

@@ -46,6 +46,17 @@ enum class Access : int32_t {
   kView,       // by its index in every dimension
 };
 
+// How the CUDA loops move a launch's operands; set at launch.
+enum class Moves : int32_t {
+  kSingle,  // element by element
+  kPacked,  // a pack at a time, each operand in its own way
+  // whole packs; each operand linear, or so along the last of two dimensions, a scalar for all or for each row (of the
+  // arithmetic type), or constant. The linear ones are of
+  kPlain,  // the arithmetic type
+  kPlainHalf,
+  kPlainBFloat16,
+};
+
 // A tensor seen through the iteration space, or the constant `value` where data is null.
 struct Operand {
   void* data = nullptr;
@@ -54,6 +65,7 @@ struct Operand {
   DType dtype = DType::kFloat;
   Access access = Access::kConstant;
   bool linear = false;  // element i of the space is element i of memory
+  uint32_t skip = 0;    // plain moves: bytes from where linear memory would go on to the next row
 };
 
 // Row-major iteration space. Dimension 0 is the batch where rows > 1 sums are wanted.
@@ -63,8 +75,10 @@ struct Space {
   int64_t numel = 0;
   int64_t rows = 1;  // sums asked for
   // For the CUDA loops, set at launch:
-  bool views = false;   // an operand's place follows from the index in every dimension
-  bool packed = false;  // every operand can be moved a pack at a time
+  bool views = false;  // an operand's place follows from the index in every dimension
+  Moves moves = Moves::kSingle;
+  // x / (last dimension) is x * reciprocal >> (32 + shift), for x < 2^31
+  uint32_t reciprocal = 0, shift = 0;
 };
 
 // Where the noise comes from: a tensor of two words, or a generator's state as it stood at launch or, under CUDA-graph

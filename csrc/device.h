@@ -14,6 +14,8 @@ struct Device {
   void (*philox)(const c10::optional<at::Generator>& generator, int64_t numel, const at::Tensor& save,
                  Philox& philox) = nullptr;
   bool several = false;  // takes several posteriors in one job
+  // The graph that launches are being captured into, 0 for none; null where there is no such thing.
+  uint64_t (*capture)(c10::Device device) = nullptr;
 };
 
 Device& device_for(c10::DeviceType type);

@@ -16,8 +16,19 @@ struct Words {
   uint32_t w[4];
 };
 
+VF_HD uint64_t product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  // said in C++ it costs an addition of zero more
+  uint64_t p;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(p) : "r"(a), "r"(b));
+  return p;
+#else
+  return uint64_t(a) * b;
+#endif
+}
+
 VF_HD void multiply(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
-  const uint64_t p = uint64_t(a) * b;
+  const uint64_t p = product(a, b);
   high = uint32_t(p >> 32);
   low = uint32_t(p);
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cuda_build import gates, units
+from cuda_build import gates, predictions, units
 from cuda_build.binary import Missing, Resources, architectures, cubin_sass, resources, tool
 from cuda_build.sass import Kernel
 from inputs import assert_cuda_kernels
@@ -63,6 +63,12 @@ def test_float_kernels_do_no_double_arithmetic_in_their_loops(code: dict[str, Ke
     if not floats:
         pytest.skip("the kernels with double arithmetic; the float ones are judged apart")
     assert not [line for name, kernel in floats.items() for line in gates.no_double(name, kernel)]
+
+
+def test_instructions_stay_within_the_predictions() -> None:
+    need_tools()
+    fresh = predictions.predictions({"H100": predictions.GPUS["H100"]})
+    assert not list(gates.no_slower(fresh, predictions.committed()))
 
 
 @pytest.fixture

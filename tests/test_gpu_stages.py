@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 import sanitize
 import torch
+from cuda_build import predictions
+from cuda_build.operations import DTYPES, operations
 from inputs import FLOATING, LIKELIHOOD_CASES, REDUCTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +192,11 @@ def test_everything_is_written_when_stages_fail(
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "cuda")))
     monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
     monkeypatch.setattr(gpu, "PREDICTIONS", tmp_path / "predictions.json")
-    (tmp_path / "predictions.json").write_text(json.dumps({"sm_90": {"scale_ float32": {"share": 0.97}}}))
+    predicted = [
+        {"kernel": "scale_", "dtype": "float32", "gpu": name, "share": share}
+        for name, share in (("H100", 0.5), ("Test", 0.97))
+    ]
+    (tmp_path / "predictions.json").write_text(json.dumps({"predictions": predicted}))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "sweep.json").write_text('"of an earlier run"')
     found = [{"kernel": "scale_", "dtype": d, "elements": 9, "of_copy": 0.93} for d in ("float32", "bfloat16")]
@@ -316,6 +323,16 @@ def test_every_kernel_is_measured(extension: object, tmp_path: Path) -> None:
     assert all(record["seconds"] > 0 and record["bytes"] > 0 for record in records)
     for likelihood in reference.LIKELIHOODS:
         assert any(likelihood in name for name in names)
+
+
+def test_every_kernel_has_its_predictions() -> None:
+    """Under the name that it is timed by and for as many bytes, for every GPU."""
+    timed = {kernel.name: kernel.moved for kernel in kernels.kernels()}
+    works = [f"{name.capitalize()}, {count}" for name, count in LIKELIHOOD_CASES]
+    held = [f"float: Reconstruction<{work}> + PosteriorForward<false, true>" for work in works]
+    assert {o.name: o.loads + o.stores for o in operations(held)} == timed
+    predicted = predictions.committed()
+    assert predicted.keys() == set(product(timed, [dtype.name for dtype in DTYPES], predictions.GPUS))
 
 
 def test_a_kernel_that_fails_is_a_result() -> None:

@@ -6,12 +6,22 @@
 
 namespace vaefast {
 
+// No problem of this kind in the launch.
+struct Nothing {};
+
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kPacksPerThread = 4;
-// Leaves 80 (128) registers a thread: what the largest kernels need, and enough threads to hide memory's latency.
-template <class T>
-constexpr int kBlocksPerSM = sizeof(T) == 4 ? 3 : 2;
+// Leaves 80 (128) registers a thread: what kernels need, and enough threads to hide memory's latency. A sample with its
+// KL, and what runs beside a gradient of the KL, need more of the first and, with more loads a thread, fewer of the
+// second.
+template <class T, class Rec, class Post>
+constexpr int kBlocksPerSM =
+    sizeof(T) == 4 && !std::is_same_v<Post, PosteriorForward<T, true, true>> &&
+            !std::is_same_v<Post, PosteriorBackward<T, true, true>> &&
+            (std::is_same_v<Rec, Nothing> || !std::is_same_v<Post, PosteriorBackward<T, false, true>>)
+        ? 3
+        : 2;
 // Larger problems get longer units, so that the last block has few partial sums to add.
 constexpr int64_t kMaxUnits = 8192;
 
@@ -49,9 +59,6 @@ struct Launch {
   unsigned* counter = nullptr;  // 0 before and after; null where nothing is left to the last block
 };
 
-// No problem of this kind in the launch.
-struct Nothing {};
-
 // Sum over the threads of a group, valid in its lane 0: shuffles, then one value a warp through shared memory.
 template <class T>
 __device__ inline T group_sum(T x, int width, T* shared) {
@@ -68,12 +75,26 @@ __device__ inline T group_sum(T x, int width, T* shared) {
   return x;
 }
 
+// A thread's unit, and its number among the threads of that unit.
+struct Place {
+  uint32_t unit;
+  int lane;
+};
+
+__device__ inline Place place_of(const Geometry& g, uint32_t first_block) {
+  uint32_t block = blockIdx.x - first_block, thread = threadIdx.x;
+#if defined(__CUDA_ARCH__)
+  // computed each time it is asked for: kept over a unit's loop it would take registers there
+  asm volatile("" : "+r"(block), "+r"(thread));
+#endif
+  if (g.width == kThreads) return {block, int(thread)};
+  return {block * (kThreads / kWarp) + thread / kWarp, int(thread % kWarp)};
+}
+
 template <class Work, class Problem>
-__device__ inline void run_block(const Problem& p, const Geometry& g, int64_t block, typename Work::T* shared) {
+__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
   using T = typename Work::T;
-  const bool narrow = g.width == kWarp;
-  const uint32_t unit = uint32_t(narrow ? block * (kThreads / kWarp) + threadIdx.x / kWarp : block);
-  const int lane = narrow ? threadIdx.x % kWarp : threadIdx.x;
+  const auto [unit, lane] = place_of(g, first_block);
   T sum = 0;
   if (unit < g.count) {
     const uint32_t row = g.per_row == 1 ? unit : g.per_row == g.count ? 0 : unit / g.per_row;
@@ -81,16 +102,17 @@ __device__ inline void run_block(const Problem& p, const Geometry& g, int64_t bl
     // cut where packs begin
     const int64_t from = begin / kPack<T> * kPack<T> + int64_t(unit - row * g.per_row) * g.unit;
     const Unit u{from < begin ? begin : from, from + g.unit < end ? from + g.unit : end, lane, g.width};
-    const bool first = block == 0 && threadIdx.x == 0;
-    sum = p.space.packed ? Work::template run<kPack<T>>(p, u, first) : Work::template run<1>(p, u, first);
+    const bool first = unit == 0 && lane == 0;
+    sum = visit<T>(p.space.moves, [&](auto move) { return Work::template run<decltype(move)>(p, u, first); });
   }
-  if (!p.sum.out) return;
+  if (!Work::kSums || !p.sum.out) return;
   sum = group_sum(sum, g.width, shared);
-  if (lane != 0 || unit >= g.count) return;
+  const Place at = place_of(g, first_block);
+  if (at.lane != 0 || at.unit >= g.count) return;
   if (g.per_row == 1) {
-    static_cast<T*>(p.sum.out)[unit] = T(p.sum.scale * double(sum));
+    static_cast<T*>(p.sum.out)[at.unit] = T(p.sum.scale * double(sum));
   } else {
-    p.sum.partial[unit] = double(sum);
+    p.sum.partial[at.unit] = double(sum);
   }
 }
 
@@ -143,16 +165,16 @@ __device__ inline bool last_block(unsigned* counter) {
 }
 
 template <class T, class Rec, class Post>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSM<T>) job_kernel(const __grid_constant__ Launch a) {
+__global__ void __launch_bounds__(kThreads, (kBlocksPerSM<T, Rec, Post>)) job_kernel(const __grid_constant__ Launch a) {
   __shared__ double shared[kThreads / kWarp];
-  const int64_t block = blockIdx.x;
-  if (block < a.rec.blocks) {
+  const uint32_t rec_blocks = uint32_t(a.rec.blocks);
+  if (blockIdx.x < rec_blocks) {
     if constexpr (!std::is_same_v<Rec, Nothing>) {
-      run_block<Rec>(a.reconstruction, a.rec, block, reinterpret_cast<T*>(shared));
+      run_block<Rec>(a.reconstruction, a.rec, 0, reinterpret_cast<T*>(shared));
     }
   } else {
     if constexpr (!std::is_same_v<Post, Nothing>) {
-      run_block<Post>(a.posterior, a.post, block - a.rec.blocks, reinterpret_cast<T*>(shared));
+      run_block<Post>(a.posterior, a.post, rec_blocks, reinterpret_cast<T*>(shared));
     }
   }
   if (a.counter && last_block(a.counter)) finish<T>(a, shared);

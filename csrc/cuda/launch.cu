@@ -2,30 +2,67 @@
 
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <map>
 #include <mutex>
-#include <utility>
 
 #include "cuda/run.cuh"
 #include "device.h"
 
 namespace vaefast {
 
-// One a stream serves eagerly, for launches on a stream follow each other; a graph gets its own, cleared in the graph,
-// for its replays may run beside anything.
-at::Tensor counter_for(const at::Tensor& on, cudaStream_t stream) {
-  const auto options = on.options().dtype(at::kInt);
+namespace {
+
+uint64_t capture_of(cudaStream_t stream) {
   cudaStreamCaptureStatus status;
-  C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  if (status != cudaStreamCaptureStatusNone) return at::zeros({1}, options);
+  unsigned long long id = 0;
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &id));
+  return status == cudaStreamCaptureStatusNone ? 0 : id;
+}
+
+// Zeros on the current device, for good. Not torch's allocator's: that takes them from the pool of a graph in the
+// making, whose memory ends with the graph. Nor on a stream of torch's, which may be in capture.
+unsigned* zeros(size_t count) {
+  const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+  cudaStream_t stream;
+  void* memory;
+  C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  C10_CUDA_CHECK(cudaMalloc(&memory, count * sizeof(unsigned)));
+  C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, count * sizeof(unsigned), stream));
+  C10_CUDA_CHECK(cudaStreamSynchronize(stream));
+  C10_CUDA_CHECK(cudaStreamDestroy(stream));
+  return static_cast<unsigned*>(memory);
+}
+
+}  // namespace
+
+// One a stream serves eagerly, for launches on a stream follow each other. A captured launch gets one of its own: the
+// graph's replays follow each other, but may run beside anything else. All are 0 from the start, so a graph holds no
+// node that clears them.
+unsigned* counter_for(const at::Tensor& on, cudaStream_t stream) {
+  constexpr size_t kTogether = 4096;
+  struct Counters {
+    unsigned *next = nullptr, *end = nullptr;
+    std::map<cudaStream_t, unsigned*> of_stream;
+
+    unsigned* take() {
+      if (next == end) {
+        next = zeros(kTogether);
+        end = next + kTogether;
+      }
+      return next++;
+    }
+  };
   static std::mutex mutex;
-  static auto* counters = new std::map<std::pair<int, cudaStream_t>, at::Tensor>();
+  static auto* devices = new std::map<int, Counters>();
   std::lock_guard<std::mutex> lock(mutex);
-  at::Tensor& counter = (*counters)[{on.get_device(), stream}];
-  if (!counter.defined()) counter = at::zeros({1}, options);
+  Counters& counters = (*devices)[on.get_device()];
+  if (capture_of(stream)) return counters.take();
+  unsigned*& counter = counters.of_stream[stream];
+  if (!counter) counter = counters.take();
   return counter;
 }
 
@@ -57,8 +94,13 @@ void philox(const c10::optional<at::Generator>& generator, int64_t numel, const 
   philox.save = save.mutable_data_ptr<int64_t>();
 }
 
+// Tensors may say cuda where there is none, while a graph is traced.
+uint64_t capture(c10::Device device) {
+  return c10::cuda::device_count() ? capture_of(c10::cuda::getCurrentCUDAStream(device.index()).stream()) : 0;
+}
+
 const bool registered = [] {
-  device_for(c10::DeviceType::CUDA) = {run, philox};
+  device_for(c10::DeviceType::CUDA) = {run, philox, false, capture};
   return true;
 }();
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cuda/pack.cuh"
-#include "philox.h"
 
 namespace vaefast {
 

@@ -1,5 +1,5 @@
 // Packs: the N consecutive elements of the iteration space that a thread handles at once; N is kPack<T> where every
-// operand can be moved a pack at a time, else 1 (problem.packed, decided at launch). An operand is fetched as it lies
+// operand can be moved a pack at a time, else 1 (Space::moves, decided at launch). An operand is fetched as it lies
 // in memory and decoded to the arithmetic type afterwards: so all loads of a pack are under way before the first is
 // waited for, and dtypes and strides cost no extra kernels. No torch types here.
 #pragma once
@@ -9,7 +9,7 @@
 
 #include <cstring>
 
-#include "vmath.h"
+#include "philox.h"
 
 namespace vaefast {
 
@@ -19,12 +19,33 @@ constexpr int kPack = sizeof(T) == 4 ? 4 : 1;
 
 inline int size_of(DType t) { return t == DType::kDouble ? 8 : t == DType::kFloat ? 4 : t == DType::kBool ? 1 : 2; }
 
+// One of Moves as a type: packs of N elements; S is what a plain move's linear operands hold, else void.
+template <int N_, class S_ = void>
+struct Move {
+  using S = S_;
+  static constexpr int N = N_;
+  static constexpr bool plain = !std::is_void_v<S>;
+};
+
+// f(Move): what depends on it is decided once, outside the loops in f.
+template <class T, class F>
+__device__ inline auto visit(Moves moves, const F& f) {
+  if constexpr (kPack<T> > 1) {
+    if (moves == Moves::kPlain) return f(Move<kPack<T>, T>{});
+    if (moves == Moves::kPlainHalf) return f(Move<kPack<T>, __half>{});
+    if (moves == Moves::kPlainBFloat16) return f(Move<kPack<T>, __nv_bfloat16>{});
+    if (moves == Moves::kPacked) return f(Move<kPack<T>>{});
+  }
+  return f(Move<1>{});
+}
+
 // Elements start + lo .. start + hi - 1 of the space, where start is a multiple of N.
 struct Pack {
   const Space& space;
   int64_t start;
   int lo, hi;
   int64_t outer = 0, column = 0;  // start's place before and in the last dimension, where the space has views
+  uint32_t row = 0;               // the former, for plain moves
 
   __device__ bool holds(int i) const { return i >= lo && i < hi; }
 };
@@ -39,6 +60,10 @@ __device__ inline void divide(const Space& s, int64_t x, int64_t size, int64_t& 
     quotient = int64_t(uint64_t(x) / uint64_t(size));
     rest = x - quotient * size;
   }
+}
+
+__device__ inline bool is_scalar(const Operand& op) {
+  return op.access == Access::kScalar || op.access == Access::kRowScalar;
 }
 
 // Where the pack begins in the memory of an operand with these strides.
@@ -87,12 +112,27 @@ struct Bits {
   }
 };
 
+// What has the size of an S and moves like one.
+template <class S>
+using Raw = std::conditional_t<sizeof(S) == 4, uint32_t, uint16_t>;
+
+// Where plain moves find an operand's row, or the scalar for it; and a pack in the row.
+template <class S>
+__device__ inline S* plain_row(const Operand& op, const Pack& at) {
+  return reinterpret_cast<S*>(static_cast<char*>(op.data) + product(at.row, op.skip));
+}
+
+template <class S, int N>
+__device__ inline Chunk<S, N>* plain_address(const Operand& op, const Pack& at) {
+  return reinterpret_cast<Chunk<S, N>*>(plain_row<S>(op, at) + uint32_t(at.start));
+}
+
 template <class T, int N, class S>
 __device__ inline Bits<T, N> fetch_as(const Operand& op, const Pack& at) {
   using C = Chunk<S, N>;
   C chunk{};
   const S* p = address<const S>(op, at);
-  if (N > 1 && (op.access == Access::kScalar || op.access == Access::kRowScalar)) {
+  if (N > 1 && is_scalar(op)) {
     const S x = *p;
 #pragma unroll
     for (int i = 0; i < N; ++i) chunk.item[i] = x;
@@ -122,15 +162,30 @@ __device__ inline void put_as(const Operand& op, const Pack& at, const Bits<T, N
   }
 }
 
-// Arithmetic in float never meets double in memory (problem.wide). Nothing is fetched for a constant.
-template <class T, int N>
+// Of an operand as large as the space. Arithmetic in float never meets double in memory (problem.wide).
+template <class T, class M, int N = M::N>
 __device__ inline Bits<T, N> fetch(const Operand& op, const Pack& at) {
-  if (op.access == Access::kConstant) return {};
+  if constexpr (M::plain) {
+    const auto chunk = *plain_address<Raw<typename M::S>, N>(op, at);
+    return Bits<T, N>::of(chunk);
+  }
   if constexpr (sizeof(T) == 8) {
     if (op.dtype == DType::kDouble) return fetch_as<T, N, uint64_t>(op, at);
   }
   if (op.dtype == DType::kFloat) return fetch_as<T, N, uint32_t>(op, at);
   return op.dtype == DType::kBool ? fetch_as<T, N, uint8_t>(op, at) : fetch_as<T, N, uint16_t>(op, at);
+}
+
+// Of an operand that may be absent, or one number: then nothing is fetched, or that.
+template <class T, class M, int N = M::N>
+__device__ inline Bits<T, N> fetch_optional(const Operand& op, const Pack& at) {
+  if (op.access == Access::kConstant) return {};
+  if (M::plain && is_scalar(op)) {
+    Bits<T, N> bits;
+    bits.word[0] = *plain_row<uint32_t>(op, at);
+    return bits;
+  }
+  return fetch<T, M>(op, at);
 }
 
 __device__ inline float load(float x) { return x; }
@@ -157,19 +212,24 @@ __device__ inline void decode_as(const Bits<T, N>& bits, T (&out)[N]) {
   for (int i = 0; i < N; ++i) out[i] = T(load(chunk.item[i]));
 }
 
-template <class T, int N>
+template <class M, class T, int N>
 __device__ inline void decode(const Operand& op, const Bits<T, N>& bits, T (&out)[N]) {
-  if (op.access == Access::kConstant) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) out[i] = lit<T>(op.value);
-    return;
-  }
+  if constexpr (M::plain) return decode_as<typename M::S>(bits, out);
   if constexpr (sizeof(T) == 8) {
     if (op.dtype == DType::kDouble) return decode_as<double>(bits, out);
   }
   if (op.dtype == DType::kFloat) return decode_as<float>(bits, out);
   if (op.dtype == DType::kBFloat16) return decode_as<__nv_bfloat16>(bits, out);
   op.dtype == DType::kHalf ? decode_as<__half>(bits, out) : decode_as<bool>(bits, out);
+}
+
+template <class M, class T, int N>
+__device__ inline void decode_optional(const Operand& op, const Bits<T, N>& bits, T (&out)[N]) {
+  const bool constant = op.access == Access::kConstant;
+  if (!constant && !(M::plain && is_scalar(op))) return decode<M>(op, bits, out);
+  const T x = constant ? lit<T>(op.value) : bits.template as<T>();
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = x;
 }
 
 template <class S, class T, int N>
@@ -181,9 +241,14 @@ __device__ inline Bits<T, N> encode_as(const T (&in)[N]) {
 }
 
 // Nothing where the output is absent.
-template <class T, int N>
+template <class M, class T, int N>
 __device__ inline void write(const Operand& op, const Pack& at, const T (&in)[N]) {
   if (op.access == Access::kConstant) return;
+  if constexpr (M::plain) {
+    using S = Raw<typename M::S>;
+    *plain_address<S, N>(op, at) = encode_as<typename M::S>(in).template as<Chunk<S, N>>();
+    return;
+  }
   if constexpr (sizeof(T) == 8) {
     if (op.dtype == DType::kDouble) return put_as<T, N, uint64_t>(op, at, encode_as<double>(in));
   }

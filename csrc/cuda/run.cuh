@@ -13,8 +13,8 @@
 
 namespace vaefast {
 
-// A counter that is 0 between launches.
-at::Tensor counter_for(const at::Tensor& on, cudaStream_t stream);
+// A counter that is 0 between launches, for one launch at a time on this stream.
+unsigned* counter_for(const at::Tensor& on, cudaStream_t stream);
 
 template <class T>
 void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream);
@@ -59,50 +59,69 @@ void launch_posterior(const Launch& a, cudaStream_t stream) {
                   : launch<T, Nothing, Work<T, false, true>>(a, stream);
 }
 
-// Decides how the loops reach each operand, and whether they can do so a pack at a time.
+// Decides how the loops reach each operand, and how they move them all. The first `full` operands are as large as the
+// space where they are there at all.
 template <class T>
-void set_access(Space& space, const std::vector<Operand*>& operands) {
+void set_access(Space& space, size_t full, const std::vector<Operand*>& operands) {
   const int last = space.ndim - 1;
+  const int64_t columns = space.size[last];
   const auto in_packs = [](int64_t n) { return n % kPack<T> == 0; };
   const auto all = [](const int64_t* begin, const int64_t* end, auto f) { return std::all_of(begin, end, f); };
-  space.packed = true;
-  for (Operand* op : operands) {
+  bool packed = true, plain = space.numel <= 0x7fffffff && in_packs(space.rows ? space.numel / space.rows : 0);
+  const Operand* linear = nullptr;
+  for (size_t k = 0; k < operands.size(); ++k) {
+    Operand* op = operands[k];
     if (!op->data) {
       op->access = Access::kConstant;
       continue;
     }
     const int64_t *stride = op->stride, *outer = stride + last;
-    if (space.numel > 1 && all(stride, outer + 1, [](int64_t s) { return s == 0; })) {
-      op->access = Access::kScalar;
+    const bool scalar = space.numel > 1 && all(stride, outer + 1, [](int64_t s) { return s == 0; });
+    const bool row_scalar = !scalar && !op->linear && *outer == 0 && in_packs(columns);
+    const int64_t skip = scalar || op->linear ? 0 : (stride[0] - (row_scalar ? 0 : columns)) * size_of(op->dtype);
+    op->skip = uint32_t(skip);
+    plain = plain && (scalar || op->linear || (last == 1 && op->skip == skip));
+    space.views = space.views || !(scalar || op->linear);
+    if (scalar || row_scalar) {
+      op->access = scalar ? Access::kScalar : Access::kRowScalar;
+      plain = plain && k >= full && op->dtype == DType::kFloat;
       continue;
     }
-    if (!op->linear && *outer == 0 && in_packs(space.size[last])) {
-      op->access = Access::kRowScalar;
-      space.views = true;
-      continue;
-    }
-    const bool aligned = reinterpret_cast<uintptr_t>(op->data) % (size_of(op->dtype) * kPack<T>) == 0;
     op->access = op->linear ? Access::kLinear : Access::kView;
-    space.views = space.views || !op->linear;
-    space.packed = space.packed && aligned &&
-                   (op->linear || (*outer == 1 && in_packs(space.size[last]) && all(stride, outer, in_packs)));
+    if (!linear) linear = op;
+    plain = plain && op->dtype == linear->dtype && op->dtype != DType::kBool;
+    const bool aligned = reinterpret_cast<uintptr_t>(op->data) % (size_of(op->dtype) * kPack<T>) == 0;
+    packed = packed && aligned && (op->linear || (*outer == 1 && in_packs(columns) && all(stride, outer, in_packs)));
   }
+  if (!packed) return;
+  space.moves = Moves::kPacked;
+  if (!plain || !linear) return;
+  space.moves = linear->dtype == DType::kFloat  ? Moves::kPlain
+                : linear->dtype == DType::kHalf ? Moves::kPlainHalf
+                                                : Moves::kPlainBFloat16;
+  // m = 2^(32 + shift) / columns, rounded up, with 2^(shift + 1) the power of two that holds columns: exact for 31 bits
+  // (Granlund & Montgomery 1994, theorem 4.2)
+  while (columns > int64_t(2) << space.shift) ++space.shift;
+  space.reciprocal = uint32_t(((uint64_t(1) << (32 + space.shift)) + uint64_t(columns) - 1) / uint64_t(columns));
 }
 
 template <class T>
 void set_access(ReconstructionProblem& p) {
-  std::vector<Operand*> operands{&p.target, &p.weight, &p.upstream, &p.out_nll};
-  for (int k = 0; k < kMaxParams; ++k) operands.insert(operands.end(), {&p.param[k], &p.out_grad[k]});
-  set_access<T>(p.space, operands);
+  std::vector<Operand*> operands{&p.target};
+  for (Operand& param : p.param) operands.push_back(&param);
+  operands.insert(operands.end(), {&p.weight, &p.upstream, &p.out_nll});
+  for (Operand& grad : p.out_grad) operands.push_back(&grad);
+  set_access<T>(p.space, 1 + kMaxParams, operands);
 }
 
 template <class T>
 void set_access(PosteriorProblem& p) {
-  set_access<T>(p.space, {&p.mu, &p.raw, &p.prior_mu, &p.prior_logvar, &p.eps, &p.dz, &p.dkl, &p.out_z, &p.out_kl,
-                          &p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar});
+  set_access<T>(p.space, 4,
+                {&p.mu, &p.raw, &p.eps, &p.dz, &p.prior_mu, &p.prior_logvar, &p.dkl, &p.out_z, &p.out_kl, &p.out_dmu,
+                 &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar});
   if (p.philox.on && !p.philox.linear) {
     p.space.views = true;
-    p.space.packed = false;
+    p.space.moves = Moves::kSingle;
   }
 }
 
@@ -123,13 +142,12 @@ void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   a.beta = job.beta;
   const auto adds_up = [](const Sum& sum, const Geometry& g) { return sum.out && g.per_row != 1; };
   Sum &rec = a.reconstruction.sum, &post = a.posterior.sum;
-  at::Tensor partial, counter;
+  at::Tensor partial;
   if (a.total || adds_up(rec, a.rec) || adds_up(post, a.post)) {
     partial = at::empty({int64_t(a.rec.count) + a.post.count}, on.options().dtype(at::kDouble));
     rec.partial = partial.mutable_data_ptr<double>();
     post.partial = rec.partial + a.rec.count;
-    counter = counter_for(on, stream);
-    a.counter = reinterpret_cast<unsigned*>(counter.mutable_data_ptr<int32_t>());
+    a.counter = counter_for(on, stream);
     // a sum over nothing is a block's work too
     if (a.rec.blocks + a.post.blocks == 0) (job.reconstruction ? a.rec : a.post).blocks = 1;
   }

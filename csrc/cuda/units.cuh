@@ -14,50 +14,64 @@ struct Unit {
   int lane, width;
 };
 
-template <int N, class F>
+template <class M, class F>
 __device__ inline void for_packs(const Space& space, const Unit& u, const F& f) {
-  // packs begin at multiples of N whatever the unit, so that memory is aligned and a pack is one Philox counter
-  for (int64_t start = u.first / N * N + u.lane * N; start < u.limit; start += u.width * N) {
-    Pack at{space, start, 0, N};
-    if (start < u.first) at.lo = int(u.first - start);
-    if (u.limit - start < N) at.hi = int(u.limit - start);
-    if (space.views) divide(space, start, space.size[space.ndim - 1], at.outer, at.column);
-    f(at);
+  constexpr int N = M::N;
+  if constexpr (M::plain) {
+    // whole packs, and few enough elements for 32 bits
+    for (uint32_t start = uint32_t(u.first) + u.lane * N; start < uint32_t(u.limit); start += u.width * N) {
+      Pack at{space, start, 0, N};
+      if (space.views) at.row = uint32_t(product(start, space.reciprocal) >> 32) >> space.shift;
+      f(at);
+    }
+  } else {
+    // packs begin at multiples of N whatever the unit, so that memory is aligned and a pack is one Philox counter
+    for (int64_t start = u.first / N * N + u.lane * N; start < u.limit; start += u.width * N) {
+      Pack at{space, start, 0, N};
+      if (start < u.first) at.lo = int(u.first - start);
+      if (u.limit - start < N) at.hi = int(u.limit - start);
+      if (space.views) divide(space, start, space.size[space.ndim - 1], at.outer, at.column);
+      f(at);
+    }
   }
 }
 
 template <class T, int N>
 __device__ inline void scales_of(const Activation& a, const T (&raw)[N], Scale<T> (&out)[N]) {
   visit(a.kind, Parameterizations{}, [&](auto kind) {
+    using P = typename decltype(kind)::type;
+    visit(a.clamped || a.floored, [&](auto bounded) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) out[i] = scale_of<typename decltype(kind)::type>(a, raw[i]);
+      for (int i = 0; i < N; ++i) out[i] = decltype(bounded)::value ? scale_of<P>(a, raw[i]) : P::eval(raw[i]);
+    });
   });
 }
 
 // What every posterior's kernel reads of a pack. SAMPLE and KLD say what is there, besides.
-template <class T, int N, bool SAMPLE, bool KLD>
+template <class T, class M, bool SAMPLE, bool KLD>
 struct PosteriorPack {
+  static constexpr int N = M::N;
   T mu[N], raw[N], eps[N], prior_mu[N], prior_logvar[N];
   Bits<T, N> mu_bits, raw_bits, eps_bits, prior_mu_bits, prior_logvar_bits;
 
   __device__ PosteriorPack(const PosteriorProblem& p, const Pack& at) {
-    mu_bits = fetch<T, N>(p.mu, at);
-    raw_bits = fetch<T, N>(p.raw, at);
-    if constexpr (SAMPLE) eps_bits = fetch<T, N>(p.eps, at);
-    if constexpr (KLD) {
-      prior_mu_bits = fetch<T, N>(p.prior_mu, at);
-      prior_logvar_bits = fetch<T, N>(p.prior_logvar, at);
+    mu_bits = fetch<T, M>(p.mu, at);
+    raw_bits = fetch<T, M>(p.raw, at);
+    if (SAMPLE && !p.philox.on) eps_bits = fetch<T, M>(p.eps, at);
+    if (KLD && p.prior) {
+      prior_mu_bits = fetch_optional<T, M>(p.prior_mu, at);
+      prior_logvar_bits = fetch_optional<T, M>(p.prior_logvar, at);
     }
   }
 
   __device__ void decode_all(const PosteriorProblem& p, const Stream& stream, const Pack& at) {
     // the noise first, while the loads are on their way
-    if constexpr (SAMPLE) p.philox.on ? read_noise(p.philox, stream, at, eps) : decode(p.eps, eps_bits, eps);
-    decode(p.mu, mu_bits, mu);
-    decode(p.raw, raw_bits, raw);
-    if constexpr (KLD) {
-      decode(p.prior_mu, prior_mu_bits, prior_mu);
-      decode(p.prior_logvar, prior_logvar_bits, prior_logvar);
+    if constexpr (SAMPLE) p.philox.on ? read_noise(p.philox, stream, at, eps) : decode<M>(p.eps, eps_bits, eps);
+    decode<M>(p.mu, mu_bits, mu);
+    decode<M>(p.raw, raw_bits, raw);
+    if (KLD && p.prior) {
+      decode_optional<M>(p.prior_mu, prior_mu_bits, prior_mu);
+      decode_optional<M>(p.prior_logvar, prior_logvar_bits, prior_logvar);
     }
   }
 
@@ -74,14 +88,16 @@ struct PosteriorPack {
 template <class T_, bool SAMPLE, bool KLD>
 struct PosteriorForward {
   using T = T_;
+  static constexpr bool kSums = true;
 
-  template <int N>
+  template <class M>
   static __device__ T run(const PosteriorProblem& p, const Unit& u, bool first_thread) {
+    constexpr int N = M::N;
     Stream stream{};
     if (SAMPLE && p.philox.on) stream = open_stream(p.philox, first_thread);
     T sum = 0;
-    for_packs<N>(p.space, u, [&](const Pack& at) {
-      PosteriorPack<T, N, SAMPLE, KLD> x(p, at);
+    for_packs<M>(p.space, u, [&](const Pack& at) {
+      PosteriorPack<T, M, SAMPLE, KLD> x(p, at);
       x.decode_all(p, stream, at);
       Scale<T> q[N];
       T kl[N];
@@ -94,12 +110,12 @@ struct PosteriorForward {
             if (at.holds(i)) sum += kl[i];
           }
         });
-        write(p.out_kl, at, kl);
+        write<M>(p.out_kl, at, kl);
       }
       if constexpr (SAMPLE) {
 #pragma unroll
         for (int i = 0; i < N; ++i) x.mu[i] = fma_(q[i].std, x.eps[i], x.mu[i]);
-        write(p.out_z, at, x.mu);
+        write<M>(p.out_z, at, x.mu);
       }
     });
     return sum;
@@ -109,29 +125,31 @@ struct PosteriorForward {
 template <class T_, bool SAMPLE, bool KLD>
 struct PosteriorBackward {
   using T = T_;
+  static constexpr bool kSums = false;
 
-  template <int N>
+  template <class M>
   static __device__ T run(const PosteriorProblem& p, const Unit& u, bool) {
+    constexpr int N = M::N;
     Stream stream{};
     if (SAMPLE && p.philox.on) stream = open_stream(p.philox, false);
     const T factor = lit<T>(p.dkl_scale);
-    for_packs<N>(p.space, u, [&](const Pack& at) {
-      PosteriorPack<T, N, SAMPLE, KLD> x(p, at);
+    for_packs<M>(p.space, u, [&](const Pack& at) {
+      PosteriorPack<T, M, SAMPLE, KLD> x(p, at);
       Bits<T, N> dz_bits, dkl_bits;
-      if constexpr (SAMPLE) dz_bits = fetch<T, N>(p.dz, at);
-      if constexpr (KLD) dkl_bits = fetch<T, N>(p.dkl, at);
+      if constexpr (SAMPLE) dz_bits = fetch<T, M>(p.dz, at);
+      if constexpr (KLD) dkl_bits = fetch_optional<T, M>(p.dkl, at);
       x.decode_all(p, stream, at);
       Scale<T> q[N];
       T dmu[N] = {}, draw[N] = {};
       scales_of(p.activation, x.raw, q);
       if constexpr (SAMPLE) {
-        decode(p.dz, dz_bits, dmu);
+        decode<M>(p.dz, dz_bits, dmu);
 #pragma unroll
         for (int i = 0; i < N; ++i) draw[i] = dmu[i] * x.eps[i] * q[i].dstd;
       }
       if constexpr (KLD) {
         T g[N];
-        decode(p.dkl, dkl_bits, g);
+        decode_optional<M>(p.dkl, dkl_bits, g);
         visit(p.prior, [&](auto prior) {
 #pragma unroll
           for (int i = 0; i < N; ++i) {
@@ -143,11 +161,11 @@ struct PosteriorBackward {
             x.prior_logvar[i] = g[i] * k.dprior_logvar;
           }
         });
-        write(p.out_dprior_mu, at, x.prior_mu);
-        write(p.out_dprior_logvar, at, x.prior_logvar);
+        write<M>(p.out_dprior_mu, at, x.prior_mu);
+        write<M>(p.out_dprior_logvar, at, x.prior_logvar);
       }
-      write(p.out_dmu, at, dmu);
-      write(p.out_draw, at, draw);
+      write<M>(p.out_dmu, at, dmu);
+      write<M>(p.out_draw, at, draw);
     });
     return T(0);
   }
@@ -156,40 +174,57 @@ struct PosteriorBackward {
 template <class T_, class L, int NP>
 struct Reconstruction {
   using T = T_;
+  static constexpr bool kSums = true;
 
-  template <int N>
+  template <class M>
   static __device__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
+    constexpr int N = M::N;
     const T factor = lit<T>(p.grad_scale);
     T sum = 0;
-    for_packs<N>(p.space, u, [&](const Pack& at) {
+    for_packs<M>(p.space, u, [&](const Pack& at) {
       Bits<T, N> param_bits[NP];
 #pragma unroll
-      for (int k = 0; k < NP; ++k) param_bits[k] = fetch<T, N>(p.param[k], at);
-      const auto target_bits = fetch<T, N>(p.target, at), weight_bits = fetch<T, N>(p.weight, at);
-      const auto upstream_bits = fetch<T, N>(p.upstream, at);
-      T param[NP][N], target[N], weight[N], upstream[N];
+      for (int k = 0; k < NP; ++k) param_bits[k] = fetch<T, M>(p.param[k], at);
+      const auto target_bits = fetch<T, M>(p.target, at);
+      const auto weight_bits = fetch_optional<T, M>(p.weight, at);
+      const auto upstream_bits = fetch_optional<T, M>(p.upstream, at);
+      T param[NP][N], target[N], by[N];
 #pragma unroll
-      for (int k = 0; k < NP; ++k) decode(p.param[k], param_bits[k], param[k]);
-      decode(p.target, target_bits, target);
-      decode(p.weight, weight_bits, weight);
-      decode(p.upstream, upstream_bits, upstream);
+      for (int k = 0; k < NP; ++k) decode<M>(p.param[k], param_bits[k], param[k]);
+      decode<M>(p.target, target_bits, target);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         T x[NP];
 #pragma unroll
         for (int k = 0; k < NP; ++k) x[k] = param[k][i];
         const auto term = L::eval(x, target[i]);
-        // a zero weight selects zero, it does not multiply by it: what the element held must not matter
-        const bool on = weight[i] != T(0);
-        target[i] = on ? weight[i] * term.nll : T(0);
-        if (at.holds(i)) sum += target[i];
-        const T g = weight[i] * upstream[i] * factor;
+        target[i] = term.nll;
 #pragma unroll
-        for (int k = 0; k < NP; ++k) param[k][i] = on ? term.grad[k] * g : T(0);
+        for (int k = 0; k < NP; ++k) param[k][i] = term.grad[k] * factor;
       }
-      write(p.out_nll, at, target);
+      if (p.upstream.access != Access::kConstant) {
+        decode_optional<M>(p.upstream, upstream_bits, by);
 #pragma unroll
-      for (int k = 0; k < NP; ++k) write(p.out_grad[k], at, param[k]);
+        for (int i = 0; i < N * NP; ++i) param[i / N][i % N] *= by[i % N];
+      }
+      if (p.weight.access != Access::kConstant) {
+        decode_optional<M>(p.weight, weight_bits, by);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          // a zero weight selects zero, it does not multiply by it: what the element held must not matter
+          const bool on = by[i] != T(0);
+          target[i] = on ? by[i] * target[i] : T(0);
+#pragma unroll
+          for (int k = 0; k < NP; ++k) param[k][i] = on ? by[i] * param[k][i] : T(0);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        if (at.holds(i)) sum += target[i];
+      }
+      write<M>(p.out_nll, at, target);
+#pragma unroll
+      for (int k = 0; k < NP; ++k) write<M>(p.out_grad[k], at, param[k]);
     });
     return sum;
   }
@@ -199,24 +234,26 @@ struct Reconstruction {
 template <class T_>
 struct Rescale {
   using T = T_;
+  static constexpr bool kSums = false;
 
-  template <int N>
+  template <class M>
   static __device__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
+    constexpr int N = M::N;
     if (p.upstream.access == Access::kScalar) {
       T one[N];
-      decode(p.upstream, fetch<T, N>(p.upstream, Pack{p.space, 0, 0, N}), one);
+      decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, Pack{p.space, 0, 0, N}), one);
       if (one[0] == T(1)) return 0;
     }
-    for_packs<N>(p.space, u, [&](const Pack& at) {
+    for_packs<M>(p.space, u, [&](const Pack& at) {
       T upstream[N], grad[N];
-      decode(p.upstream, fetch<T, N>(p.upstream, at), upstream);
+      decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
 #pragma unroll 1
       for (int k = 0; k < p.nparams; ++k) {
         if (p.out_grad[k].access == Access::kConstant) continue;
-        decode(p.out_grad[k], fetch<T, N>(p.out_grad[k], at), grad);
+        decode<M>(p.out_grad[k], fetch<T, M>(p.out_grad[k], at), grad);
 #pragma unroll
         for (int i = 0; i < N; ++i) grad[i] *= upstream[i];
-        write(p.out_grad[k], at, grad);
+        write<M>(p.out_grad[k], at, grad);
       }
     });
     return 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import groupby
 
 from cuda_build import gates, predictions, units
 from cuda_build.binary import resources
@@ -27,14 +28,14 @@ def main() -> None:
     baseline, predicted = taken(), predictions.predictions()
     if write:
         gates.BASELINE.write_text(json.dumps(baseline, indent=1) + "\n")
-        predictions.FILE.write_text(json.dumps(predicted, indent=1) + "\n")
+        predictions.FILE.write_text(predictions.text(predicted))
         return
     for name, numbers in baseline[f"sm_{gates.ARCH}"].items():
         print(f"{numbers['registers']:4} registers  {numbers['shared']:5} bytes shared  {name}")
-    for name, dtypes in predicted["operations"].items():
-        for dtype, archs in dtypes.items():
-            each = "  ".join(f"{arch}: {found['instructions']:6.2f}" for arch, found in archs.items())
-            print(f"{name:24} {dtype:9} instructions an element  {each}")
+    print(f"\n{'':44}instructions an element, the share of a copy's speed that they allow")
+    for (name, dtype), records in groupby(predicted, key=lambda r: (r["kernel"], r["dtype"])):
+        each = "  ".join(f"{r['gpu']} {r['instructions']:6.2f} {r['share']:4.0%}" for r in records)
+        print(f"{name:44} {dtype:9} {each}")
 
 
 if __name__ == "__main__":

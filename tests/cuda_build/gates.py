@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cuda_build.binary import Resources
 from cuda_build.paths import Flow
@@ -49,10 +50,23 @@ def within(name: str, taken: Resources, baseline: Mapping[str, Mapping[str, int]
 
 
 def vectors(name: str, kernel: Kernel) -> Iterator[str]:
-    """16 bytes at once. A KL alone, with its sum reduced, still holds the store of an unreduced one."""
+    """16 bytes at once, but for doubles, which go one by one (kPack in csrc/cuda/pack.cuh). A KL alone, with its sum
+    reduced, still holds the store of an unreduced one."""
+    if name.startswith("double"):
+        return
     for root in ("LDG", "STG"):
         if not any(i.root == root and i.opcode.endswith(".128") for i in kernel.code):
             yield f"{name}: no 128-bit {root}"
+
+
+def no_slower(fresh: Iterable[Mapping[str, Any]], known: Mapping[tuple[str, str, str], Any]) -> Iterator[str]:
+    """Predictions made anew against the committed ones."""
+    for r in fresh:
+        key = (r["kernel"], r["dtype"], r["gpu"])
+        if key not in known:
+            yield f"{', '.join(key)}: not among the predictions; write them again (python -m cuda_build --write)"
+        elif r["instructions"] > (most := known[key]["instructions"]):
+            yield f"{', '.join(key)}: {r['instructions']} instructions an element, predicted {most}"
 
 
 def packed(flow: Flow) -> list[frozenset[int]]:

@@ -1,4 +1,5 @@
-"""What the hot loop of each operation has to do at least: its byte floor, in vector loads and stores.
+"""What the hot loop of each operation has to do at least: its byte floor, in vector loads and stores. The operations
+and their names are those that benchmarks/kernels.py times.
 
 The kernels choose at run time among dtypes, parameterizations and sources of noise, so besides loads and stores a path
 is told apart by traces that only the wanted choice leaves: Philox's multiplier, the exponentials of a log-variance,
@@ -37,10 +38,11 @@ class DType:
     pack: str = ""
 
 
+UNPACK_PRMT = r"^PRMT .*0x(7632|5410|7610)"
 DTYPES = (
     DType("float32", 4),
     DType("float16", 2, r"^HADD2\.F32", r"^F2FP\.(F16|PACK_AB)"),
-    DType("bfloat16", 2, r"^PRMT .*0x7632|^LOP3.*0xffff0000|\b0x10000\b|^SHL|^SHF\.L|^IMAD\.U32", r"^F2FP\.BF16"),
+    DType("bfloat16", 2, rf"{UNPACK_PRMT}|^LOP3.*0xffff0000|\b0x10000\b|^SHL|^SHF\.L|^IMAD\.U32", r"^F2FP\.BF16"),
 )
 
 
@@ -49,7 +51,7 @@ class Operation:
     """A use of a kernel: tensors that it reads and writes once, and what tells its path from others.
 
     Args:
-        name: as in the predictions.
+        name: the benchmark's.
         kernel: its short name, without the arithmetic type.
         loads: tensors that are read.
         stores: tensors that are written.
@@ -90,33 +92,31 @@ class Operation:
 
 
 KL_FORWARD, KL_BACKWARD = "PosteriorForward<false, true>", "PosteriorBackward<false, true>"
-# A posterior in its usual form: a log-variance, Philox noise, the standard normal prior unless the name says else.
-POSTERIORS = (
-    Operation("sample forward", "PosteriorForward<true, false>", 2, 1, philox=True, exp=True),
-    Operation("sample backward", "PosteriorBackward<true, false>", 2, 2, philox=True, exp=True),
-    Operation("kl forward", KL_FORWARD, 2, 0, exp=True),
-    Operation("kl backward", KL_BACKWARD, 2, 2, scalars=1, exp=True),
-    Operation("kl prior forward", KL_FORWARD, 4, 0, exp=True),
-    Operation("kl prior backward", KL_BACKWARD, 4, 4, scalars=1, exp=True),
-    Operation("sample kl forward", "PosteriorForward<true, true>", 2, 1, philox=True, exp=True),
-    Operation("sample kl backward", "PosteriorBackward<true, true>", 3, 2, scalars=1, philox=True, exp=True),
+# In their usual form: a log-variance, Philox noise, the standard normal prior unless the name says else.
+FIXED = (
+    Operation("posterior_forward sample", "PosteriorForward<true, false>", 2, 1, philox=True, exp=True),
+    Operation("posterior_forward kl", KL_FORWARD, 2, 0, exp=True),
+    Operation("posterior_forward kl, prior", KL_FORWARD, 4, 0, exp=True),
+    Operation("posterior_forward sample, kl", "PosteriorForward<true, true>", 2, 1, philox=True, exp=True),
+    Operation("posterior_backward sample", "PosteriorBackward<true, false>", 2, 2, philox=True, exp=True),
+    Operation("posterior_backward kl", KL_BACKWARD, 2, 2, scalars=1, exp=True),
+    Operation("posterior_backward kl, prior", KL_BACKWARD, 4, 4, scalars=1, exp=True),
+    Operation("posterior_backward sample, kl", "PosteriorBackward<true, true>", 3, 2, scalars=1, philox=True, exp=True),
     # once round the inner loop: each kept gradient
-    Operation("rescale", f"Rescale + {KL_BACKWARD}", 1, 1, posterior=False, scalars=1),
+    Operation("scale_", f"Rescale + {KL_BACKWARD}", 1, 1, posterior=False, scalars=1),
 )
 
 
 def operations(names: Iterable[str]) -> Iterator[Operation]:
-    """Those of kernels with these names: the posterior's, and two for each likelihood and number of parameters.
-
-    A loss that somebody will differentiate leaves its gradients in the same pass, with an upstream gradient of 1.
-    """
-    yield from POSTERIORS
+    """Those of kernels with these names: the fixed ones, and three for each likelihood and number of parameters."""
+    yield from FIXED
     for kernel in sorted({name.partition(": ")[2] for name in names}):
-        if likelihood := re.fullmatch(rf"Reconstruction<(\w+), (\d+)> \+ {KL_FORWARD}", kernel):
-            count = int(likelihood[2])
-            name = f"{likelihood[1].lower()} {count}"
-            yield Operation(f"{name} nll", kernel, count + 1, 0, posterior=False)
-            yield Operation(f"{name} nll and gradient", kernel, count + 1, count, posterior=False)
+        if found := re.fullmatch(rf"Reconstruction<(\w+), (\d+)> \+ {KL_FORWARD}", kernel):
+            likelihood, count = found[1].lower(), int(found[2])
+            forward, backward = (f"reconstruction_{way} {likelihood} {count}" for way in ("forward", "backward"))
+            yield Operation(forward, kernel, count + 1, 0, posterior=False)
+            yield Operation(f"{forward}, gradient", kernel, count + 1, count, posterior=False)
+            yield Operation(backward, kernel, count + 1, count, posterior=False, scalars=1)
 
 
 def instructions(operation: Operation, dtype: DType, flow: Flow) -> float | None:

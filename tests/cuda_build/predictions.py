@@ -1,11 +1,14 @@
-"""What the machine code lets an operation reach: instructions an element against what a GPU issues and moves.
+"""What the machine code lets a kernel reach: instructions an element against what a GPU issues and moves.
 
-An SM issues four instructions of 32 threads a clock. An operation cannot be faster than that, nor than its bytes at the
+An SM issues four instructions of 32 threads a clock. A kernel cannot be faster than that, nor than its bytes at the
 memory's bandwidth: the longer of the two is the prediction, a bound for large tensors whose time is not latency's.
+``benchmarks/gpu.py`` sets it beside what it measures.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,31 +41,46 @@ GPUS = {
 
 
 def bounds(count: float, size: int, gpu: GPU) -> dict[str, Any]:
-    """For an operation of so many instructions and bytes an element."""
+    """For a kernel of so many instructions and bytes an element; its share of the bandwidth is also that of a copy."""
     memory, issue = size / gpu.bandwidth, count / (gpu.sms * LANES * gpu.clock)
     return {
-        "picoseconds_an_element": round(max(memory, issue) * 1e12, 3),
-        "bandwidth_fraction": round(min(1.0, memory / issue), 3),
+        "picoseconds": round(max(memory, issue) * 1e12, 3),
+        "share": round(min(1.0, memory / issue), 3),
         "bound": "memory" if memory >= issue else "issue",
     }
 
 
-def predictions() -> dict[str, Any]:
-    """By operation, dtype and architecture. Double has no place here: its arithmetic is not what the GPU issues."""
-    found: dict[str, Any] = {}
-    for arch in sorted({gpu.arch for gpu in GPUS.values()}):
-        flows = {name: Flow(kernel) for name, kernel in cubin_sass(units.cubin("float", arch)).items()}
-        for operation in operations(flows):
-            for dtype in DTYPES:
-                count = instructions(operation, dtype, flows[f"float: {operation.kernel}"])
+def predictions(gpus: Mapping[str, GPU] = GPUS) -> list[dict[str, Any]]:
+    """A record for each kernel, dtype and GPU. Double has no place here: its arithmetic is not what the GPU issues."""
+    flows = {
+        arch: {name: Flow(kernel) for name, kernel in cubin_sass(units.cubin("float", arch)).items()}
+        for arch in sorted({gpu.arch for gpu in gpus.values()})
+    }
+    found = []
+    for operation in operations(next(iter(flows.values()))):
+        for dtype in DTYPES:
+            size = dtype.size * (operation.loads + operation.stores)
+            counts = {
+                arch: instructions(operation, dtype, flow[f"float: {operation.kernel}"]) for arch, flow in flows.items()
+            }
+            for name, gpu in gpus.items():
+                count = counts[gpu.arch]
                 if count is None:
                     raise RuntimeError(
-                        f"no way round {operation.kernel} for sm_{arch} does '{operation.name}', {dtype.name}"
+                        f"no way round {operation.kernel} for sm_{gpu.arch} does '{operation.name}', {dtype.name}"
                     )
-                size = dtype.size * (operation.loads + operation.stores)
-                found.setdefault(operation.name, {}).setdefault(dtype.name, {})[f"sm_{arch}"] = {
-                    "instructions": count,
-                    "bytes": size,
-                    "gpus": {name: bounds(count, size, gpu) for name, gpu in GPUS.items() if gpu.arch == arch},
-                }
-    return {"gpus": {name: asdict(gpu) for name, gpu in GPUS.items()}, "operations": found}
+                record = {"kernel": operation.name, "dtype": dtype.name, "gpu": name, "instructions": count}
+                found.append({**record, "bytes": size, **bounds(count, size, gpu)})
+    return found
+
+
+def committed() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The file's records, by kernel, dtype and GPU."""
+    return {(r["kernel"], r["dtype"], r["gpu"]): r for r in json.loads(FILE.read_text())["predictions"]}
+
+
+def text(records: Sequence[dict[str, Any]]) -> str:
+    """The file: a line a record."""
+    gpus = ",\n".join(f"  {json.dumps(name)}: {json.dumps(asdict(gpu))}" for name, gpu in GPUS.items())
+    lines = ",\n".join(f"  {json.dumps(record)}" for record in records)
+    return f'{{\n "gpus": {{\n{gpus}\n }},\n "predictions": [\n{lines}\n ]\n}}\n'

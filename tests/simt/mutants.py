@@ -107,7 +107,7 @@ MUTANTS = (
     Mutant(
         "adds_in_the_order_of_arrival",
         "kernel.cuh",
-        "p.sum.partial[unit] = double(sum);",
+        "p.sum.partial[at.unit] = double(sum);",
         "static int64_t arrived = 0;\n    p.sum.partial[arrived++ % g.count] = double(sum);",
         "test_same_bits_in_any_order",
         "differs from run to run",

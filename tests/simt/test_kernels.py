@@ -67,10 +67,14 @@ LAYOUTS: dict[str, Layout] = {
     "chunk 0": chunk(0),
     "chunk 1": chunk(1),
     "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "rows transposed": lambda t: t.transpose(0, -2).contiguous().transpose(0, -2) if t.dim() > 1 else t,
     "every other": lambda t: t.repeat_interleave(2, -1)[..., ::2],
     "expanded rows": lambda t: t[:1].expand(t.shape),
     "expanded columns": lambda t: t[..., :1].expand(t.shape) if t.numel() else t,
+    "expanded rows and columns": lambda t: t[:1][..., :1].expand(t.shape) if t.numel() else t,
 }
+# not those that only three dimensions tell from others
+DRAWN = [name for name in LAYOUTS if name not in ("rows transposed", "expanded rows and columns")]
 WEIGHTS = ("none", "full", "columns", "mask")
 
 
@@ -206,7 +210,7 @@ def reconstruction_of(
 
 @pytest.mark.parametrize(
     "case",
-    drawn(product(SHAPES, DTYPES), list(PARAMETERIZATIONS), PRIORS, list(LAYOUTS), list(LAYOUTS), REDUCTIONS, (0, 1)),
+    drawn(product(SHAPES, DTYPES), list(PARAMETERIZATIONS), PRIORS, DRAWN, DRAWN, REDUCTIONS, (0, 1)),
     ids=str,
 )
 def test_posterior(case: tuple[Any, ...]) -> None:
@@ -218,9 +222,7 @@ def test_posterior(case: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    drawn(
-        product((*PARAMETERIZATIONS, *CLAMPED_AND_FLOORED), FLOATING), SMALL, PRIORS, list(LAYOUTS), REDUCTIONS, (0, 1)
-    ),
+    drawn(product((*PARAMETERIZATIONS, *CLAMPED_AND_FLOORED), FLOATING), SMALL, PRIORS, DRAWN, REDUCTIONS, (0, 1)),
     ids=str,
 )
 def test_parameterizations(case: tuple[Any, ...]) -> None:
@@ -231,11 +233,11 @@ def test_parameterizations(case: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    drawn(product(LIKELIHOOD_CASES, SHAPES), DTYPES, REDUCTIONS, list(LAYOUTS), list(LAYOUTS), WEIGHTS)
+    drawn(product(LIKELIHOOD_CASES, SHAPES), DTYPES, REDUCTIONS, DRAWN, DRAWN, WEIGHTS)
     + [
         (case, shape, dtypes, reduction, *rest)
         for case, dtypes, reduction, shape, *rest in drawn(
-            product(LIKELIHOOD_CASES, DTYPES, REDUCTIONS), SMALL, list(LAYOUTS), list(LAYOUTS), WEIGHTS
+            product(LIKELIHOOD_CASES, DTYPES, REDUCTIONS), SMALL, DRAWN, DRAWN, WEIGHTS
         )
     ],
     ids=str,
@@ -277,8 +279,8 @@ ELBO_SHAPES = (
         FLOATING,
         list(PARAMETERIZATIONS),
         PRIORS,
-        list(LAYOUTS),
-        list(LAYOUTS),
+        DRAWN,
+        DRAWN,
         WEIGHTS,
         (1.0, 0.25),
     ),
