@@ -106,9 +106,11 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
   std::vector<PosteriorOutputs> outputs(n);
   std::vector<PosteriorGradients> grads;
   std::vector<Mask> masks;
-  std::vector<PosteriorProblem> problems;
+  std::vector<PosteriorProblem> problems, gradients;
   inputs.reserve(n), grads.reserve(n), masks.reserve(n), problems.reserve(n);
   const MaybeTensor none;
+  // what takes several at once also takes a KL and its gradients in one
+  const bool apart = !mask.empty() && !no_compute(on) && !device_for(on.device().type()).several;
   Philox philox;
   Counters counters;
   if (seed.defined() && !no_compute(on)) {
@@ -126,7 +128,9 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
     }
     outputs[k].kl = kl;
     if (no_compute(on)) continue;
-    problems.push_back(mask.empty() ? forward_problem(inputs[k], spec, outputs[k]) : grads[k].problem(1.0, kl));
+    problems.push_back(mask.empty() || apart ? forward_problem(inputs[k], spec, outputs[k])
+                                             : grads[k].problem(1.0, kl));
+    if (apart) gradients.push_back(grads[k].problem(1.0));
     if (spec.sample) {
       Philox& own = problems[k].philox;
       if (seed.defined()) {
@@ -140,6 +144,7 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
     }
   }
   if (!no_compute(on)) run_all(on, problems, kl);
+  if (apart) run_all(on, gradients, Tensor());
 
   Tensors result;
   for (PosteriorOutputs& out : outputs) {

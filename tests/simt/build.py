@@ -31,7 +31,7 @@ FLAGS = "-std=c++20 -fPIC -g0 -Wno-unknown-pragmas -DTORCH_EXTENSION_NAME=_C"
 CHECKED = f"-O1 {SANITIZE}"
 # precompiled: parsing torch's headers takes longer than compiling a unit of device code
 HEADER = "#include <ATen/ATen.h>\n"
-HOST = [CSRC / f"{name}.cpp" for name in ("ops", "autograd", "compute", "problem")]
+HOST = sorted(CSRC.glob("*.cpp"))
 
 
 def device_units() -> list[Path]:
