@@ -330,7 +330,8 @@ bool keeps_gradients(const MultiInputs& in, const PosteriorSpec& spec) {
     }
     return false;
   };
-  return !spec.sample && device_for(in.mus[0].device().type()).several && !half(in.mus) && !half(in.raws) && !half(in.prior_mus) && !half(in.prior_logvars) &&
+  return !spec.sample && device_for(in.mus[0].device().type()).several && !half(in.mus) && !half(in.raws) &&
+         !half(in.prior_mus) && !half(in.prior_logvars) &&
          (spec.reduction != Reduction::kPerSample || !(broadcast(in.prior_mus) || broadcast(in.prior_logvars)));
 }
 

@@ -122,7 +122,7 @@ def native_for(x: Tensor, no_grad_to: Sequence[Tensor | None] = ()) -> bool:
     return why is None
 
 
-def attempt(entry: str, x: object, args: Callable[[], tuple[Any, ...]]) -> Any:
+def attempt(entry: str, x: Any, args: Callable[[], tuple[Any, ...]]) -> Any:
     """What the extension's entry returns, or None where the long way has to be gone.
 
     A plain eager call (nothing traces, transforms or refuses x, its first tensor) is checked by the entry itself. Only

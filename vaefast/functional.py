@@ -286,10 +286,10 @@ def multi_tensor_sample_with_kl(
         return reference.multi_tensor_sample_with_kl(
             mus, raws, pm, plv, parameterization=p, reduction=reduction, generator=generator
         )
-    lists = [[prior] * len(mus) if isinstance(prior, Tensor) else [] for prior in (pm, plv)]
-    numbers = [0.0 if prior is None or isinstance(prior, Tensor) else float(prior) for prior in (pm, plv)]
+    pms, plvs = ([prior] * len(mus) if isinstance(prior, Tensor) else [] for prior in (pm, plv))
+    number, log_number = (0.0 if prior is None or isinstance(prior, Tensor) else prior for prior in (pm, plv))
     *samples, kl = _ops.multi_posterior(
-        mus, raws, *lists, *numbers, generator, p, reduction, sample=True
+        mus, raws, pms, plvs, number, log_number, generator, p, reduction, sample=True
     )  # fmt: skip
     return samples, kl
 

@@ -280,8 +280,9 @@ def multi_tensor_gaussian_kl(
     """See :func:`vaefast.multi_tensor_gaussian_kl`."""
     mus, raws = _args.posteriors(mus, raws)
     p = _args.parameterization(parameterization)
-    pms = _args.priors("prior_mus", prior_mus, mus) or [None] * len(mus)
-    plvs = logvars_of(_args.priors("prior_raws", prior_raws, mus), p) or [None] * len(mus)
+    absent: list[Tensor | None] = [None] * len(mus)
+    pms = _args.priors("prior_mus", prior_mus, mus) or absent
+    plvs = logvars_of(_args.priors("prior_raws", prior_raws, mus), p) or absent
     _args.same_batches(mus, reduction)
     kls = [
         gaussian_kl(*each, parameterization=p, reduction=reduction)
