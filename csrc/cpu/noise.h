@@ -7,6 +7,7 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 // Philox words in the low halves of 64-bit lanes, a counter a lane: the one multiplication that vectors have reads low
 // halves alone, so whatever a word leaves above itself need not be cleared.
 struct WordVec {
@@ -31,45 +32,16 @@ VF_HD Vec<int32_t> zip(WordVec a, WordVec b) {
 }
 VF_HD Vec<float> from_unsigned(Vec<int32_t> x) { return _mm512_cvtepu32_ps(x); }
 #else
-#if defined(CPU_CAPABILITY_AVX2)
 VF_HD WordVec high_half(WordVec a) { return WordVec(_mm256_srli_epi64(a.lanes, 32)); }
 VF_HD WordVec product(WordVec a, WordVec b) { return WordVec(_mm256_mul_epu32(a.lanes, b.lanes)); }
 VF_HD Vec<int32_t> zip(WordVec a, WordVec b) {
   return _mm256_blend_epi32(a.lanes, _mm256_slli_epi64(b.lanes, 32), 0xAA);
 }
-VF_HD Vec<int32_t> shift_right(Vec<int32_t> x, int n) { return _mm256_srli_epi32(x, n); }
-#else
-template <class F>
-VF_HD WordVec each(F f) {
-  alignas(64) int64_t x[WordVec::size];
-  for (int l = 0; l < WordVec::size; ++l) x[l] = int64_t(f(l));
-  return WordVec(WordVec::V::loadu(x));
-}
-VF_HD WordVec high_half(WordVec a) {
-  return each([&](int l) { return uint64_t(a.lanes[l]) >> 32; });
-}
-VF_HD WordVec product(WordVec a, WordVec b) {
-  return each([&](int l) { return uint64_t(uint32_t(a.lanes[l])) * uint32_t(b.lanes[l]); });
-}
-VF_HD Vec<int32_t> zip(WordVec a, WordVec b) {
-  alignas(64) int32_t x[2 * WordVec::size];
-  for (int l = 0; l < WordVec::size; ++l) {
-    x[2 * l] = int32_t(a.lanes[l]);
-    x[2 * l + 1] = int32_t(b.lanes[l]);
-  }
-  return Vec<int32_t>::loadu(x);
-}
-VF_HD Vec<int32_t> shift_right(Vec<int32_t> x, int n) {
-  alignas(64) uint32_t y[Vec<int32_t>::size()];
-  x.store(y);
-  for (uint32_t& word : y) word >>= n;
-  return Vec<int32_t>::loadu(y);
-}
-#endif
 // rounded once, as the conversion of an unsigned number is: both halves are exact
 VF_HD Vec<float> from_unsigned(Vec<int32_t> x) {
+  const auto high = at::vec::convert_to_fp_of_same_size<float>(Vec<int32_t>(_mm256_srli_epi32(x, 16)));
   const auto low = at::vec::convert_to_fp_of_same_size<float>(x & Vec<int32_t>(0xffff));
-  return fma_(at::vec::convert_to_fp_of_same_size<float>(shift_right(x, 16)), Vec<float>(65536.0f), low);
+  return fma_(high, Vec<float>(65536.0f), low);
 }
 #endif
 
@@ -78,23 +50,14 @@ VF_HD void multiply(WordVec a, WordVec b, WordVec& high, WordVec& low) {
   high = high_half(low);
 }
 
-constexpr int kGroup = 4 * WordVec::size;  // normals from one pass over a vector of counters
-
-// The words of counters counter, counter + 1, ...
-VF_HD void philox_group(uint64_t counter, uint32_t stream, uint64_t key, WordVec (&c)[4]) {
-  const WordVec counters(WordVec::V::arange(int64_t(counter), int64_t(1)));
-  c[0] = counters;
-  c[1] = high_half(counters);
-  c[2] = WordVec(stream);
-  c[3] = WordVec(0u);
-  philox_rounds(c, WordVec(uint32_t(key)), WordVec(uint32_t(key >> 32)));
-}
+constexpr int kCounters = WordVec::size;
 
 // out[4 l + j] is normal j of counter + l
 VF_HD void normal_group(uint64_t counter, uint64_t key, float* out) {
   using V = Vec<float>;
-  WordVec w[4];
-  philox_group(counter, 0, key, w);
+  const WordVec counters(WordVec::V::arange(int64_t(counter), int64_t(1)));
+  WordVec w[4] = {counters, high_half(counters), WordVec(0u), WordVec(0u)};
+  philox_rounds(w, WordVec(uint32_t(key)), WordVec(uint32_t(key >> 32)));
   const V scale(0x1p-32f);
   const V u = fma_(from_unsigned(zip(w[0], w[2])), scale, scale);
   const V t = at::vec::convert_to_fp_of_same_size<float>(zip(w[1], w[3])) * scale;
@@ -104,27 +67,37 @@ VF_HD void normal_group(uint64_t counter, uint64_t key, float* out) {
   head.store(out);
   tail.store(out + V::size());
 }
+#else
+constexpr int kCounters = 16;
+#endif
 
-VF_HD void normal_group(uint64_t counter, uint64_t key, double* out) {
-  using V = Vec<double>;
-  constexpr int n = WordVec::size;
-  alignas(64) double u[n], t[n], normal[4][n];
+constexpr int kGroup = 4 * kCounters;  // normals from one pass over a vector of counters
+
+// The same in loops that the compiler makes vectors of: for double, and where there is no wider multiplier to write
+// for.
+template <class T>
+VF_HD void normal_group(uint64_t counter, uint64_t key, T* out) {
+  using V = Vec<T>;
+  alignas(64) T u[2][kCounters], t[2][kCounters], normal[4][kCounters];
   for (int k = 0; k < 2; ++k) {
-    WordVec c[4];
-    philox_group(counter, k, key, c);
-    alignas(64) int64_t w[4][n];
-    for (int j = 0; j < 4; ++j) c[j].lanes.store(w[j]);
-    for (int l = 0; l < n; ++l) {
-      u[l] = uniform(uint32_t(w[0][l]), uint32_t(w[1][l]));
-      t[l] = turns(uint32_t(w[2][l]), uint32_t(w[3][l]));
+    for (int l = 0; l < kCounters; ++l) {
+      const Words x = philox4x32(counter + l, kDouble<V> ? k : 0, key);
+      if constexpr (kDouble<V>) {
+        u[k][l] = uniform(x.w[0], x.w[1]);
+        t[k][l] = turns(x.w[2], x.w[3]);
+      } else {
+        u[k][l] = uniform(x.w[2 * k]);
+        t[k][l] = turns(x.w[2 * k + 1]);
+      }
     }
-    static_assert(V::size() == n);
-    V a, b;
-    box_muller(V::loadu(u), V::loadu(t), a, b);
-    a.store(normal[2 * k]);
-    b.store(normal[2 * k + 1]);
+    for (int l = 0; l < kCounters; l += V::size()) {
+      V a, b;
+      box_muller(V::loadu(u[k] + l), V::loadu(t[k] + l), a, b);
+      a.store(normal[2 * k] + l);
+      b.store(normal[2 * k + 1] + l);
+    }
   }
-  for (int l = 0; l < n; ++l) {
+  for (int l = 0; l < kCounters; ++l) {
     for (int j = 0; j < 4; ++j) out[4 * l + j] = normal[j][l];
   }
 }
