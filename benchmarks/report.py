@@ -85,13 +85,17 @@ def markdown(document: dict[str, Any]) -> str:
     rule = "|---|---|" + "---:|" * (len(head) - 2)
     lines = [f"{heading(document)}; {mode}; medians.", "", f"| {' | '.join(head)} |", rule]
     for case in document["cases"]:
-        eager, compiled, fast = (timed(case, name) for name in ("eager", "compile", "vaefast"))
+        shown = {name: timed(case, name) for name in ("eager", "compile", "vaefast")}
+        eager, fast = shown["eager"], shown["vaefast"]
         shape = ", ".join(f"{name} {size:,}" for name, size in case["sizes"].items())
         over = fast["over"] if fast else {}
         cells = [
             f"`{case_name(case, mode)}`",
             f"{case['what']}; {shape}",
-            *(duration(r["median"]) if r else "failed" for r in (eager, compiled, fast)),
+            *(
+                duration(r["median"]) if r else "failed" if name in case["providers"] else "not run"
+                for name, r in shown.items()
+            ),
             f"**{times(over.get('eager'))}**",
             times(over.get("compile")),
             *(sizes_of(key, eager, fast) for key in ("saved_bytes", "peak_bytes")),
@@ -252,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--page", type=Path, default=ROOT / "benchmarks" / "README.md", help="where the costs go")
     args = p.parse_args(argv)
     tables: dict[str, list[str]] = {"results": [], "costs": [], "breakdown": []}
-    for file in args.files or sorted(f for f in RESULTS.glob("*.json") if "-quick" not in f.name):
+    found = (f for f in RESULTS.glob("*.json") if "-quick" not in f.name)
+    for file in args.files or sorted(found, key=lambda f: f.stem):
         results = json.loads(file.read_text())
         if "breakdown" in results:
             tables["breakdown"].append(breakdown(results))
