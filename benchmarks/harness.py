@@ -5,14 +5,14 @@ with the same noise (recovered from the sample that was drawn); the noise's mean
 other noise. A wrong implementation is reported and not timed.
 
 How it is timed: round robin, so that whatever else the machine does meets all of them alike; ratios come from the two
-times of a round. A turn begins with a call that is not timed: what the implementation before left in caches and in
-the operating system's lists of pages is not what it would find in a loop of its own. A time is that of enough calls
-in a row to last MIN_SAMPLE, the device synchronised at its end: what a training loop waits for, launches included,
-with small tensors still in the caches. Backward enters the autograd engine directly: ``torch.autograd.grad`` first
-checks in Python every gradient that it is given, which takes as long whoever computes the workload (some 30 us for
-two), and which a training loop, giving none for its scalar loss, does not pay. On a GPU, a case that moves COLD bytes
-or more is timed by CUDA events around each call instead, after a write that fills
-the L2 cache with something else, and so is the copy that it is compared with.
+times of a round. A turn begins with a call that is not timed: what the implementation before left in caches and in the
+operating system's lists of pages is not what it would find in a loop of its own. A time is that of enough calls in a
+row to last MIN_SAMPLE, the device synchronised at its end: what a training loop waits for, launches included, with
+small tensors still in the caches. Backward enters the autograd engine directly: ``torch.autograd.grad`` first checks
+in Python every gradient that it is given, which takes as long whoever computes the workload (some 30 us for two), and
+which a training loop, giving none for its scalar loss, does not pay. On a GPU, a case that moves COLD bytes or more is
+timed by CUDA events around each call instead, after a write that fills the L2 cache with something else, and so is the
+copy that it is compared with.
 """
 
 from __future__ import annotations
