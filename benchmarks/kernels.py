@@ -21,7 +21,8 @@ from torch import Tensor
 
 import vaefast
 from benchmarks import harness, run
-from vaefast.reference import LIKELIHOODS
+from vaefast import Likelihood
+from vaefast.reference import DOMAINS, LIKELIHOODS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ELEMENTS = (1 << 24, 1 << 26)
@@ -74,7 +75,8 @@ def posterior_backward(what: Collection[str]) -> Callable[..., Call]:
 def reconstruction_forward(name: str, count: int, grad: bool) -> Callable[..., Call]:
     def call(*tensors: Tensor) -> Call:
         params, target = list(tensors[:-1]), tensors[-1]
-        return lambda: torch.ops.vaefast.reconstruction_forward(params, target, None, name, "sum", [grad] * count)
+        spec = Likelihood(name).spec
+        return lambda: torch.ops.vaefast.reconstruction_forward(params, target, None, *spec, "sum", [grad] * count)
 
     return call
 
@@ -82,8 +84,10 @@ def reconstruction_forward(name: str, count: int, grad: bool) -> Callable[..., C
 def reconstruction_backward(name: str, count: int) -> Callable[..., Call]:
     def call(*tensors: Tensor) -> Call:
         params, target = list(tensors[:-1]), tensors[-1]
-        one = torch.ones((), device=target.device)
-        return lambda: torch.ops.vaefast.reconstruction_backward(one, params, target, None, name, "sum", [True] * count)
+        one, spec = torch.ones((), device=target.device), Likelihood(name).spec
+        return lambda: torch.ops.vaefast.reconstruction_backward(
+            one, params, target, None, *spec, "sum", [True] * count
+        )
 
     return call
 
@@ -112,12 +116,21 @@ def kernels() -> Iterator[Kernel]:
 
 def target_of(name: str, params: Sequence[Tensor]) -> Tensor:
     """Data in the likelihood's support."""
-    support = LIKELIHOODS[name].support
-    if support == "unit":
+    entry = LIKELIHOODS[name]
+    if entry.support == "unit":
         return torch.rand_like(params[0])
-    if support == "real":
+    if entry.support == "real":
         return torch.randn_like(params[0])
-    return LIKELIHOODS[name].distribution(*(p.float() for p in params)).sample().to(params[0].dtype)
+    return entry.distribution(*(p.float() for p in params), **entry.options).sample().to(params[0].dtype)
+
+
+def inputs_of(kernel: Kernel, elements: int, device: torch.device, dtype: torch.dtype) -> list[Tensor | None]:
+    """Random numbers; for a likelihood, its parameters where they live, and data."""
+    tensors = [torch.randn(elements, device=device, dtype=dtype) for _ in range(kernel.inputs)]
+    if not kernel.likelihood:
+        return [*tensors, None]
+    params = [DOMAINS[domain](t) for domain, t in zip(LIKELIHOODS[kernel.likelihood].domains, tensors)]
+    return [*params, target_of(kernel.likelihood, params)]
 
 
 def measure(
@@ -127,8 +140,7 @@ def measure(
     moved = kernel.moved * elements * DTYPES[dtype].itemsize
     record: dict[str, Any] = {"kernel": kernel.name, "dtype": dtype, "elements": elements, "bytes": moved}
     try:
-        tensors = [torch.randn(elements, device=device, dtype=DTYPES[dtype]) for _ in range(kernel.inputs)]
-        step = kernel.call(*tensors, target_of(kernel.likelihood, tensors) if kernel.likelihood else None)
+        step = kernel.call(*inputs_of(kernel, elements, device, DTYPES[dtype]))
         time_calls(step, 3)
         times = [time_calls(step, 5) for _ in range(ROUNDS)]
         copies = harness.copy_seconds(device, moved // 2, time_calls)

@@ -182,14 +182,17 @@ struct SavedReconstruction {
     std::vector<int64_t> numbers{spec.likelihood, int64_t(spec.reduction), in_place, capture};
     numbers.insert(numbers.end(), wanted.begin(), wanted.end());
     ctx->saved_data["reconstruction"] = std::move(numbers);
+    if (!spec.options.empty()) ctx->saved_data["options"] = spec.options;
   }
 
   static SavedReconstruction load(AutogradContext* ctx, const variable_list& saved, size_t at) {
     const auto numbers = ctx->saved_data["reconstruction"].toIntVector();
     const Mask wanted(numbers.begin() + 4, numbers.end());
     const auto params = saved.begin() + at + 2, kept = params + wanted.size();
+    const auto options = ctx->saved_data.find("options");
     return {{Tensors(params, kept), saved[at], maybe(saved[at + 1])},
-            {numbers[0], Reduction(numbers[1])},
+            {numbers[0], options == ctx->saved_data.end() ? std::vector<double>() : options->second.toDoubleVector(),
+             Reduction(numbers[1])},
             numbers[2] != 0,
             wanted,
             Tensors(kept, saved.end()),

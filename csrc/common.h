@@ -23,6 +23,7 @@ namespace vaefast {
 
 constexpr int kMaxDims = 8;
 constexpr int kMaxParams = 4;
+constexpr int kMaxOptions = 4;
 
 enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kBool };
 
@@ -36,6 +37,9 @@ struct Number {
   Number() = default;
   VF_HD Number(double x) : wide(x), narrow(float(x)) {}
 };
+
+// What a likelihood is told besides its parameters.
+using Options = Number[kMaxOptions];
 
 // How the CUDA loops reach an operand; set at launch.
 enum class Access : int32_t {
@@ -130,6 +134,7 @@ struct PosteriorProblem {
 struct ReconstructionProblem {
   Space space;
   int32_t likelihood = 0;  // index into Likelihoods
+  Options options;
   int32_t nparams = 1;
   bool wide = false;
   bool nll = false, grad = false, kept = false;

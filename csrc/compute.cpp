@@ -80,6 +80,7 @@ ReconstructionProblem reconstruction_problem(const ReconstructionInputs& in, con
   TORCH_CHECK_VALUE(in.target.sizes() == lead.sizes(), "vaefast: recon has shape ", lead.sizes(), ", target ",
                     in.target.sizes());
   p.likelihood = int32_t(spec.likelihood);
+  std::copy(spec.options.begin(), spec.options.end(), p.options);
   p.nparams = int32_t(in.params.size());
   p.wide = is_wide(in);
   for (size_t k = 0; k < in.params.size(); ++k) layout.add(p.param[k], in.params[k]);
@@ -144,21 +145,23 @@ ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstrea
   return p;
 }
 
-struct ParamCount {
-  int required, params;
+struct Counts {
+  int required, params, options;
 };
 
 template <class... Ls>
-ParamCount param_count(int64_t likelihood, TypeList<Ls...>) {
-  const ParamCount counts[] = {{Ls::required, Ls::params}...};
+Counts counts_of(int64_t likelihood, TypeList<Ls...>) {
+  static_assert(((Ls::params <= kMaxParams && kOptions<Ls> <= kMaxOptions) && ...));
+  const Counts counts[] = {{Ls::required, Ls::params, kOptions<Ls>}...};
   return counts[likelihood];
 }
 
-void check_params(const ReconstructionInputs& in, const ReconstructionSpec& spec) {
-  const ParamCount count = param_count(spec.likelihood, Likelihoods{});
-  const int given = int(in.params.size());
+void check_counts(const ReconstructionInputs& in, const ReconstructionSpec& spec) {
+  const Counts count = counts_of(spec.likelihood, Likelihoods{});
+  const int given = int(in.params.size()), options = int(spec.options.size());
   TORCH_CHECK_VALUE(given >= count.required && given <= count.params, "vaefast: ", given, " parameters, expected ",
                     count.required, " to ", count.params);
+  TORCH_CHECK_VALUE(options == count.options, "vaefast: ", options, " options, expected ", count.options);
 }
 
 // One launch reads them all.
@@ -205,7 +208,7 @@ bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& s
 }
 
 Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
-  check_params(in, spec);
+  check_counts(in, spec);
   const ReconstructionOutputs out = empty_outputs(in, spec, mask);
   if (!no_compute(in)) {
     ReconstructionProblem p = forward_problem(in, spec, out, mask);
@@ -220,7 +223,7 @@ Tensors reconstruction_forward(const ReconstructionInputs& in, const Reconstruct
 
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
                                 const Mask& mask) {
-  check_params(in, spec);
+  check_counts(in, spec);
   const ReconstructionOutputs out = empty_grads(in, mask);
   if (!no_compute(in)) {
     ReconstructionProblem p = backward_problem(upstream, in, spec, out, mask);
@@ -233,7 +236,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
 
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                      const PosteriorSpec& post_spec, double beta, const Mask& mask) {
-  check_params(rec, rec_spec);
+  check_counts(rec, rec_spec);
   check_devices(rec, post);
   const Reduction r = rec_spec.reduction;
   TORCH_CHECK_VALUE(r == Reduction::kPerSample || r == Reduction::kBatchMean || r == Reduction::kSum,
@@ -267,7 +270,7 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
 Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const MaybeTensor& dkl, double beta,
                        const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                        const PosteriorSpec& post_spec, const Mask& mask, const Mask& post_mask) {
-  check_params(rec, rec_spec);
+  check_counts(rec, rec_spec);
   check_devices(rec, post);
   const bool recompute = dnll && kept.empty();
   const ReconstructionOutputs out = recompute ? empty_grads(rec, mask) : ReconstructionOutputs();

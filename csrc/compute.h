@@ -43,6 +43,7 @@ struct MultiInputs {
 
 struct ReconstructionSpec {
   int64_t likelihood = 0;
+  std::vector<double> options;
   Reduction reduction = Reduction::kBatchMean;
 };
 

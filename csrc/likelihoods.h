@@ -1,10 +1,11 @@
 // The likelihoods: one struct each. eval(p, x) gives the nll of x in nats and its gradient in each given parameter;
-// p holds the first `required` to `params` of them, in the order of the entry in vaefast/reference.py.
+// p holds the first `required` to `params` of them, in the order of the entry in vaefast/reference.py. One that has
+// options, `options` numbers in that entry's order, takes them third: eval(p, x, o).
 // A new likelihood is a struct here, listed in Likelihoods, and that entry.
 #pragma once
 
 #include "registry.h"
-#include "vmath.h"
+#include "special.h"
 
 namespace vaefast {
 inline namespace VF_ISA {
@@ -14,6 +15,20 @@ struct Term {
   V nll;
   V grad[N];
 };
+
+template <class L, class = void>
+constexpr int kOptions = 0;
+template <class L>
+constexpr int kOptions<L, std::void_t<decltype(L::options)>> = L::options;
+
+template <class L, class V, int N>
+VF_HD auto eval_term(const V (&p)[N], V x, const Options& o) {
+  if constexpr (kOptions<L> > 0) {
+    return L::eval(p, x, o);
+  } else {
+    return L::eval(p, x);
+  }
+}
 
 struct Bernoulli {
   static constexpr const char* name = "bernoulli";
@@ -30,7 +45,6 @@ struct Bernoulli {
 struct Gaussian {
   static constexpr const char* name = "gaussian";
   static constexpr int required = 1, params = 2;
-  static constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
   template <class V>
   static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
@@ -70,7 +84,154 @@ struct Laplace {
   }
 };
 
-using Likelihoods = TypeList<Bernoulli, Gaussian, Laplace>;
+// Of probabilities, as F.binary_cross_entropy computes it: logarithms no lower than -100, and p (1 - p) no less than
+// 1e-12 where the gradient divides by it.
+struct BernoulliProbs {
+  static constexpr const char* name = "bernoulli_probs";
+  static constexpr int required = 1, params = 1;
+
+  template <class V>
+  static VF_HD V log_of(V p) {
+    const V log = log_(p), least = lit<V>(-100);
+    return select(less(log, least), least, log);
+  }
+
+  template <class V>
+  static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
+    const V one = lit<V>(1), least = lit<V>(1e-12), rest = one - p[0], variance = p[0] * rest;
+    const V nll = lit<V>(0) - fma_(x, log_of(p[0]), (one - x) * log_of(rest));
+    return {nll, {(p[0] - x) / select(less(variance, least), least, variance)}};
+  }
+};
+
+// Loaiza-Ganem & Cunningham 2019: the Bernoulli's density on [0, 1] normalised, p(x) = l e^(l x) / (e^l - 1).
+struct ContinuousBernoulli {
+  static constexpr const char* name = "continuous_bernoulli";
+  static constexpr int required = 1, params = 1;
+
+  // With a = |l| and m = 1 - e^-a: log((e^l - 1) / l) = l [l > 0] + log(m / a), and the mean is h(-a) / (a m) or what
+  // that leaves to 1.
+  template <class V>
+  static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
+    const V zero = lit<V>(0), one = lit<V>(1), half = lit<V>(0.5), l = p[0], a = abs_(l);
+    const auto e = exp_terms(zero - a);
+    const auto positive = less(zero, l), tiny = less(a, lit<V>(1e-4));
+    const V m = zero - e.em1, ratio = select(tiny, fma_(a, lit<V>(-0.5), one), m / a);
+    const V upper = e.h / (a * m), mean = select(positive, upper, one - upper);
+    const V step = select(positive, one, zero);
+    return {fma_(l, step - x, log_(ratio)), {select(tiny, fma_(l, lit<V>(1.0 / 12), half), mean) - x}};
+  }
+};
+
+struct StudentT {
+  static constexpr const char* name = "student_t";
+  static constexpr int required = 3, params = 3;  // df = p[2]
+
+  // With a = df / 2 and b = a + 1/2, log Gamma(a) - log Gamma(b) + log(a) / 2 = 1/2 - a log(b / a) + S(a) - S(b). Of
+  // u = |d| / sqrt(df), the smaller of u and 1 / u is squared: d^2 may overflow.
+  template <class V>
+  static VF_HD Term<V, 3> eval(const V (&p)[3], V x) {
+    const V zero = lit<V>(0), one = lit<V>(1), half = lit<V>(0.5), df = p[2], a = half * df, b = a + half;
+    const V inverse = exp_(zero - p[1]), d = (p[0] - x) * inverse, u = abs_(d) / sqrt_(df);
+    const auto near = less_equal(u, one);
+    const V t = select(near, u, one / u), square = t * t, rest = one / (one + square);
+    const V tail = twice_atanh(square / (square + lit<V>(2))) + select(near, zero, lit<V>(2) * log_(u));
+    const V pull = (df + one) * select(near, square * rest, rest);  // the nll's slope in log |d|
+    const V slope = select(near, (df + one) / df * d * rest, pull / d);
+    const V ratio = select(less_equal(half, a), twice_atanh(half / (a + b)), log_(b / a));
+    const auto at_a = stirling(a), at_b = stirling(b);
+    const V norm = fma_(zero - a, ratio, lit<V>(0.5 + kHalfLog2Pi)) + (at_a.value - at_b.value);
+    const V dnorm = half / b - ratio + (at_a.slope - at_b.slope);
+    return {fma_(b, tail, norm + p[1]), {slope * inverse, one - pull, half * (dnorm + tail - pull / df)}};
+  }
+};
+
+// A count, of a log rate. With `constant` (its option), log(x!) is in.
+struct Poisson {
+  static constexpr const char* name = "poisson";
+  static constexpr int required = 1, params = 1, options = 1;
+
+  // e^l - x l + log(x!) = x h(d) + (log(x!) - x log x + x) with d = l - log x, where large terms cancel on paper
+  template <class V>
+  static VF_HD Term<V, 1> eval(const V (&p)[1], V x, const Options& o) {
+    const V l = p[0], zero = lit<V>(0);
+    const auto none = equal(x, zero);
+    const V count = select(none, lit<V>(1), count_of(x));
+    const auto log = log_difference(l, count);
+    const auto e = exp_terms(select(none, l, log.difference));
+    const V rate = e.root * e.root;
+    const V data = o[0].narrow != 0 ? factorial_excess(count, log.log) : fma_(zero - count, log.log, count);
+    const V nll = fma_(count, e.h, data);
+    return {select(none, rate, nll), {select(none, rate, count * e.em1)}};
+  }
+};
+
+// A count, of its mean and inverse dispersion. Options: `constant` as for Poisson, and `eps`, which is added to the
+// mean.
+struct NegativeBinomial {
+  static constexpr const char* name = "negative_binomial";
+  static constexpr int required = 2, params = 2, options = 2;
+
+  template <class V>
+  static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
+    const auto t = negative_binomial(p[0], lit<V>(o[1]), p[1], count_of(x), o[0].narrow != 0);
+    return {t.nll, {t.dmu, t.dtheta}};
+  }
+};
+
+// The same, but 0 with probability sigmoid(p[2]) whatever the rest says (scvi-tools' dropout logits).
+struct ZeroInflatedNegativeBinomial {
+  static constexpr const char* name = "zero_inflated_negative_binomial";
+  static constexpr int required = 3, params = 3, options = 2;
+
+  // At 0, with n the negative binomial's nll: softplus(-l) - softplus(-n - l) = min(n, max(-l, 0)) + tails; its
+  // gradient reaches n with weight sigmoid(-n - l). Elsewhere softplus(l) + n.
+  template <class V>
+  static VF_HD Term<V, 3> eval(const V (&p)[3], V x, const Options& o) {
+    const V zero = lit<V>(0), one = lit<V>(1), l = p[2];
+    const auto t = negative_binomial(p[0], lit<V>(o[1]), p[1], count_of(x), o[0].narrow != 0);
+    const auto dropout = softplus_terms(l), kept = softplus_terms(zero - t.nll - l);
+    const V most = (dropout.step - one) * l, least = select(less(t.nll, most), t.nll, most);
+    const auto none = equal(x, zero);
+    const V weight = select(none, kept.sigmoid, one);
+    return {select(none, least + dropout.tail - kept.tail, fma_(l, dropout.step, dropout.tail) + t.nll),
+            {t.dmu * weight, t.dtheta * weight, select(none, kept.sigmoid - dropout.complement, dropout.sigmoid)}};
+  }
+};
+
+// A logistic distribution's mass on the bin around x, the outer bins open (Salimans et al. 2017, equation 2). Options:
+// the number of bins, the lowest and the highest x, and the least log scale.
+struct DiscretizedLogistic {
+  static constexpr const char* name = "discretized_logistic";
+  static constexpr int required = 2, params = 2, options = 4;
+
+  // sigmoid(b) - sigmoid(a) = (1 - e^(a - b)) / ((1 + e^a) (1 + e^-b))
+  template <class V>
+  static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
+    const V zero = lit<V>(0), one = lit<V>(1), least = lit<V>(o[3]), lo = lit<V>(o[1]), hi = lit<V>(o[2]);
+    const V half = (hi - lo) * lit<V>(0.5) / (lit<V>(o[0]) - one);  // of a bin's width
+    const auto floored = less_equal(p[1], least);
+    const V inverse = exp_(zero - select(floored, least, p[1])), c = x - p[0], w = half * inverse;
+    const auto a = softplus_terms((c - half) * inverse), b = softplus_terms((zero - c - half) * inverse);
+    const auto low = less(x, fma_(half, lit<V>(0.5), lo)), high = less(hi - half * lit<V>(0.5), x);
+    const V a_nll = fma_((c - half) * inverse, a.step, a.tail),
+            b_nll = fma_((zero - c - half) * inverse, b.step, b.tail);
+    const auto mass = exp_terms(lit<V>(-2) * w);
+    const V nll = a_nll + b_nll - log_(zero - mass.em1);
+    // sigmoid(a) - sigmoid(-b), from the larger one down
+    const auto right = less(zero, c);
+    const V ratio = exp_terms(lit<V>(-2) * abs_(c) * inverse).em1;
+    const V difference = select(right, zero - ratio * a.sigmoid * b.complement, ratio * b.sigmoid * a.complement);
+    const V inner = fma_(w, a.sigmoid + b.sigmoid, (w + w) * (mass.em1 + one) / (zero - mass.em1));
+    const V slope = select(low, zero - b.sigmoid, select(high, a.sigmoid, difference));  // of the nll, over c inverse
+    const V spread = select(low, w * b.sigmoid, select(high, w * a.sigmoid, inner));
+    return {select(low, b_nll, select(high, a_nll, nll)),
+            {zero - slope * inverse, select(floored, zero, fma_(zero - slope * inverse, c, spread))}};
+  }
+};
+
+using Likelihoods = TypeList<Bernoulli, Gaussian, Laplace, BernoulliProbs, ContinuousBernoulli, StudentT, Poisson,
+                             NegativeBinomial, ZeroInflatedNegativeBinomial, DiscretizedLogistic>;
 
 }  // namespace VF_ISA
 }  // namespace vaefast

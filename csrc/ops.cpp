@@ -22,7 +22,7 @@
 #define VF_M \
   "Tensor[] mus, Tensor[] raws, Tensor[] prior_mus, float prior_mu, Tensor[] prior_logvars, float prior_logvar"
 #define VF_A "str parameterization, float lo, float hi, float floor"
-#define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood"
+#define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood, float[] options"
 #define VF_POSTERIOR_BACKWARD \
   "(Tensor? dz, Tensor? dkl, " VF_P ", Tensor? eps, Tensor? seed, " VF_A ", str reduction, bool[] mask) -> Tensor[]"
 #define VF_RECONSTRUCTION_BACKWARD "(Tensor upstream, " VF_R ", str reduction, bool[] mask) -> Tensor[]"
@@ -37,14 +37,15 @@ Device& device_for(c10::DeviceType type) {
 namespace {
 
 using MaybeRef = const MaybeTensor&;
+using Numbers = c10::ArrayRef<double>;
 
 PosteriorSpec spec_of(double prior_mu, double prior_logvar, Name kind, double lo, double hi, double floor,
                       Name reduction, bool sample, bool kl) {
   return {prior_mu, prior_logvar, activation_of(kind, lo, hi, floor), reduction_of(reduction), sample, kl};
 }
 
-ReconstructionSpec spec_of(Name likelihood, Name reduction) {
-  return {likelihood_of(likelihood), reduction_of(reduction)};
+ReconstructionSpec spec_of(Name likelihood, Numbers options, Name reduction) {
+  return {likelihood_of(likelihood), options.vec(), reduction_of(reduction)};
 }
 
 Mask mask_of(const c10::List<bool>& mask) { return Mask(mask.begin(), mask.end()); }
@@ -66,32 +67,34 @@ Tensors op_posterior_backward(MaybeRef dz, MaybeRef dkl, const Tensor& mu, const
 }
 
 Tensors op_reconstruction_forward(at::TensorList params, const Tensor& target, MaybeRef weight, Name likelihood,
-                                  Name reduction, c10::List<bool> mask) {
-  return reconstruction_forward({params.vec(), target, weight}, spec_of(likelihood, reduction), mask_of(mask));
+                                  Numbers options, Name reduction, c10::List<bool> mask) {
+  return reconstruction_forward({params.vec(), target, weight}, spec_of(likelihood, options, reduction), mask_of(mask));
 }
 
 Tensors op_reconstruction_backward(const Tensor& upstream, at::TensorList params, const Tensor& target, MaybeRef weight,
-                                   Name likelihood, Name reduction, c10::List<bool> mask) {
-  return reconstruction_backward(upstream, {params.vec(), target, weight}, spec_of(likelihood, reduction),
+                                   Name likelihood, Numbers options, Name reduction, c10::List<bool> mask) {
+  return reconstruction_backward(upstream, {params.vec(), target, weight}, spec_of(likelihood, options, reduction),
                                  mask_of(mask));
 }
 
-Tensors op_elbo_forward(at::TensorList params, const Tensor& target, MaybeRef weight, Name likelihood, const Tensor& mu,
-                        const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value, Name kind,
-                        double lo, double hi, double floor, double beta, Name reduction, c10::List<bool> mask) {
-  return elbo_forward({params.vec(), target, weight}, spec_of(likelihood, reduction),
+Tensors op_elbo_forward(at::TensorList params, const Tensor& target, MaybeRef weight, Name likelihood, Numbers options,
+                        const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv,
+                        double plv_value, Name kind, double lo, double hi, double floor, double beta, Name reduction,
+                        c10::List<bool> mask) {
+  return elbo_forward({params.vec(), target, weight}, spec_of(likelihood, options, reduction),
                       {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
                       spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, mask_of(mask));
 }
 
 Tensors op_elbo_backward_(at::TensorList kept, MaybeRef dnll, MaybeRef dkl, double beta, at::TensorList params,
-                          const Tensor& target, MaybeRef weight, Name likelihood, const Tensor& mu, const Tensor& raw,
-                          MaybeRef pm, double pm_value, MaybeRef plv, double plv_value, Name kind, double lo, double hi,
-                          double floor, Name reduction, c10::List<bool> mask, c10::List<bool> post_mask) {
-  return elbo_backward_(kept.vec(), dnll, dkl, beta, {params.vec(), target, weight}, spec_of(likelihood, reduction),
-                        {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
-                        spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), mask_of(mask),
-                        mask_of(post_mask));
+                          const Tensor& target, MaybeRef weight, Name likelihood, Numbers options, const Tensor& mu,
+                          const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value, Name kind,
+                          double lo, double hi, double floor, Name reduction, c10::List<bool> mask,
+                          c10::List<bool> post_mask) {
+  return elbo_backward_(
+      kept.vec(), dnll, dkl, beta, {params.vec(), target, weight}, spec_of(likelihood, options, reduction),
+      {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
+      spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), mask_of(mask), mask_of(post_mask));
 }
 
 void op_scale_(at::TensorList kept, const Tensor& upstream) { scale_(kept.vec(), upstream); }
@@ -119,17 +122,19 @@ Tensors op_posterior(const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm
                    spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, sample, kl));
 }
 
-template <bool IN_PLACE, class List>
-Tensor op_reconstruction(List params, const Tensor& target, MaybeRef weight, Name likelihood, Name reduction) {
-  return reconstruction({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, reduction), IN_PLACE);
+template <bool IN_PLACE, class List, class Floats>
+Tensor op_reconstruction(List params, const Tensor& target, MaybeRef weight, Name likelihood, const Floats& options,
+                         Name reduction) {
+  return reconstruction({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, options, reduction),
+                        IN_PLACE);
 }
 
-template <bool IN_PLACE, class List>
+template <bool IN_PLACE, class List, class Floats>
 std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, MaybeRef weight, Name likelihood,
-                                           const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value,
-                                           MaybeRef plv, double plv_value, Name kind, double lo, double hi,
-                                           double floor, double beta, Name reduction) {
-  const Tensors out = elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, reduction),
+                                           const Floats& options, const Tensor& mu, const Tensor& raw, MaybeRef pm,
+                                           double pm_value, MaybeRef plv, double plv_value, Name kind, double lo,
+                                           double hi, double floor, double beta, Name reduction) {
+  const Tensors out = elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, options, reduction),
                            {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
                            spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, IN_PLACE);
   return {out[0], out[1], out[2]};
@@ -194,8 +199,8 @@ void register_kernels(torch::Library& m) {
 // Above autograd they build the node; below it (inference mode, no gradients) they run forward alone.
 void register_entries(torch::Library& m) {
   m.impl("posterior", op_posterior);
-  m.impl("reconstruction", op_reconstruction<false, at::TensorList>);
-  m.impl("elbo", op_elbo<false, at::TensorList>);
+  m.impl("reconstruction", op_reconstruction<false, at::TensorList, Numbers>);
+  m.impl("elbo", op_elbo<false, at::TensorList, Numbers>);
   m.impl("multi_posterior", op_multi<false, at::TensorList>);
 }
 
@@ -252,14 +257,15 @@ Tensors posterior_backward(MaybeRef dz, MaybeRef dkl, const PosteriorInputs& in,
 Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& s, const Mask& mask) {
   at::AutoDispatchBelowADInplaceOrView guard;
   static const auto op = typed("vaefast::reconstruction_forward", op_reconstruction_forward);
-  return op.call(in.params, in.target, in.weight, likelihood_name(s), name_of(s.reduction), list_of(mask));
+  return op.call(in.params, in.target, in.weight, likelihood_name(s), s.options, name_of(s.reduction), list_of(mask));
 }
 
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& s,
                                 const Mask& mask) {
   const PastAutograd guard;
   static const auto op = typed("vaefast::reconstruction_backward", op_reconstruction_backward);
-  return op.call(upstream, in.params, in.target, in.weight, likelihood_name(s), name_of(s.reduction), list_of(mask));
+  return op.call(upstream, in.params, in.target, in.weight, likelihood_name(s), s.options, name_of(s.reduction),
+                 list_of(mask));
 }
 
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rs, const PosteriorInputs& post,
@@ -267,8 +273,8 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
   at::AutoDispatchBelowADInplaceOrView guard;
   static const auto op = typed("vaefast::elbo_forward", op_elbo_forward);
   const Activation& a = ps.activation;
-  return op.call(rec.params, rec.target, rec.weight, likelihood_name(rs), post.mu, post.raw, post.prior_mu, ps.prior_mu,
-                 post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo.wide, a.hi.wide, a.floor.wide, beta,
+  return op.call(rec.params, rec.target, rec.weight, likelihood_name(rs), rs.options, post.mu, post.raw, post.prior_mu,
+                 ps.prior_mu, post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo.wide, a.hi.wide, a.floor.wide, beta,
                  name_of(rs.reduction), list_of(mask));
 }
 
@@ -277,9 +283,9 @@ Tensors elbo_backward_(const Tensors& kept, MaybeRef dnll, MaybeRef dkl, double 
                        const Mask& mask, const Mask& post_mask) {
   static const auto op = typed("vaefast::elbo_backward_", op_elbo_backward_);
   const Activation& a = ps.activation;
-  return op.call(kept, dnll, dkl, beta, rec.params, rec.target, rec.weight, likelihood_name(rs), post.mu, post.raw,
-                 post.prior_mu, ps.prior_mu, post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo.wide, a.hi.wide,
-                 a.floor.wide, name_of(rs.reduction), list_of(mask), list_of(post_mask));
+  return op.call(kept, dnll, dkl, beta, rec.params, rec.target, rec.weight, likelihood_name(rs), rs.options, post.mu,
+                 post.raw, post.prior_mu, ps.prior_mu, post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo.wide,
+                 a.hi.wide, a.floor.wide, name_of(rs.reduction), list_of(mask), list_of(post_mask));
 }
 
 void scale_(const Tensors& kept, const Tensor& upstream) {
@@ -358,8 +364,8 @@ std::vector<std::string> devices() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   const auto released = pybind11::call_guard<pybind11::gil_scoped_release>();
   m.def("posterior", op_posterior, released);
-  m.def("reconstruction", op_reconstruction<true, const Tensors&>, released);
-  m.def("elbo", op_elbo<true, const Tensors&>, released);
+  m.def("reconstruction", op_reconstruction<true, const Tensors&, std::vector<double>>, released);
+  m.def("elbo", op_elbo<true, const Tensors&, std::vector<double>>, released);
   m.def("multi_posterior", op_multi<true, const Tensors&>, released);
   m.def("likelihoods", [] { return names_of(Likelihoods{}); });
   m.def("parameterizations", [] { return names_of(Parameterizations{}); });

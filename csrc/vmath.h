@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "common.h"
 
@@ -69,6 +70,31 @@ VF_HD bool equal(float a, float b) { return a == b; }
 VF_HD bool equal(double a, double b) { return a == b; }
 VF_HD float select(bool m, float a, float b) { return m ? a : b; }
 VF_HD double select(bool m, double a, double b) { return m ? a : b; }
+// Whether a comparison holds anywhere: what is rare and long is gone round.
+VF_HD bool any(bool m) { return m; }
+
+// x = mantissa 2^exponent with mantissa in [sqrt(1/2), sqrt(2)), of a normal number x > 0
+template <class V>
+struct LogParts {
+  V mantissa, exponent;
+};
+
+VF_HD LogParts<float> log_parts(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, 4);
+  const int32_t e = (bits - 0x3f3504f3) >> 23;
+  bits -= e << 23;
+  memcpy(&x, &bits, 4);
+  return {x, float(e)};
+}
+VF_HD LogParts<double> log_parts(double x) {
+  int64_t bits;
+  memcpy(&bits, &x, 8);
+  const int64_t e = (bits - 0x3fe6a09e667f3bcd) >> 52;
+  bits -= e << 52;
+  memcpy(&x, &bits, 8);
+  return {x, double(e)};
+}
 
 }  // namespace VF_ISA
 }  // namespace vaefast
@@ -93,6 +119,10 @@ VF_HD V polynomial(V x, double c, Rest... rest) {
 template <class V>
 constexpr bool kDouble = sizeof(typename Lane<V>::type) == 8;
 
+// log 2 in two parts, the head short enough for an exponent times it to be exact
+constexpr double kLog2Head = 0.693145751953125, kLog2Tail = 1.42860682030941723212e-6;  // double
+constexpr double kLog2HeadShort = 0.693359375, kLog2TailShort = -2.12194440e-4;         // float
+
 // The polynomials below are minimax in relative error, with a bound that is far below an ulp of their use.
 
 // q of e^y = 1 + y + y^2 q(y) for |y| <= 0.7, to 7e-9 (float) or 3e-17 (double); with SHORT for |y| <= log(2) / 2,
@@ -112,18 +142,27 @@ VF_HD V exp_tail(V y) {
   }
 }
 
-// 2 atanh(s) for |s| <= 1/3, to 5e-9 or 1e-16
+// (atanh(s) / s - 1) / y, y = s^2, for |s| <= 1/3: what it contributes to atanh(s) / s, to 5e-9 or 1e-16
+template <class V>
+VF_HD V atanh_tail(V y) {
+  if constexpr (kDouble<V>) {
+    return polynomial(y, 1.0 / 3, 1.0 / 5, 1.0 / 7, 1.0 / 9, 1.0 / 11, 1.0 / 13, 1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21,
+                      1.0 / 23, 1.0 / 25, 1.0 / 27, 1.0 / 29, 1.0 / 31, 1.0 / 33);
+  } else {
+    return polynomial(y, 0.33333206564805007, 0.2001084959436604, 0.13999569703293566, 0.14012232824622367);
+  }
+}
+
+// 2 atanh(s), and the part of it that is not 2 s, for |s| <= 1/3
 template <class V>
 VF_HD V twice_atanh(V s) {
   const V y = s * s;
-  if constexpr (kDouble<V>) {
-    const V tail = polynomial(y, 1.0 / 3, 1.0 / 5, 1.0 / 7, 1.0 / 9, 1.0 / 11, 1.0 / 13, 1.0 / 15, 1.0 / 17, 1.0 / 19,
-                              1.0 / 21, 1.0 / 23, 1.0 / 25, 1.0 / 27, 1.0 / 29, 1.0 / 31, 1.0 / 33);
-    return (s + s) * fma_(tail, y, lit<V>(1));
-  } else {
-    const V tail = polynomial(y, 0.33333206564805007, 0.2001084959436604, 0.13999569703293566, 0.14012232824622367);
-    return (s + s) * fma_(tail, y, lit<V>(1));
-  }
+  return (s + s) * fma_(atanh_tail(y), y, lit<V>(1));
+}
+template <class V>
+VF_HD V atanh_excess(V s) {
+  const V y = s * s;
+  return (s + s) * (y * atanh_tail(y));
 }
 
 // e^(x/2), e^x - 1 and h(x) = e^x - 1 - x. The last two keep their relative accuracy at 0, where a subtraction would
@@ -168,10 +207,11 @@ VF_HD ExpTerms<V> exp_terms(V x) {
   return exp_terms(x, exp_(x * lit<V>(0.5)));
 }
 
-// From one exponential t of -|x|: log(1 + e^x) = (x where x > 0) + tail, and its derivative 1 / (1 + e^-x).
+// From one exponential t of -|x|: log(1 + e^x) = (x where x > 0) + tail, its derivative 1 / (1 + e^-x), and one less
+// that.
 template <class V>
 struct SoftplusTerms {
-  V step, tail, sigmoid;  // step is 1 where x > 0, else 0
+  V step, tail, sigmoid, complement;  // step is 1 where x > 0, else 0
 };
 
 template <class V>
@@ -183,7 +223,28 @@ VF_HD SoftplusTerms<V> softplus_terms(V x) {
   const V r = inverse * b;
   const auto positive = less(zero, x);
   // log(1 + t) = 2 atanh(t / (2 + t))
-  return {select(positive, one, zero), twice_atanh(t * (inverse * a)), select(positive, r, t * r)};
+  const V tail = twice_atanh(t * (inverse * a)), rest = t * r;
+  return {select(positive, one, zero), tail, select(positive, r, rest), select(positive, rest, r)};
+}
+
+// log x, and l - log x to some 1e-9 where they are near: log x comes in two parts, so that their difference keeps what
+// its parts would have rounded away. x > 0.
+template <class V>
+struct LogDifference {
+  V log, difference;
+};
+
+template <class V>
+VF_HD LogDifference<V> log_difference(V l, V x) {
+  constexpr double head = kDouble<V> ? kLog2Head : kLog2HeadShort, tail = kDouble<V> ? kLog2Tail : kLog2TailShort;
+  const auto p = log_parts(x);
+  const V one = lit<V>(1), up = p.mantissa + one, down = p.mantissa - one, inverse = one / up;
+  // s = down / up and what its rounding, and that of up, left over
+  const V s = down * inverse, lost = p.mantissa - (up - one);
+  const V rest = (fma_(lit<V>(0) - s, up, down) - s * lost) * inverse;
+  const V big = s + s, small = fma_(p.exponent, lit<V>(tail), fma_(lit<V>(2), rest, atanh_excess(s)));
+  const V whole = p.exponent * lit<V>(head);
+  return {whole + (big + small), ((l - whole) - big) - small};
 }
 
 }  // namespace VF_ISA

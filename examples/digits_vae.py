@@ -97,7 +97,8 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> tuple[Tensor, ...]:
         """The likelihood's parameters."""
-        return (self.decoder(z), *self.scales)
+        numbers = (self.decoder(z), *self.scales)
+        return tuple(vaefast.reference.DOMAINS[domain](x) for domain, x in zip(self.entry.domains, numbers))
 
     @torch.no_grad()
     def picture(self, z: Tensor) -> Tensor:

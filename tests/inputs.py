@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vaefast
 from vaefast import Parameterization
-from vaefast.reference import LIKELIHOODS, PARAMETERIZATIONS
+from vaefast.reference import DOMAINS, LIKELIHOODS, PARAMETERIZATIONS
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REDUCTIONS = ("none", "per_sample", "batchmean", "sum", "mean")
@@ -48,24 +48,26 @@ class Data:
         return Data(tuple(p.detach().clone().requires_grad_() for p in self.recon), self.target)
 
 
-def scale_params(likelihood: str, count: int) -> list[str]:
-    return list(LIKELIHOODS[likelihood].params[1:count])
-
-
 def targets(likelihood: str, recon: Sequence[Tensor], seed: int = 0) -> Tensor:
     """Data in the likelihood's support: on [0, 1] soft values and both ends, on R at a distance that training meets."""
-    first = recon[0]
+    first, entry = recon[0], LIKELIHOODS[likelihood]
     uniform = torch.rand(first.shape, generator=generator(seed + 1), dtype=torch.float64)
-    support = LIKELIHOODS[likelihood].support
-    if support == "unit":
+    if entry.support == "unit":
         ends = torch.where(uniform < 0.2, 0.0, torch.where(uniform > 0.8, 1.0, uniform))
         return ends.to(first.dtype)
-    if support == "real":
+    if entry.support == "real":
         noise = torch.randn(first.shape, generator=generator(seed + 2), dtype=torch.float64)
         return (first.double() + noise).to(first.dtype)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LIKELIHOODS[likelihood].distribution(*(p.double() for p in recon)).sample().to(first.dtype)
+        drawn = entry.distribution(*(p.double() for p in recon), **entry.options).sample()
+    return drawn.to(first.dtype)
+
+
+def nll_of(likelihood: str, data: Data) -> Tensor:
+    """The registry's formula, elementwise; in float64 an oracle."""
+    entry = LIKELIHOODS[likelihood]
+    return entry.nll(data.target, *data.recon, **entry.options)
 
 
 def training(
@@ -76,26 +78,45 @@ def training(
     shapes: Sequence[Sequence[int] | None] | None = None,
     seed: int = 0,
 ) -> Data:
-    """Parameters around 0 as a network gives them; shapes[k], where given, is that of parameter k."""
+    """Parameters as a network gives them at first; shapes[k], where given, is that of parameter k."""
     g = generator(seed)
     shapes = shapes or [None] * count
-    recon = [torch.randn(tuple(shape if s is None else s), generator=g, dtype=torch.float64) for s in shapes]
-    recon = [(2.0 * p if k == 0 else p).to(dtype) for k, p in enumerate(recon)]
+    normal = [torch.randn(tuple(shape if s is None else s), generator=g, dtype=torch.float64) for s in shapes]
+    domains = LIKELIHOODS[likelihood].domains
+    recon = [DOMAINS[d](2.0 * p if d == "real" else p).to(dtype) for d, p in zip(domains, normal)]
     return Data(tuple(recon), targets(likelihood, [torch.as_tensor(p).expand(tuple(shape)) for p in recon], seed))
 
 
-def extreme(likelihood: str, count: int, dtype: torch.dtype = torch.float32) -> Data:
-    """First parameter 0 to +-1e4, logs of scales and rates -30 to 30, data at its ends or up to 1e4 off."""
-    first = [sign * x for x in (0.0, 1e-30, 1e-8, 1e-3, 0.5, 1.0, 15.0, 17.0, 88.0, 104.0, 1e4) for sign in (1.0, -1.0)]
-    log_scale = [-30.0, -10.0, -1.0, -1e-6, 0.0, 0.3, 10.0, 30.0]
-    first = log_scale if LIKELIHOODS[likelihood].params[0].startswith("log_") else first
-    rest = [[x * (2.0 if name.endswith("var") else 1.0) for x in log_scale] for name in scale_params(likelihood, count)]
-    xs = {"unit": [0.0, 1e-6, 0.3, 0.5, 1.0], "real": [-1e4, -1.0, 0.0, 1e-3, 0.5, 2.0, 1e4]}
-    support = LIKELIHOODS[likelihood].support
-    grid = torch.tensor(list(itertools.product(first, *rest, xs.get(support, [0.0]))), dtype=dtype)
-    recon = [c.contiguous() for c in grid.unbind(1)]
-    x = recon.pop() if support in xs else targets(likelihood, recon[:-1])
-    return Data(tuple(recon[:count]), x)
+_REAL = [sign * x for x in (0.0, 1e-30, 1e-8, 1e-3, 0.5, 1.0, 15.0, 17.0, 88.0, 104.0, 1e4) for sign in (1.0, -1.0)]
+_LOG = [-30.0, -10.0, -1.0, -1e-6, 0.0, 0.3, 10.0, 30.0]
+EXTREME_PARAMS = {
+    "real": _REAL,
+    "log": _LOG,
+    "positive": [1e-6, 1e-3, 0.1, 1.0, 3.7, 50.0, 1e3, 1e6],
+    "unit": [0.0, 1e-30, 1e-8, 0.3, 0.5, 0.75, 1.0 - 2.0**-24, 1.0],
+}
+EXTREME_DATA = {
+    "unit": [0.0, 1e-6, 0.3, 0.5, 1.0],
+    "real": [-1e4, -1.0, 0.0, 1e-3, 0.5, 2.0, 1e4],
+    "count": [0.0, 1.0, 2.0, 7.0, 100.0, 1e6],
+    "bins": [-1.0 + 2.0 * k / 255 for k in (0, 1, 100, 128, 254, 255)],
+}
+
+
+def extreme(likelihood: str, count: int, dtype: torch.dtype = torch.float32, most: int = 2500) -> Data:
+    """Real parameters 0 to +-1e4, logs of scales and rates -30 to 30, positive ones 1e-6 to 1e6, data at its ends or up
+    to 1e4 off, counts to 1e6; ``most`` of their combinations."""
+    entry = LIKELIHOODS[likelihood]
+    grids = [
+        [x * (2.0 if name.endswith("var") else 1.0) for x in EXTREME_PARAMS[domain]]
+        for name, domain in zip(entry.params[:count], entry.domains)
+    ]
+    xs = EXTREME_DATA.get(entry.support, [0.0])
+    grid = torch.tensor(list(itertools.product(*grids, xs)), dtype=torch.float64)
+    if len(grid) > most:
+        grid = grid[torch.randperm(len(grid), generator=generator(7))[:most]]
+    *recon, x = (column.contiguous() for column in grid.to(dtype).unbind(1))
+    return Data(tuple(recon), x if entry.support in EXTREME_DATA else targets(likelihood, recon))
 
 
 def raw_for(

@@ -19,7 +19,7 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import vaefast
-from vaefast import reference
+from vaefast import Likelihood, reference
 from vaefast.reference import PARAMETERIZATIONS
 
 Arguments = tuple[Any, ...]
@@ -40,7 +40,12 @@ def latents(grad: bool, prior: str = "none") -> Arguments:
 def data(name: str, count: int, grad: bool, weighted: bool = False) -> Arguments:
     d = training(name, count, (6, 50))
     d = d.leaves() if grad else d
-    return list(d.recon), d.target, torch.rand(50, generator=generator(1)) > 0.3 if weighted else None, name
+    return (
+        list(d.recon),
+        d.target,
+        torch.rand(50, generator=generator(1)) > 0.3 if weighted else None,
+        *Likelihood(name).spec,
+    )
 
 
 def several(grad: bool = False) -> list[Tensor]:

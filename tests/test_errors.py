@@ -249,16 +249,16 @@ def post(mu=mu, raw=raw, pm=None, plv=None, eps=None, seed=seed, A=A, reduction=
     return ops.posterior(mu, raw, pm, 0.0, plv, 0.0, eps, seed, None, *A, reduction, sample, kl)
 def back(dz=mu, dkl=one, p=P, eps=None, seed=seed, reduction="batchmean", mask=(True, True, False, False)):
     return ops.posterior_backward(dz, dkl, *p, eps, seed, *A, reduction, list(mask))
-def recon(params=(rec,), target=x, weight=None, name="bernoulli", reduction="sum"):
-    return ops.reconstruction(list(params), target, weight, name, reduction)
+def recon(params=(rec,), target=x, weight=None, name="bernoulli", reduction="sum", options=()):
+    return ops.reconstruction(list(params), target, weight, name, list(options), reduction)
 def recon_back(up=one, params=(rec,), target=x, weight=None, name="bernoulli", reduction="sum", mask=(True,)):
-    return ops.reconstruction_backward(up, list(params), target, weight, name, reduction, list(mask))
+    return ops.reconstruction_backward(up, list(params), target, weight, name, [], reduction, list(mask))
 def elbo(params=(rec,), target=x, p=P, beta=1.0, reduction="sum", mask=None):
     if mask is None:
-        return ops.elbo(list(params), target, None, "bernoulli", *p, *A, beta, reduction)
-    return ops.elbo_forward(list(params), target, None, "bernoulli", *p, *A, beta, reduction, list(mask))
+        return ops.elbo(list(params), target, None, "bernoulli", [], *p, *A, beta, reduction)
+    return ops.elbo_forward(list(params), target, None, "bernoulli", [], *p, *A, beta, reduction, list(mask))
 def elbo_back(kept=(), dnll=one, dkl=one, params=(rec,), mask=(True,), post_mask=(True, True, False, False)):
-    recon = list(params), x, None, "bernoulli"
+    recon = list(params), x, None, "bernoulli", []
     return ops.elbo_backward_(list(kept), dnll, dkl, 1.0, *recon, *P, *A, "sum", list(mask), list(post_mask))
 """
 MALFORMED = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import reference
-from ._args import Parameterization
+from ._args import Likelihood, Parameterization
 from ._build import show_config
 from ._ops import available_backends, use_backend
 from .functional import (
@@ -16,6 +16,7 @@ from .functional import (
     reparameterize,
     sample_with_kl,
 )
+from .generation import likelihood_mean, sample_likelihood
 from .modules import ELBOLoss
 from .reference import ELBOTerms
 
@@ -27,16 +28,19 @@ __all__ = [
     "ELBOLoss",
     "ELBOTerms",
     "LIKELIHOODS",
+    "Likelihood",
     "Parameterization",
     "available_backends",
     "elbo_loss",
     "elbo_terms",
     "gaussian_kl",
+    "likelihood_mean",
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",
     "reconstruction_loss",
     "reference",
     "reparameterize",
+    "sample_likelihood",
     "sample_with_kl",
     "show_config",
     "use_backend",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .reference import Likelihood
+    from .reference import LikelihoodEntry
 
 Real = float | int
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -66,6 +66,72 @@ class Parameterization:
             raise ValueError(f"floor must be a finite number >= 0 (it is added to the std), got {self.floor!r}")
         lo, hi = self.clamp if self.clamp is not None else (-math.inf, math.inf)
         object.__setattr__(self, "spec", (self.name, lo, hi, self.floor))
+
+
+class Likelihood:
+    """A likelihood p(x | recon) with its options; its name alone stands for it with their defaults.
+
+    Args:
+        name: one of ``vaefast.LIKELIHOODS``.
+        **options: ``"poisson"``: ``constant=True``, whether the data-only log(x!) is in. ``"negative_binomial"``,
+            ``"zero_inflated_negative_binomial"``: ``constant=True`` and ``eps=1e-8``, added to the mean (scvi-tools').
+            ``"discretized_logistic"``: ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the
+            least log scale.
+
+    Raises:
+        TypeError, ValueError: an unknown name or option, or a value that it does not take.
+
+    Example::
+
+        digits = vaefast.Likelihood("discretized_logistic", bins=17)
+        nll = vaefast.reconstruction_loss((mean, log_scale), x, likelihood=digits)
+    """
+
+    __slots__ = ("name", "options", "spec")
+
+    name: str
+    options: dict[str, float]
+    # an operator's arguments likelihood, options
+    spec: tuple[str, list[float]]
+
+    def __init__(self, name: str, **options: float) -> None:
+        from .reference import LIKELIHOODS
+
+        choice("likelihood", name, tuple(LIKELIHOODS))
+        takes = LIKELIHOODS[name].options
+        for key, value in options.items():
+            if key not in takes:
+                known = f"it takes {', '.join(takes)}" if takes else "it takes none"
+                raise TypeError(f"likelihood {name!r} has no option {key!r}; {known}")
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"option {key} of likelihood {name!r} must be a finite number, got {value!r}")
+        self.name, self.options = name, {**takes, **options}
+        LIKELIHOODS[name].check(**self.options)
+        self.spec = (name, [float(value) for value in self.options.values()])
+
+    def __repr__(self) -> str:
+        return f"Likelihood({', '.join([repr(self.name), *(f'{k}={v!r}' for k, v in self.options.items())])})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Likelihood) and (self.name, self.options) == (other.name, other.options)
+
+    def __hash__(self) -> int:
+        return hash((self.name, *self.options.values()))
+
+
+# each name with its options' defaults
+LIKELIHOODS: dict[str, Likelihood] = {}
+
+
+def likelihood(value: str | Likelihood) -> Likelihood:
+    if isinstance(value, Likelihood):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"likelihood must be a str or a vaefast.Likelihood, got {type(value).__name__}")
+    found = LIKELIHOODS.get(value)
+    if found is None:
+        found = LIKELIHOODS[value] = Likelihood(value)
+    return found
 
 
 def is_real(value: object) -> TypeGuard[float]:
@@ -221,12 +287,8 @@ def noise(kind: str, eps: object, generator: object, mu: Tensor) -> Tensor | Non
     return eps
 
 
-def reconstruction(
-    recon: object, target: object, weight: object, likelihood: str, registry: dict[str, Likelihood]
-) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """The likelihood's parameters as a list (the first has the full shape), the target, and the weight."""
-    choice("likelihood", likelihood, tuple(registry))
-    entry = registry[likelihood]
+def parameters(recon: object, likelihood: str, entry: LikelihoodEntry) -> list[Tensor]:
+    """The likelihood's parameters; the first has the full shape."""
     given: Sequence[Any] = recon if isinstance(recon, (tuple, list)) else (recon,)
     if not entry.required <= len(given) <= len(entry.params):
         takes = ", ".join(entry.params[: entry.required])
@@ -241,6 +303,15 @@ def reconstruction(
         broadcasts(label, floating(label, value), "recon", first.shape)
         same_device(label, value, "recon", first.device)
         params.append(value)
+    return params
+
+
+def reconstruction(
+    recon: object, target: object, weight: object, likelihood: str, entry: LikelihoodEntry
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """The likelihood's parameters, the target, and the weight."""
+    params = parameters(recon, likelihood, entry)
+    first = params[0]
     target = floating("target", target)
     same_shape("target", target, "recon", first.shape)
     same_device("target", target, "recon", first.device)

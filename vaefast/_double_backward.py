@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._args import Parameterization
+from ._args import Likelihood, Parameterization
 
 
 def _own(t: Tensor) -> Tensor:
@@ -81,14 +81,18 @@ def _reconstruction_backward(
     target: Tensor,
     weight: Tensor | None,
     likelihood: str,
+    options: Sequence[float],
     reduction: str,
     mask: Sequence[bool],
 ) -> list[Tensor]:
     with torch._C._AutoDispatchBelowAutograd():
-        torch.ops.vaefast.reconstruction_backward(upstream, params, target, weight, likelihood, reduction, mask)
+        torch.ops.vaefast.reconstruction_backward(
+            upstream, params, target, weight, likelihood, options, reduction, mask
+        )
+    chosen = Likelihood(likelihood, **dict(zip(reference.LIKELIHOODS[likelihood].options, options)))
 
     def forward(*params: Tensor) -> list[Tensor]:
-        nll = reference.reconstruction_loss(params, target, likelihood=likelihood, reduction=reduction, weight=weight)
+        nll = reference.reconstruction_loss(params, target, likelihood=chosen, reduction=reduction, weight=weight)
         return [nll]
 
     return _gradients(forward, params, [upstream], mask)

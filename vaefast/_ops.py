@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _build
-from ._args import Parameterization, choice, is_real
+from ._args import Likelihood, Parameterization, choice, is_real
 from ._philox import draw_seed
 
 BACKENDS = ("auto", "native", "reference")
@@ -215,9 +215,9 @@ def multi_posterior(
 
 
 def reconstruction(
-    params: list[Tensor], target: Tensor, weight: Tensor | None, likelihood: str, reduction: str
+    params: list[Tensor], target: Tensor, weight: Tensor | None, likelihood: Likelihood, reduction: str
 ) -> Tensor:
-    result: Tensor = _entry(params[0]).reconstruction(params, target, weight, likelihood, reduction)
+    result: Tensor = _entry(params[0]).reconstruction(params, target, weight, *likelihood.spec, reduction)
     return result
 
 
@@ -225,7 +225,7 @@ def elbo(
     params: list[Tensor],
     target: Tensor,
     weight: Tensor | None,
-    likelihood: str,
+    likelihood: Likelihood,
     mu: Tensor,
     raw: Tensor,
     prior_mu: Tensor | float | None,
@@ -235,7 +235,7 @@ def elbo(
     reduction: str,
 ) -> Sequence[Tensor]:
     result: Sequence[Tensor] = _entry(mu).elbo(
-        params, target, weight, likelihood, mu, raw, *split(prior_mu), *split(prior_logvar),
+        params, target, weight, *likelihood.spec, mu, raw, *split(prior_mu), *split(prior_logvar),
         *p.spec, beta, reduction,
     )  # fmt: skip
     return result

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _args, _ops, reference
-from ._args import Parameterization, Real
+from ._args import Likelihood, Parameterization, Real
 from .reference import ELBOTerms
 
 Recon = Tensor | Sequence[Tensor]
@@ -298,18 +298,28 @@ def reconstruction_loss(
     recon: Recon,
     target: Tensor,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
 ) -> Tensor:
     """The negative log-likelihood -log p(target | recon) in nats, loss and gradient in one pass.
 
     Args:
-        recon: the likelihood's parameters, a tensor or a tuple: ``"bernoulli"`` logits; ``"gaussian"`` mean or
-            (mean, logvar); ``"laplace"`` loc or (loc, log_scale). The first is ``[B, ...]``; the others broadcast to
-            it, and where the scale is not given it is 1. Normalising constants (log 2 pi) are included.
+        recon: the likelihood's parameters, a tensor or a tuple. The first is ``[B, ...]``; the others broadcast to it.
+
+            - ``"bernoulli"`` logits; ``"bernoulli_probs"`` probabilities (``F.binary_cross_entropy``'s clamps);
+              ``"continuous_bernoulli"`` logits (Loaiza-Ganem & Cunningham 2019, equation 6).
+            - ``"gaussian"`` mean or (mean, logvar); ``"laplace"`` loc or (loc, log_scale); a scale that is not given
+              is 1. ``"student_t"`` (loc, log_scale, df).
+            - ``"poisson"`` log_rate; ``"negative_binomial"`` (mu, theta), mean and inverse dispersion;
+              ``"zero_inflated_negative_binomial"`` (mu, theta, pi_logits) (Lopez et al. 2018, as scvi-tools has
+              them). A negative count gives NaN; one that is not whole goes through the gamma function.
+            - ``"discretized_logistic"`` (mean, log_scale) of data on a grid, -1 to 1 in 256 steps unless
+              :class:`Likelihood` says else (Salimans et al. 2017, equation 2).
+
+            Normalising constants (log 2 pi, log x!) are included.
         target: the data, the first parameter's shape; any floating dtype.
-        likelihood: one of ``vaefast.LIKELIHOODS``.
+        likelihood: one of ``vaefast.LIKELIHOODS``, or a :class:`Likelihood` where its options are to be others.
         reduction: as for :func:`gaussian_kl`; ``"mean"`` divides by the number of elements, weighted or not.
         weight: broadcasts to the elementwise loss and multiplies it. Where it is 0 the element is not evaluated, so a
             NaN there reaches neither loss nor gradient. A bool tensor is a mask.
@@ -327,17 +337,22 @@ def reconstruction_loss(
     """
     given = recon if isinstance(recon, (tuple, list)) else (recon,)
     first = given[0] if given else None
-    nll: Tensor | None = _ops.attempt("reconstruction", first, lambda: (given, target, weight, likelihood, reduction))
+    nll: Tensor | None = _ops.attempt(
+        "reconstruction", first, lambda: (given, target, weight, *_args.likelihood(likelihood).spec, reduction)
+    )
     if nll is not None:
         return nll
-    params, target, weight = _args.reconstruction(recon, target, weight, likelihood, reference.LIKELIHOODS)
+    chosen = _args.likelihood(likelihood)
+    params, target, weight = _args.reconstruction(
+        recon, target, weight, chosen.name, reference.LIKELIHOODS[chosen.name]
+    )
     _args.choice("reduction", reduction, _args.REDUCTIONS)
     _args.batched("recon", params[0], reduction)
     if not _ops.native_for(params[0], no_grad_to=(target, weight)):
         return reference.reconstruction_loss(
-            tuple(params), target, likelihood=likelihood, reduction=reduction, weight=weight
+            tuple(params), target, likelihood=chosen, reduction=reduction, weight=weight
         )
-    return _ops.reconstruction(params, target, weight, likelihood, reduction)
+    return _ops.reconstruction(params, target, weight, chosen, reduction)
 
 
 def elbo_terms(
@@ -348,7 +363,7 @@ def elbo_terms(
     prior_mu: Prior = None,
     prior_logvar: Prior = None,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     beta: Tensor | Real = 1.0,
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
@@ -381,14 +396,18 @@ def elbo_terms(
         terms = _ops.attempt(
             "elbo", mu,
             lambda: (
-                given, target, weight, likelihood, mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar),
+                given, target, weight, *_args.likelihood(likelihood).spec,
+                mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar),
                 *_args.parameterization(parameterization).spec, beta, reduction,
             ),
         )  # fmt: skip
         if terms is not None:
             return ELBOTerms(*terms)
     _args.reduction_for_elbo(reduction)
-    params, target, weight = _args.reconstruction(recon, target, weight, likelihood, reference.LIKELIHOODS)
+    chosen = _args.likelihood(likelihood)
+    params, target, weight = _args.reconstruction(
+        recon, target, weight, chosen.name, reference.LIKELIHOODS[chosen.name]
+    )
     mu, logvar = _args.posterior(mu, logvar)
     p = _args.parameterization(parameterization)
     pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
@@ -397,13 +416,13 @@ def elbo_terms(
     if not _ops.native_for(mu, no_grad_to=(target, weight)):
         return reference.elbo_terms(
             tuple(params), target, mu, logvar, pm, plv,
-            likelihood=likelihood, beta=beta, parameterization=p, reduction=reduction, weight=weight,
+            likelihood=chosen, beta=beta, parameterization=p, reduction=reduction, weight=weight,
         )  # fmt: skip
     if isinstance(beta, Tensor):
-        nll = _ops.reconstruction(params, target, weight, likelihood, reduction)
+        nll = _ops.reconstruction(params, target, weight, chosen, reduction)
         kl = _ops.posterior(mu, logvar, pm, plv, None, None, p, reduction, sample=False, kl=True)[0]
         return ELBOTerms(nll + beta * kl, nll, kl)
-    return ELBOTerms(*_ops.elbo(params, target, weight, likelihood, mu, logvar, pm, plv, p, beta, reduction))
+    return ELBOTerms(*_ops.elbo(params, target, weight, chosen, mu, logvar, pm, plv, p, beta, reduction))
 
 
 def elbo_loss(
@@ -414,7 +433,7 @@ def elbo_loss(
     prior_mu: Prior = None,
     prior_logvar: Prior = None,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     beta: Tensor | Real = 1.0,
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",

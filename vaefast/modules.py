@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import _args, reference
-from ._args import Parameterization, Real
+from . import _args
+from ._args import Likelihood, Parameterization, Real
 from .functional import Prior, Recon, elbo_loss
 
 
@@ -29,15 +29,15 @@ class ELBOLoss(nn.Module):
 
     def __init__(
         self,
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         beta: Tensor | Real = 1.0,
         parameterization: str | Parameterization = "logvar",
         reduction: str = "batchmean",
     ) -> None:
         super().__init__()
-        _args.choice("likelihood", likelihood, tuple(reference.LIKELIHOODS))
         _args.reduction_for_elbo(reduction)
         self.likelihood = likelihood
+        _args.likelihood(likelihood)
         self.beta = _args.factor("beta", beta)
         self.parameterization = _args.parameterization(parameterization)
         self.reduction = reduction

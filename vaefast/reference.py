@@ -7,9 +7,10 @@ Two registries are the Python side of ``csrc/likelihoods.h`` and ``csrc/posterio
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ from torch import distributions as D
 from torch.nn import functional as F
 
 from . import _args
-from ._args import Parameterization, Real
+from ._args import Likelihood, Parameterization, Real
+from ._distributions import DiscretizedLogistic, ZeroInflated
 from ._philox import draw_seed, normal
 
 __all__ = [
@@ -44,13 +46,28 @@ class ELBOTerms(NamedTuple):
     kl: Tensor
 
 
+# From any number, as a network puts it out, to where a parameter lives.
+DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "real": lambda x: x,
+    "log": lambda x: x,
+    "positive": torch.exp,
+    "unit": torch.sigmoid,
+}
+
+
+def _anything(**options: float) -> None:
+    """No option's value needs a check."""
+
+
 @dataclass(frozen=True)
-class Likelihood:
+class LikelihoodEntry:
     """A likelihood p(x | params), elementwise.
 
-    ``nll(x, *params)`` is -log p in nats; the first ``required`` params must be given. ``support`` is where x lives
-    ("unit" for [0, 1], "real"), ``formula`` goes to the tables, ``distribution(*params)`` is the torch.distributions
-    object that the tests hold it against.
+    ``nll(x, *params, **options)`` is -log p in nats; the first ``required`` params must be given. ``support`` is where
+    x lives ("unit" for [0, 1], "real", "count", "bins"), ``formula`` goes to the tables, ``distribution(*params,
+    **options)`` is the torch.distributions object that draws, and that the tests hold it against. ``options`` are their
+    defaults, in the struct's order, and ``check`` raises where their values do not go together. ``domains`` says of
+    each parameter where it lives: a name in ``DOMAINS``; "log" is the logarithm of a scale or a rate.
     """
 
     params: tuple[str, ...]
@@ -59,11 +76,19 @@ class Likelihood:
     formula: str
     nll: Callable[..., Tensor]
     distribution: Callable[..., D.Distribution]
+    domains: tuple[str, ...] = ("real", "log")
+    options: dict[str, float] = field(default_factory=dict)
+    check: Callable[..., None] = _anything
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
     return torch.where(logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x)
+
+
+def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
+    with torch.autocast(probs.device.type, enabled=False):  # which refuses it in half precision; this is not
+        return F.binary_cross_entropy(probs, x, reduction="none")
 
 
 def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
@@ -78,8 +103,85 @@ def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None) -> Tensor:
     return math.log(2) + log_scale + (x - loc).abs() * torch.exp(-log_scale)
 
 
-LIKELIHOODS: dict[str, Likelihood] = {
-    "bernoulli": Likelihood(
+def _in_float64(nll: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For formulas whose large terms cancel: in float64 what is left is still right for float32."""
+
+    @functools.wraps(nll)
+    def wide(x: Tensor, *params: Tensor, **options: float) -> Tensor:
+        return nll(x.double(), *(p.double() for p in params), **options).to(x.dtype)
+
+    return wide
+
+
+@_in_float64
+def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
+    """log((e^l - 1) / l) - l x; Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), equation 6."""
+    small = logits.abs() < 1e-2
+    near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
+    series = near / 2 + near**2 / 24 - near**4 / 2880
+    norm = F.relu(far) + torch.log(-torch.expm1(-far.abs()) / far.abs())
+    return torch.where(small, series, norm) - logits * x
+
+
+@_in_float64
+def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
+    d = (x - loc) * torch.exp(-log_scale)
+    norm = torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2) + 0.5 * torch.log(math.pi * df)
+    return norm + log_scale + (df + 1) / 2 * torch.log1p(d * d / df)
+
+
+def _log_factorial(x: Tensor, constant: float) -> Tensor:
+    """log(x!), or 0 where it is left out; NaN where x is no count."""
+    return torch.where(x < 0, math.nan, torch.lgamma(x + 1) if constant else torch.zeros_like(x))
+
+
+@_in_float64
+def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
+    return torch.exp(log_rate) - x * log_rate + _log_factorial(x, constant)
+
+
+@_in_float64
+def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Tensor:
+    mu = mu + eps
+    gammas = torch.lgamma(theta) - torch.lgamma(x + theta) + _log_factorial(x, constant)
+    return theta * torch.log1p(mu / theta) - torch.xlogy(x, mu / (theta + mu)) + gammas
+
+
+@_in_float64
+def _zero_inflated_negative_binomial(
+    x: Tensor, mu: Tensor, theta: Tensor, pi_logits: Tensor, constant: float, eps: float
+) -> Tensor:
+    """Lopez et al. 2018 (scVI), supplementary; 0 with probability sigmoid(pi_logits) besides."""
+    nll = _negative_binomial(x, mu, theta, constant=constant, eps=eps)
+    at_zero = _softplus(-pi_logits) - _softplus(-pi_logits - nll)
+    return torch.where(x == 0, at_zero, _softplus(pi_logits) + nll)
+
+
+@_in_float64
+def _discretized_logistic(
+    x: Tensor, mean: Tensor, log_scale: Tensor, bins: float, low: float, high: float, floor: float
+) -> Tensor:
+    """-log(sigmoid(b) - sigmoid(a)) at the edges a, b of x's bin; Salimans et al. 2017 (arXiv:1701.05517), eq. 2."""
+    half = (high - low) / (bins - 1) / 2
+    inverse = torch.exp(-torch.where(log_scale <= floor, floor, log_scale))
+    a, b = (x - mean - half) * inverse, (x - mean + half) * inverse
+    inner = _softplus(a) + _softplus(-b) - torch.log(-torch.expm1(-2 * half * inverse))
+    return torch.where(x < low + half / 2, _softplus(-b), torch.where(x > high - half / 2, _softplus(a), inner))
+
+
+def _check_bins(bins: float, low: float, high: float, floor: float) -> None:
+    if not (bins >= 2 and bins == int(bins)):
+        raise ValueError(f"bins must be a whole number, at least 2, got {bins!r}")
+    if not low < high:
+        raise ValueError(f"low must be below high, got low={low!r}, high={high!r}")
+
+
+def _negative_binomial_distribution(mu: Tensor, theta: Tensor, eps: float) -> D.NegativeBinomial:
+    return D.NegativeBinomial(theta, logits=torch.log((mu + eps) / theta), validate_args=False)
+
+
+LIKELIHOODS: dict[str, LikelihoodEntry] = {
+    "bernoulli": LikelihoodEntry(
         ("logits",),
         1,
         "unit",
@@ -87,7 +189,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
         _bernoulli,
         lambda logits: D.Bernoulli(logits=logits, validate_args=False),
     ),
-    "gaussian": Likelihood(
+    "gaussian": LikelihoodEntry(
         ("mean", "logvar"),
         1,
         "real",
@@ -95,13 +197,83 @@ LIKELIHOODS: dict[str, Likelihood] = {
         _gaussian,
         lambda mean, logvar=None: D.Normal(mean, 1.0 if logvar is None else torch.exp(0.5 * logvar)),
     ),
-    "laplace": Likelihood(
+    "laplace": LikelihoodEntry(
         ("loc", "log_scale"),
         1,
         "real",
         "log 2 + ls + |x - m| e^-ls",
         _laplace,
         lambda loc, log_scale=None: D.Laplace(loc, 1.0 if log_scale is None else torch.exp(log_scale)),
+    ),
+    "bernoulli_probs": LikelihoodEntry(
+        ("probs",),
+        1,
+        "unit",
+        "-x log p - (1 - x) log(1 - p), logarithms >= -100",
+        _bernoulli_probs,
+        lambda probs: D.Bernoulli(probs=probs, validate_args=False),
+        domains=("unit",),
+    ),
+    "continuous_bernoulli": LikelihoodEntry(
+        ("logits",),
+        1,
+        "unit",
+        "log((e^l - 1) / l) - l x",
+        _continuous_bernoulli,
+        lambda logits: D.ContinuousBernoulli(logits=logits, validate_args=False),
+    ),
+    "student_t": LikelihoodEntry(
+        ("loc", "log_scale", "df"),
+        3,
+        "real",
+        "log(B(df / 2, 1 / 2) sqrt(df)) + ls + (df + 1) / 2 log(1 + (x - m)^2 e^(-2 ls) / df)",
+        _student_t,
+        lambda loc, log_scale, df: D.StudentT(df, loc, torch.exp(log_scale)),
+        domains=("real", "log", "positive"),
+    ),
+    "poisson": LikelihoodEntry(
+        ("log_rate",),
+        1,
+        "count",
+        "e^r - r x + log x!",
+        _poisson,
+        lambda log_rate, constant: D.Poisson(torch.exp(log_rate), validate_args=False),
+        domains=("log",),
+        options={"constant": True},
+    ),
+    "negative_binomial": LikelihoodEntry(
+        ("mu", "theta"),
+        2,
+        "count",
+        "-log NB(x; mean m, inverse dispersion t)",
+        _negative_binomial,
+        lambda mu, theta, constant, eps: _negative_binomial_distribution(mu, theta, eps),
+        domains=("positive", "positive"),
+        options={"constant": True, "eps": 1e-8},
+    ),
+    "zero_inflated_negative_binomial": LikelihoodEntry(
+        ("mu", "theta", "pi_logits"),
+        3,
+        "count",
+        "-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; m, t))",
+        _zero_inflated_negative_binomial,
+        lambda mu, theta, pi_logits, constant, eps: ZeroInflated(
+            _negative_binomial_distribution(mu, theta, eps), pi_logits
+        ),
+        domains=("positive", "positive", "real"),
+        options={"constant": True, "eps": 1e-8},
+    ),
+    "discretized_logistic": LikelihoodEntry(
+        ("mean", "log_scale"),
+        2,
+        "bins",
+        "-log(sigmoid(b) - sigmoid(a)), a, b = (x -+ w / 2 - m) e^-ls",
+        _discretized_logistic,
+        lambda mean, log_scale, bins, low, high, floor: DiscretizedLogistic(
+            mean, torch.exp(log_scale.clamp(min=floor)), bins, low, high
+        ),
+        options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0},
+        check=_check_bins,
     ),
 }
 
@@ -127,6 +299,7 @@ PARAMETERIZATIONS: dict[str, _Activation] = {
 
 
 _args.PLAIN.update({name: Parameterization(name) for name in PARAMETERIZATIONS})
+_args.LIKELIHOODS.update({name: Likelihood(name) for name in LIKELIHOODS})
 
 
 def _std_logvar(raw: Tensor, p: Parameterization) -> tuple[Tensor, Tensor]:
@@ -329,23 +502,24 @@ def reconstruction_loss(
     recon: Tensor | tuple[Tensor, ...],
     target: Tensor,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
 ) -> Tensor:
     """See :func:`vaefast.reconstruction_loss`."""
-    params, target, weight = _args.reconstruction(recon, target, weight, likelihood, LIKELIHOODS)
+    p = _args.likelihood(likelihood)
+    params, target, weight = _args.reconstruction(recon, target, weight, p.name, LIKELIHOODS[p.name])
     _args.choice("reduction", reduction, _args.REDUCTIONS)
     _args.batched("recon", params[0], reduction)
     dtype = _compute_dtype(*params, target, weight)
     x, ps = target.to(dtype), [p.to(dtype) for p in params]
-    narrow = _promote(*params, target)
+    narrow, nll_of = _promote(*params, target), functools.partial(LIKELIHOODS[p.name].nll, **p.options)
     if weight is None:
-        return _reduce(LIKELIHOODS[likelihood].nll(x, *ps).expand_as(x), reduction, narrow)
+        return _reduce(nll_of(x, *ps).expand_as(x), reduction, narrow)
     w = weight.to(dtype)
     on = w != 0
     # masked elements are evaluated at 1, so that whatever they held reaches neither the loss nor a gradient
-    nll = LIKELIHOODS[likelihood].nll(torch.where(on, x, 1.0), *(torch.where(on, p, 1.0) for p in ps))
+    nll = nll_of(torch.where(on, x, 1.0), *(torch.where(on, p, 1.0) for p in ps))
     return _reduce(torch.where(on, w * nll, 0.0), reduction, narrow)
 
 
@@ -357,7 +531,7 @@ def elbo_terms(
     prior_mu: Tensor | Real | None = None,
     prior_logvar: Tensor | Real | None = None,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     beta: Tensor | Real = 1.0,
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
@@ -383,7 +557,7 @@ def elbo_loss(
     prior_mu: Tensor | Real | None = None,
     prior_logvar: Tensor | Real | None = None,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | Likelihood = "bernoulli",
     beta: Tensor | Real = 1.0,
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",

@@ -185,7 +185,7 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
   for_vectors<T>(t.n, [&](int i) {
     V x[N];
     for (int k = 0; k < N; ++k) x[k] = at(param[k], i);
-    auto term = L::eval(x, at(target, i));
+    auto term = eval_term<L>(x, at(target, i), p.options);
     V scale = upstream ? factor * at(upstream, i) : factor;
     if (weight) {
       // a zero weight selects zero, it does not multiply by it: what the element held must not matter

@@ -78,6 +78,7 @@ constexpr int kGroup = 4 * kCounters;  // normals from one pass over a vector of
 template <class T>
 VF_HD void normal_group(uint64_t counter, uint64_t key, T* out) {
   using V = Vec<T>;
+  constexpr int lanes = sizeof(V) / sizeof(T);
   alignas(64) T u[2][kCounters], t[2][kCounters], normal[4][kCounters];
   for (int k = 0; k < 2; ++k) {
     for (int l = 0; l < kCounters; ++l) {
@@ -90,11 +91,11 @@ VF_HD void normal_group(uint64_t counter, uint64_t key, T* out) {
         t[k][l] = turns(x.w[2 * k + 1]);
       }
     }
-    for (int l = 0; l < kCounters; l += V::size()) {
+    for (int l = 0; l < kCounters; l += lanes) {
       V a, b;
-      box_muller(V::loadu(u[k] + l), V::loadu(t[k] + l), a, b);
-      a.store(normal[2 * k] + l);
-      b.store(normal[2 * k + 1] + l);
+      box_muller(load_lanes<V>(u[k] + l), load_lanes<V>(t[k] + l), a, b);
+      store_lanes(a, normal[2 * k] + l);
+      store_lanes(b, normal[2 * k + 1] + l);
     }
   }
   for (int l = 0; l < kCounters; ++l) {

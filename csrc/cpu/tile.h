@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "vmath.h"
 
@@ -162,7 +163,7 @@ VF_HD void scatter(const Operand& op, const Tile& t, const T* from) {
 // Where the tile of an operand can be used in place, or null.
 template <class T>
 VF_HD T* in_place(const Operand& op, const Tile& t) {
-  if (op.dtype != TypeOf<T>::value || op.data == nullptr || t.n % Wide<T>::size() != 0) return nullptr;
+  if (op.dtype != TypeOf<T>::value || op.data == nullptr || t.n % kLanes<T> != 0) return nullptr;
   T* data = static_cast<T*>(op.data);
   if (op.linear) return data + t.start;
   const int last = t.space.ndim - 1;
@@ -231,17 +232,35 @@ void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
 // f(position) for each vector of the tile.
 template <class T, class F>
 VF_HD void for_vectors(int n, F f) {
-  for (int i = 0; i < n; i += Wide<T>::size()) f(i);
+  for (int i = 0; i < n; i += kLanes<T>) f(i);
+}
+
+template <class V, class T>
+VF_HD V load_lanes(const T* p) {
+  if constexpr (std::is_same_v<V, T>) {
+    return *p;
+  } else {
+    return V::loadu(p);
+  }
+}
+
+template <class V, class T>
+VF_HD void store_lanes(const V& x, T* p) {
+  if constexpr (std::is_same_v<V, T>) {
+    *p = x;
+  } else {
+    x.store(p);
+  }
 }
 
 template <class T>
 VF_HD Wide<T> at(const T* p, int i) {
-  return Wide<T>::loadu(p + i);
+  return load_lanes<Wide<T>>(p + i);
 }
 
 template <class T>
 VF_HD void put(T* p, int i, Wide<T> x) {
-  x.store(p + i);
+  store_lanes(x, p + i);
 }
 
 // Vector partial sums of a tile, added up in double in lane order.
@@ -251,21 +270,21 @@ class Accumulator {
   explicit Accumulator(const Tile& t) : n_(t.n) {}
 
   VF_HD void add(int i, Wide<T> x) {
-    if (n_ - i >= Wide<T>::size()) {
+    if (n_ - i >= kLanes<T>) {
       sum_ = sum_ + x;
       return;
     }
     // what stands behind the tile's end may be anything
-    T lanes[Wide<T>::size()], last[Wide<T>::size()];
-    sum_.store(lanes);
-    x.store(last);
+    T lanes[kLanes<T>], last[kLanes<T>];
+    store_lanes(sum_, lanes);
+    store_lanes(x, last);
     for (int l = 0; l < n_ - i; ++l) lanes[l] += last[l];
-    sum_ = Wide<T>::loadu(lanes);
+    sum_ = load_lanes<Wide<T>>(lanes);
   }
 
   double total() const {
-    T lanes[Wide<T>::size()];
-    sum_.store(lanes);
+    T lanes[kLanes<T>];
+    store_lanes(sum_, lanes);
     double s = 0;
     for (T lane : lanes) s += double(lane);
     return s;

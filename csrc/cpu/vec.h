@@ -1,5 +1,28 @@
-// vmath.h's primitives for at::vec::Vectorized.
+// What the loops compute with: Wide<T>, on which vmath.h's primitives work. It is made of at::vec::Vectorized, or is T
+// itself on x86 without AVX2, for which at::vec has nothing but arrays that take minutes to compile.
 #pragma once
+
+#if defined(CPU_CAPABILITY_DEFAULT) && defined(__x86_64__)
+#define VF_ONE_LANE
+#endif
+
+#if defined(VF_ONE_LANE)
+
+namespace vaefast {
+inline namespace VF_ISA {
+
+template <class T>
+using Vec = T;
+template <class T>
+using Wide = T;
+
+template <class T>
+constexpr int kLanes = 1;
+
+}  // namespace VF_ISA
+}  // namespace vaefast
+
+#else
 
 #include <ATen/cpu/vec/vec.h>
 
@@ -56,6 +79,8 @@ VF_HD __mmask16 equal(Vec<float> a, Vec<float> b) { return _mm512_cmp_ps_mask(a,
 VF_HD __mmask8 equal(Vec<double> a, Vec<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
 VF_HD Vec<float> select(__mmask16 mask, Vec<float> a, Vec<float> b) { return _mm512_mask_blend_ps(mask, b, a); }
 VF_HD Vec<double> select(__mmask8 mask, Vec<double> a, Vec<double> b) { return _mm512_mask_blend_pd(mask, b, a); }
+VF_HD bool any(__mmask16 mask) { return mask != 0; }
+VF_HD bool any(__mmask8 mask) { return mask != 0; }
 #else
 template <class T>
 VF_HD Vec<T> less(Vec<T> a, Vec<T> b) {
@@ -72,6 +97,10 @@ VF_HD Vec<T> equal(Vec<T> a, Vec<T> b) {
 template <class T>
 VF_HD Vec<T> select(Vec<T> mask, Vec<T> a, Vec<T> b) {
   return Vec<T>::blendv(b, a, mask);
+}
+template <class T>
+VF_HD bool any(Vec<T> mask) {
+  return mask.zero_mask() != (1 << Vec<T>::size()) - 1;
 }
 #endif
 
@@ -186,10 +215,19 @@ template <class M, class T>
 VF_HD Wide<T> select(WideMask<M> mask, Wide<T> x, Wide<T> y) {
   return {select(mask.a, x.a, y.a), select(mask.b, x.b, y.b)};
 }
+template <class M>
+VF_HD bool any(WideMask<M> mask) {
+  return any(mask.a) || any(mask.b);
+}
 #else
 template <class T>
 using Wide = Vec<T>;
 #endif
 
+template <class T>
+constexpr int kLanes = Wide<T>::size();
+
 }  // namespace VF_ISA
 }  // namespace vaefast
+
+#endif  // VF_ONE_LANE

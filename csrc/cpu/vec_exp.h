@@ -6,6 +6,8 @@
 
 #include "cpu/vec.h"
 
+#if !defined(VF_ONE_LANE)
+
 namespace vaefast {
 inline namespace VF_ISA {
 
@@ -20,9 +22,7 @@ template <bool SMALL, class V>
 VF_HD Exp<V> exp_parts(V y) {
   constexpr bool wide = kDouble<V>;
   constexpr double limit = wide ? 1416 : 174;  // far into overflow and underflow, but ldexp_ can still halve n
-  // log 2, its head short enough for n times it to be exact
-  constexpr double head = wide ? 0.693145751953125 : 0.693359375;
-  constexpr double tail = wide ? 1.42860682030941723212e-6 : -2.12194440e-4;
+  constexpr double head = wide ? kLog2Head : kLog2HeadShort, tail = wide ? kLog2Tail : kLog2TailShort;
   const V c = clamp_(y, lit<V>(-limit), lit<V>(limit));
   V n = rint_(c * lit<V>(1.44269504088896340736));
   if constexpr (SMALL) n = select(less(abs_(y), lit<V>(kNearRoot)), lit<V>(0), n);
@@ -35,17 +35,23 @@ VF_HD Vec<T> exp_(Vec<T> x) {
   return exp_parts<false>(x).root;
 }
 
-// x = m 2^e with m in [sqrt(1/2), sqrt(2)): log x = e log 2 + 2 atanh(s), s = (m - 1) / (m + 1), |s| <= 0.172
 template <class T>
-VF_HD Vec<T> log_unit(Vec<T> x) {
+VF_HD LogParts<Vec<T>> log_parts(Vec<T> x) {
   using V = Vec<T>;
   using I = Vec<IntOf<T>>;
   const I offset(sizeof(T) == 4 ? 0x3f3504f3 : 0x3fe6a09e667f3bcd);
   const I e = (bits_of(x) - offset) >> I(kMantissa<T>);
-  const V m = from_bits<T>(bits_of(x) - (e << I(kMantissa<T>))), one = lit<V>(1);
   const V magic(T(int64_t(3) << (kMantissa<T> - 1)));  // adding a whole number to its bits adds it to the number
-  const V exponent = from_bits<T>(bits_of(magic) + e) - magic;
-  return fma_(exponent, lit<V>(0.693147180559945309417), twice_atanh((m - one) * reciprocal(m + one)));
+  return {from_bits<T>(bits_of(x) - (e << I(kMantissa<T>))), from_bits<T>(bits_of(magic) + e) - magic};
+}
+
+// log x = exponent log 2 + 2 atanh(s), s = (m - 1) / (m + 1), |s| <= 0.172
+template <class T>
+VF_HD Vec<T> log_unit(Vec<T> x) {
+  using V = Vec<T>;
+  const auto p = log_parts(x);
+  const V one = lit<V>(1), s = (p.mantissa - one) * reciprocal(p.mantissa + one);
+  return fma_(p.exponent, lit<V>(0.693147180559945309417), twice_atanh(s));
 }
 
 // of any x
@@ -76,6 +82,11 @@ VF_HD Wide<T> exp_(Wide<T> x) {
 }
 VF_EACH_1(log_)
 template <class T>
+VF_HD LogParts<Wide<T>> log_parts(Wide<T> x) {
+  const auto a = log_parts(x.a), b = log_parts(x.b);
+  return {{a.mantissa, b.mantissa}, {a.exponent, b.exponent}};
+}
+template <class T>
 VF_HD ExpTerms<Wide<T>> exp_terms(Wide<T> x) {
   const auto e = exp_parts<true>(x * lit<Wide<T>>(0.5));
   return exp_terms(x, e.root, e.r, e.Q);
@@ -84,3 +95,5 @@ VF_HD ExpTerms<Wide<T>> exp_terms(Wide<T> x) {
 
 }  // namespace VF_ISA
 }  // namespace vaefast
+
+#endif  // VF_ONE_LANE

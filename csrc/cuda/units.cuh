@@ -197,7 +197,7 @@ struct Reconstruction {
         T x[NP];
 #pragma unroll
         for (int k = 0; k < NP; ++k) x[k] = param[k][i];
-        const auto term = L::eval(x, target[i]);
+        const auto term = eval_term<L>(x, target[i], p.options);
         target[i] = term.nll;
 #pragma unroll
         for (int k = 0; k < NP; ++k) param[k][i] = term.grad[k] * factor;

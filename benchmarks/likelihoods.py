@@ -1,0 +1,133 @@
+"""Workloads of single likelihoods: the loss as the projects that train with it write it, against one kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import ContinuousBernoulli, Poisson, StudentT
+from torch.nn import functional as F
+
+import vaefast
+from benchmarks.workload import Draw, Workload
+
+Likelihood = str | vaefast.Likelihood
+Nll = Callable[..., Tensor]
+
+# --- counts: scvi-tools' formulas (scvi/distributions/_negative_binomial.py), a dispersion for each gene
+
+EPS = 1e-8
+
+
+def negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    log_theta_mu = torch.log(theta + mu + EPS)
+    return -(
+        theta * (torch.log(theta + EPS) - log_theta_mu)
+        + x * (torch.log(mu + EPS) - log_theta_mu)
+        + torch.lgamma(x + theta)
+        - torch.lgamma(theta)
+        - torch.lgamma(x + 1)
+    )
+
+
+def zero_inflated(x: Tensor, mu: Tensor, theta: Tensor, pi: Tensor) -> Tensor:
+    softplus_pi, log_theta_mu = F.softplus(-pi), torch.log(theta + mu + EPS)
+    pi_theta_log = -pi + theta * (torch.log(theta + EPS) - log_theta_mu)
+    zero = (x < EPS).type(torch.float32) * (F.softplus(pi_theta_log) - softplus_pi)
+    more = -softplus_pi + pi_theta_log + x * (torch.log(mu + EPS) - log_theta_mu)
+    gammas = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return -(zero + (x > EPS).type(torch.float32) * (more + gammas))
+
+
+def counts(draw: Draw, B: int, G: int) -> Tensor:
+    """Mostly zeros, as genes are."""
+    return (-4.0 * torch.log(draw.uniform(B, G)) - 3.0).clamp(min=0.0).floor()
+
+
+def zinb_inputs(draw: Draw, B: int, G: int) -> list[Tensor]:
+    mu, theta = draw.normal(B, G).exp(), draw.normal(G).exp()
+    return [counts(draw, B, G), *(t.requires_grad_() for t in (mu, theta, draw.normal(B, G)))]
+
+
+def nb_inputs(draw: Draw, B: int, G: int) -> list[Tensor]:
+    return zinb_inputs(draw, B, G)[:3]
+
+
+def poisson_inputs(draw: Draw, B: int, G: int) -> list[Tensor]:
+    return [counts(draw, B, G), draw.normal(B, G).requires_grad_()]
+
+
+def poisson(x: Tensor, log_rate: Tensor) -> Tensor:
+    return -Poisson(log_rate.exp(), validate_args=False).log_prob(x)
+
+
+# --- pictures
+
+
+def logits_inputs(draw: Draw, B: int, X: int) -> list[Tensor]:
+    return [draw.uniform(B, X), draw.normal(B, X, std=2.0).requires_grad_()]
+
+
+def probs_inputs(draw: Draw, B: int, X: int) -> list[Tensor]:
+    return [draw.uniform(B, X), draw.uniform(B, X).mul(0.98).add(0.01).requires_grad_()]
+
+
+def student_inputs(draw: Draw, B: int, X: int) -> list[Tensor]:
+    loc, log_scale = draw.normal(B, X), draw.normal(X, std=0.3)
+    df = draw.normal(X).exp().add(2.0)
+    return [draw.normal(B, X), *(t.requires_grad_() for t in (loc, log_scale, df))]
+
+
+def grey_inputs(draw: Draw, B: int, X: int) -> list[Tensor]:
+    x = draw.uniform(B, X).mul(255).round().div(127.5).sub(1)
+    return [x, draw.normal(B, X, std=0.5).requires_grad_(), draw.normal(B, X, mean=-2.0).requires_grad_()]
+
+
+def probabilities(x: Tensor, p: Tensor) -> Tensor:
+    return F.binary_cross_entropy(p, x, reduction="none")
+
+
+def continuous(x: Tensor, logits: Tensor) -> Tensor:
+    return -ContinuousBernoulli(logits=logits, validate_args=False).log_prob(x)
+
+
+def student(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
+    return -StudentT(df, loc, log_scale.exp(), validate_args=False).log_prob(x)
+
+
+def discretized(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+    """PixelCNN++ (pixel_cnn_pp/nn.py, discretized_mix_logistic_loss), one component."""
+    log_scales = torch.clamp(log_scales, min=-7.0)
+    centered, inv_stdv = x - means, torch.exp(-log_scales)
+    plus_in, min_in = inv_stdv * (centered + 1.0 / 255.0), inv_stdv * (centered - 1.0 / 255.0)
+    cdf_delta = torch.sigmoid(plus_in) - torch.sigmoid(min_in)
+    mid_in = inv_stdv * centered
+    log_pdf_mid = mid_in - log_scales - 2.0 * F.softplus(mid_in)
+    inner = torch.where(cdf_delta > 1e-5, torch.log(cdf_delta.clamp(min=1e-12)), log_pdf_mid - math.log(127.5))
+    low, high = plus_in - F.softplus(plus_in), -F.softplus(min_in)
+    return -torch.where(x < -0.999, low, torch.where(x > 0.999, high, inner))
+
+
+def one(name: Likelihood, what: str, make: Callable[..., list[Tensor]], nll: Nll, row: str, **sizes: int) -> Workload:
+    def fused(x: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+        return (vaefast.reconstruction_loss(params, x, likelihood=name, reduction="sum"),)
+
+    return Workload(
+        name=row, what=what, sizes=sizes, make=make,
+        eager=lambda x, *params: (nll(x, *params).sum(),), vaefast=fused,
+    )  # fmt: skip
+
+
+GENES = {"B": 128, "G": 20_000}
+IMAGE = {"B": 128, "X": 12_288}
+REGISTERED = (
+    one("zero_inflated_negative_binomial", "ZINB of 20,000 genes", zinb_inputs, zero_inflated, "zinb", **GENES),
+    one("negative_binomial", "negative binomial of 20,000 genes", nb_inputs, negative_binomial, "nb", **GENES),
+    one("poisson", "Poisson of 20,000 genes", poisson_inputs, poisson, "poisson", **GENES),
+    one("bernoulli_probs", "BCE of probabilities", probs_inputs, probabilities, "bce-probs", **IMAGE),
+    one("continuous_bernoulli", "continuous Bernoulli", logits_inputs, continuous, "continuous-bernoulli", **IMAGE),
+    one("student_t", "Student's t, scale and df a pixel", student_inputs, student, "student-t", **IMAGE),
+    one("discretized_logistic", "256 bins of a logistic", grey_inputs, discretized, "discretized-logistic", **IMAGE),
+)

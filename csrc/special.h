@@ -1,0 +1,135 @@
+// Gamma functions for likelihoods of counts and heavy tails, generic in V as vmath.h is.
+//
+// log Gamma itself is never formed: at a count of 10^6 it is 10^7, and the differences that a likelihood takes would
+// keep no digit of float32. All goes through S, what Stirling's formula leaves:
+//   log Gamma(z + 1) = (z + 1/2) log z - z + log(2 pi) / 2 + S(z),   psi(z) = log z - 1 / (2 z) + S'(z)
+// whose large terms cancel on paper (Loader 2000, "Fast and Accurate Computation of Binomial Probabilities").
+#pragma once
+
+#include "vmath.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+
+constexpr double kHalfLog2Pi = 0.91893853320467274178;
+constexpr double kNaN = __builtin_nan("");
+
+// S(z) and S'(z)
+template <class V>
+struct Stirling {
+  V value, slope;
+};
+
+// for z >= 1
+template <class V>
+VF_HD Stirling<V> stirling_from_one(V z) {
+  if constexpr (kDouble<V>) {
+    // With s = 1 / (2 z + 1): S(z) - S(z + 1) = atanh(s) / s - 1, term by term. Nine steps up, the series at 10 or
+    // more.
+    const V one = lit<V>(1);
+    V value = lit<V>(0), slope = lit<V>(0);
+    for (int k = 0; k < 9; ++k) {
+      const V s = one / (z + z + one), y = s * s, tail = atanh_tail(y);
+      value = fma_(y, tail, value);
+      slope = fma_((s + s) * y, tail - one / (one - y), slope);
+      z = z + one;
+    }
+    const V u = one / z, y = u * u;
+    value = fma_(u,
+                 polynomial(y, 1.0 / 12, -1.0 / 360, 1.0 / 1260, -1.0 / 1680, 1.0 / 1188, -691.0 / 360360, 1.0 / 156,
+                            -3617.0 / 122400),
+                 value);
+    slope = fma_(
+        y,
+        polynomial(y, -1.0 / 12, 1.0 / 120, -1.0 / 252, 1.0 / 240, -1.0 / 132, 691.0 / 32760, -1.0 / 12, 3617.0 / 8160),
+        slope);
+    return {value, slope};
+  } else {
+    // in u = 1 / z on (0, 1], to 5e-9 and 5e-8
+    const V u = reciprocal(z);
+    return {
+        u * polynomial(u, 0.08333333671699125, -3.4973453444711415e-07, -0.0027706881133663028, -6.0909733086584996e-05,
+                       0.0010635330933969423, -0.0006456698628269788, 0.00014221894067196995),
+        u * u *
+            polynomial(u, -0.08333332499744092, -6.912361763140097e-07, 0.008333996525136717, 0.00012736197488000635,
+                       -0.005051582896933076, 0.0036014425789822673, -0.0008929125160104949)};
+  }
+}
+
+// for z > 0
+template <class V>
+VF_HD Stirling<V> stirling(V z) {
+  const V one = lit<V>(1), zero = lit<V>(0), up = z + one;
+  const auto small = less(z, one);
+  Stirling<V> s = stirling_from_one(select(small, up, z));
+  if (any(small)) {
+    const V middle = z + lit<V>(0.5), log = log_(up / z);
+    s.value = s.value + select(small, fma_(middle, log, lit<V>(-1)), zero);
+    s.slope = s.slope + select(small, log - middle / (z * up), zero);
+  }
+  return s;
+}
+
+// log Gamma(x + 1) - (x log x - x) for x > 0, given log x
+template <class V>
+VF_HD V factorial_excess(V x, V log_x) {
+  const V one = lit<V>(1), up = x + one;
+  const auto small = less(x, one);
+  const V s = stirling_from_one(select(small, up, x)).value + lit<V>(kHalfLog2Pi);
+  const V value = fma_(lit<V>(0.5), log_x, s);
+  if (!any(small)) return value;
+  return select(small, s - fma_(x, log_x, one) + (x + lit<V>(0.5)) * log_(up), value);
+}
+
+// x, or NaN where it is negative and no count
+template <class V>
+VF_HD V count_of(V x) {
+  return select(less(x, lit<V>(0)), lit<V>(kNaN), x);
+}
+
+// The minus log probability of a count x >= 0 under the negative binomial of mean mu = m + eps > 0 and inverse dispersion
+// theta, and its derivatives. Without `constant`, log Gamma(x + 1) is left out.
+template <class V>
+struct CountTerm {
+  V nll, dmu, dtheta;
+};
+
+// With N = x + theta and y = (x - mu) / (theta + mu),
+//   nll = theta (y - log(1 + y)) + (x log(x (theta + mu) / (mu N)) - theta y)
+//         + S(theta) - S(N) + log(N / theta) / 2 + (log Gamma(x + 1) - x log x + x)
+// Both deviances vanish with x - mu, and so do their series in s, where log(1 + y) = 2 atanh(s).
+template <class V>
+VF_HD CountTerm<V> negative_binomial(V m, V eps, V theta, V x, bool constant) {
+  const V mu = m + eps, zero = lit<V>(0), half = lit<V>(0.5), third = lit<V>(1.0 / 3);
+  const V total = theta + mu, N = theta + x, inverse = lit<V>(1) / total, off = x - mu, y = off * inverse;
+  const V s = off / (total + N);
+  const auto near = less_equal(abs_(s), third);
+  const V deviance = select(near, fma_(s, y, zero - atanh_excess(s)), y - log_(N * inverse));
+  const auto none = equal(x, zero);
+  CountTerm<V> t{theta * (deviance - y), theta * inverse * select(none, lit<V>(1), zero - off / mu), deviance};
+  if (!any(less(zero, x))) return t;
+  // at 1 where x is 0 and this is not read: the slow paths are for what comes
+  const V k = select(none, lit<V>(1), x), M = theta + k, by_theta = lit<V>(1) / theta, log_k = log_(k);
+  const V s2 = theta * (k - mu) / fma_(k, total, mu * M);
+  const auto near2 = less_equal(abs_(s2), third);
+  const V deviance2 =
+      fma_(theta * y, select(near2, s2, lit<V>(-1)), k * select(near2, atanh_excess(s2), log_(k * total / (mu * M))));
+  const auto a = stirling(theta), b = stirling(M);
+  const V data = constant ? factorial_excess(k, log_k) : fma_(zero - k, log_k, k);
+  const V nll = fma_(theta, deviance, deviance2) + (a.value - b.value) + fma_(half, log_(M * by_theta), data);
+  V dtheta = deviance - half * k * by_theta / M + (a.slope - b.slope);
+  const V one = lit<V>(1), up = theta + one;
+  const auto small = less(theta, one);
+  if (any(small)) {
+    // M / total - 1 / theta, and the logarithms: large numbers that may cancel
+    const V whole = fma_(theta, theta, fma_(theta, k - one, zero - m) - eps) * by_theta * inverse - one;
+    const V logs = log_(up * total * by_theta / M), halves = half / M - half / up;
+    dtheta = select(small, whole + logs + halves + (stirling_from_one(up).slope - b.slope), dtheta);
+  }
+  t.nll = select(none, t.nll, nll);
+  t.dtheta = select(none, t.dtheta, dtheta);
+  return t;
+}
+
+}  // namespace VF_ISA
+}  // namespace vaefast

@@ -1,0 +1,66 @@
+"""From a likelihood's parameters to data: what a decoder's output looks like, and draws of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributions as D
+
+from . import _args
+from ._args import Likelihood
+from .functional import Recon
+from .reference import LIKELIHOODS
+
+
+def _distribution(recon: Recon, likelihood: str | Likelihood) -> tuple[D.Distribution, torch.dtype]:
+    """p(x | recon), in float32 at least, and the dtype of what comes of it."""
+    chosen = _args.likelihood(likelihood)
+    entry = LIKELIHOODS[chosen.name]
+    params = _args.parameters(recon, chosen.name, entry)
+    dtype = params[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    return entry.distribution(*(p.to(wide).expand_as(params[0]) for p in params), **chosen.options), dtype
+
+
+def likelihood_mean(recon: Recon, likelihood: str | Likelihood = "bernoulli") -> Tensor:
+    """The mean of p(x | recon): the picture that a decoder's output stands for.
+
+    Args:
+        recon, likelihood: as for :func:`vaefast.reconstruction_loss`.
+
+    Returns:
+        ``[B, ...]``, the first parameter's shape and dtype; not finite where the likelihood has no mean (Student's t
+        with df <= 1).
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+
+    Example::
+
+        logits = decoder(torch.randn(16, 20))
+        images = vaefast.likelihood_mean(logits)
+    """
+    p, dtype = _distribution(recon, likelihood)
+    return p.mean.to(dtype)
+
+
+@torch.no_grad()
+def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") -> Tensor:
+    """A draw from p(x | recon), by PyTorch's default generator.
+
+    Args:
+        recon, likelihood: as for :func:`vaefast.reconstruction_loss`.
+
+    Returns:
+        ``[B, ...]``, the first parameter's shape and dtype, without a gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+
+    Example::
+
+        mu, theta, pi_logits = decoder(torch.randn(16, 20))
+        counts = vaefast.sample_likelihood((mu, theta, pi_logits), "zero_inflated_negative_binomial")
+    """
+    p, dtype = _distribution(recon, likelihood)
+    return p.sample().to(dtype)
