@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import ContinuousBernoulli, Poisson, StudentT
+from torch.distributions import Poisson, StudentT
 from torch.nn import functional as F
 
 import vaefast
@@ -81,8 +81,9 @@ def student_inputs(draw: Draw, B: int, X: int) -> list[Tensor]:
 
 
 def grey_inputs(draw: Draw, B: int, X: int) -> list[Tensor]:
+    """Scales at which PixelCNN++'s stand-in for the mass of a far bin is good; with narrow ones it is a third off."""
     x = draw.uniform(B, X).mul(255).round().div(127.5).sub(1)
-    return [x, draw.normal(B, X, std=0.5).requires_grad_(), draw.normal(B, X, mean=-2.0).requires_grad_()]
+    return [x, draw.normal(B, X, std=0.5).requires_grad_(), draw.normal(B, X, mean=-1.0, std=0.3).requires_grad_()]
 
 
 def probabilities(x: Tensor, p: Tensor) -> Tensor:
@@ -90,7 +91,14 @@ def probabilities(x: Tensor, p: Tensor) -> Tensor:
 
 
 def continuous(x: Tensor, logits: Tensor) -> Tensor:
-    return -ContinuousBernoulli(logits=logits, validate_args=False).log_prob(x)
+    """Loaiza-Ganem & Cunningham's code; wider a series around 1/2 than theirs and torch.distributions' (0.499 to 0.501),
+    whose float32 gradient is wrong in the third digit."""
+    p = torch.sigmoid(logits)
+    near = (p > 0.45) & (p < 0.55)
+    cut = torch.where(near, 0.45, p)
+    log_norm = torch.log((torch.log1p(-cut) - torch.log(cut)).abs()) - torch.log((1 - 2 * cut).abs())
+    series = math.log(2.0) + 4 / 3 * (p - 0.5) ** 2 + 104 / 45 * (p - 0.5) ** 4
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none") - torch.where(near, series, log_norm)
 
 
 def student(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
