@@ -5,7 +5,9 @@ The bound of the contract is 2e-6 * max(1, |exact|) elementwise in float32, for 
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from inputs import (
     training,
 )
 from torch import Tensor
+from torch.nn import functional as F
 
 import vaefast
 from vaefast.reference import LIKELIHOODS
@@ -270,3 +273,75 @@ def test_inputs_are_left_alone(backend: str, device: str) -> None:
         leaf = data.leaves()
         loss(leaf, likelihood).backward()
         assert all(torch.equal(a, b) for a, b in zip((*leaf.recon, leaf.target), before))
+
+
+def test_bernoulli_probs_is_binary_cross_entropy(backend: str, device: str) -> None:
+    """PyTorch's own, its clamps and its gradient at probabilities 0 and 1 among them."""
+    data = extreme("bernoulli_probs", 1).to(device)
+    ours, theirs = data.leaves(), data.leaves()
+    actual = loss(ours, "bernoulli_probs", reduction="none")
+    expected = F.binary_cross_entropy(theirs.recon[0], theirs.target, reduction="none")
+    assert_within(actual, expected.double(), BOUND)
+    (a,), (e,) = gradients(actual, ours.recon), gradients(expected, theirs.recon)
+    assert_within(a, e.double(), BOUND)
+
+
+@pytest.mark.parametrize("name", ["poisson", "negative_binomial", "zero_inflated_negative_binomial"])
+@pytest.mark.parametrize("constant", [True, False])
+def test_counts_with_and_without_their_constant(backend: str, device: str, name: str, constant: bool) -> None:
+    data = training(name, len(LIKELIHOODS[name].params), (16, 33))
+    chosen = vaefast.Likelihood(name, constant=constant)
+    exact = exact_nll(name, data.target, data.recon, constant=constant)
+    nll = vaefast.reconstruction_loss(
+        data.to(device).recon, data.target.to(device), likelihood=chosen, reduction="none"
+    )
+    assert_within(nll, exact, BOUND)
+
+
+@pytest.mark.parametrize("name", ["poisson", "negative_binomial", "zero_inflated_negative_binomial"])
+def test_what_is_no_count(backend: str, device: str, name: str) -> None:
+    """Between whole numbers the gamma function goes on; below 0 there is none."""
+    data = training(name, len(LIKELIHOODS[name].params), (4, 5)).to(device)
+    between = Data(data.recon, data.target + 0.3)
+    if name != "zero_inflated_negative_binomial":
+        assert_within(loss(between, name, reduction="none"), exact_nll(name, between.target, between.recon), BOUND)
+    assert loss(Data(data.recon, data.target - 20.5), name, reduction="none").isnan().all()
+    tiny = Data(data.recon, torch.full_like(data.target, 1e-3))
+    assert_within(loss(tiny, name, reduction="none"), exact_nll(name, tiny.target, tiny.recon), BOUND)
+
+
+@pytest.mark.parametrize(("bins", "low", "high"), [(2, 0.0, 1.0), (17, 0.0, 16.0), (256, -1.0, 1.0), (1000, -3.0, 2.0)])
+def test_bins_add_up_to_one(backend: str, device: str, bins: int, low: float, high: float) -> None:
+    grid = torch.linspace(low, high, bins, dtype=torch.float64, device=device).float()
+    mean, log_scale = torch.randn(2, 50, 1, generator=generator(2)).to(device).unbind()
+    chosen = vaefast.Likelihood("discretized_logistic", bins=bins, low=low, high=high)
+    recon = (mean.expand(50, bins).contiguous(), log_scale)
+    nll = vaefast.reconstruction_loss(recon, grid.expand(50, bins), likelihood=chosen, reduction="none")
+    assert_within(torch.exp(-nll.double()).sum(1), torch.ones(50, dtype=torch.float64), 1e-5)
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"likelihood.*'bernoulli'.*'zinb'"):
+        vaefast.Likelihood("zinb")
+    with pytest.raises(TypeError, match=r"'poisson' has no option 'bins'.*constant"):
+        vaefast.Likelihood("poisson", bins=3)
+    with pytest.raises(TypeError, match=r"'gaussian' has no option 'bins'.*none"):
+        vaefast.Likelihood("gaussian", bins=3)
+    with pytest.raises(ValueError, match=r"bins.*at least 2.*1"):
+        vaefast.Likelihood("discretized_logistic", bins=1)
+    with pytest.raises(ValueError, match=r"low must be below high"):
+        vaefast.Likelihood("discretized_logistic", low=1.0)
+    with pytest.raises(ValueError, match=r"floor.*finite.*nan"):
+        vaefast.Likelihood("discretized_logistic", floor=math.nan)
+    with pytest.raises(ValueError, match=r"eps.*'a'"):
+        vaefast.Likelihood("negative_binomial", eps="a")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"likelihood must be a str or a vaefast.Likelihood, got int"):
+        vaefast.reconstruction_loss(torch.zeros(2, 3), torch.zeros(2, 3), likelihood=3)  # type: ignore[arg-type]
+
+
+def test_a_likelihood_is_a_value() -> None:
+    one = vaefast.Likelihood("discretized_logistic", bins=17)
+    assert one == copy.deepcopy(one) == pickle.loads(pickle.dumps(one))
+    assert one != vaefast.Likelihood("discretized_logistic")
+    assert len({one, vaefast.Likelihood("discretized_logistic", bins=17)}) == 1
+    assert repr(one) == "Likelihood('discretized_logistic', bins=17, low=-1.0, high=1.0, floor=-7.0)"

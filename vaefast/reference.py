@@ -87,8 +87,12 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
-    with torch.autocast(probs.device.type, enabled=False):  # which refuses it in half precision; this is not
-        return F.binary_cross_entropy(probs, x, reduction="none")
+    """F.binary_cross_entropy, which refuses NaN: logarithms >= -100; where p (1 - p) < 1e-12, that divides instead."""
+    inside = probs * (1 - probs) > 1e-12
+    p, end = torch.where(inside, probs, 0.5), probs.detach()
+    logs = (torch.log(end).clamp(min=-100), torch.log1p(-end).clamp(min=-100))
+    at_end = (probs - end) * (end - x) / 1e-12 - x * logs[0] - (1 - x) * logs[1]
+    return torch.where(inside, -x * torch.log(p) - (1 - x) * torch.log1p(-p), at_end)
 
 
 def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
