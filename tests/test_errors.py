@@ -99,7 +99,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("elbo", {"mu": torch.zeros(()), "logvar": torch.zeros(())}, ValueError, "mu is a 0-d"),
     ("elbo", {"mu": meta, "logvar": meta}, ValueError, "mu is on meta.*recon is on cpu"),
     ("reconstruction", {"likelihood": "poisson?"}, ValueError, "likelihood.*'bernoulli'.*'poisson[?]'"),
-    ("reconstruction", {"likelihood": None}, ValueError, "likelihood.*None"),
+    ("reconstruction", {"likelihood": None}, TypeError, "likelihood.*NoneType"),
     ("reconstruction", {"likelihood": ["bernoulli"]}, (TypeError, ValueError), "likelihood"),
     ("reconstruction", {"recon": 0.5}, TypeError, "recon.*float"),
     ("reconstruction", {"recon": ()}, ValueError, "recon.*got 0"),

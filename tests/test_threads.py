@@ -27,10 +27,10 @@ def everything(shape: tuple[int, int], reduction: str, dtype: torch.dtype, layou
     upstream = [torch.randn(t.shape, generator=g).to(t.dtype) for t in (z, kl)]
     found = [z, kl, *torch.autograd.grad((z, kl), leaves, upstream)]
     for name, count in LIKELIHOOD_CASES:
-        recon = [torch.randn(*(shape if k == 0 else shape[1:]), generator=g).to(dtype) for k in range(count)]
-        recon = [t.requires_grad_() for t in recon]
-        x = torch.rand(*shape, generator=g)
-        nll = vaefast.reconstruction_loss(recon, x, likelihood=name, reduction=reduction, weight=x > 0.1)
+        data = training(name, count, shape, dtype, [None, *[shape[1:]] * (count - 1)]).leaves()
+        recon, x = data.recon, data.target
+        weight = torch.rand(*shape, generator=g) > 0.1
+        nll = vaefast.reconstruction_loss(recon, x, likelihood=name, reduction=reduction, weight=weight)
         found += [nll, *torch.autograd.grad(nll.sum(), recon)]
         if reduction in ("per_sample", "batchmean", "sum"):
             loss, *_ = terms = vaefast.elbo_terms(recon, x, *leaves, likelihood=name, reduction=reduction, beta=0.3)
