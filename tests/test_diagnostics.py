@@ -29,11 +29,12 @@ def latents(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, device: 
 
 
 def assert_report(report: CollapseReport, mu: Tensor, logvar: Tensor, pm: Any = 0.0, plv: Any = 0.0) -> None:
-    """The definitions, on all samples at once."""
+    """The definitions, on all samples at once, z being measured from its prior."""
     mu, logvar = mu.double(), logvar.double()
     pm, plv = (torch.as_tensor(prior, dtype=torch.float64, device=mu.device) for prior in (pm, plv))
     # Kingma & Welling 2014, appendix B, as it stands there
     kl = 0.5 * (plv - logvar + (logvar - plv).exp() + (mu - pm) ** 2 / plv.exp() - 1)
+    mu, logvar = (mu - pm) / plv.exp().sqrt(), logvar - plv
     aggregate = logvar.exp().mean(0) + (mu**2).mean(0) - mu.mean(0) ** 2
     for actual, expected in (
         (report.kl, kl.mean(0)),
@@ -71,6 +72,16 @@ def test_report_of_a_prior(prior: tuple[Any, Any]) -> None:
     mu, logvar = latents((50, 6))
     pm, plv = prior
     assert_report(collapse_report(mu, logvar, pm, plv), mu, logvar, pm, 0.0 if plv is None else plv)
+
+
+def test_what_only_follows_its_prior_is_not_active() -> None:
+    """A collapsed level of a hierarchy: its posterior is the prior, and that moves with the levels above."""
+    pm, plv = latents((50, 6))
+    report = collapse_report(pm, plv, pm, plv)
+    assert active_units(pm).sum() == 3
+    assert report.number_active == 0
+    assert not report.mean.any()
+    assert torch.equal(report.std, torch.ones(6, dtype=torch.float64))
 
 
 def test_report_of_a_parameterization() -> None:
@@ -190,6 +201,7 @@ def test_str_tells_the_units() -> None:
     assert len(lines) == 24
     assert lines[-1].endswith("and 40 with less KL")
     assert "not active" in str(collapse_report(*latents((50, 6))))
+    assert str(collapse_report(*latents((30,)))).splitlines()[3].split()[0] == "0"
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (4, 0)], ids=str)
@@ -201,9 +213,11 @@ def test_plot(shape: tuple[int, ...], tmp_path: Any) -> None:
     axes = Figure().subplots()
     assert report.plot(axes) is axes
     assert f"{report.number_active} of {report.kl.numel()} units active" in axes.get_title()
-    active, idle = (patch.get_data().values for patch in axes.patches)
-    torch.testing.assert_close(torch.tensor(active + idle), report.kl.flatten().sort(descending=True).values)
-    assert int((torch.tensor(active) > 0).sum()) == report.number_active
+    drawn = {patch.get_label(): torch.tensor(patch.get_data().values) for patch in axes.patches}
+    heights = sum(drawn.values(), torch.zeros_like(report.kl.flatten()))
+    torch.testing.assert_close(heights, report.kl.flatten().sort(descending=True).values)
+    for label, number in (("active", report.number_active), ("not active", int((~report.active).sum()))):
+        assert int((drawn.get(label, torch.zeros(1)) > 0).sum()) == number
     axes.figure.savefig(tmp_path / "plot.png")
 
 

@@ -20,6 +20,7 @@ SCHEDULES: list[Schedule] = [
     LinearSchedule(100),
     LinearSchedule(7, start=0.2, stop=4.0, delay=5),
     LinearSchedule(10, start=2.0, stop=0.5),
+    LinearSchedule(0),
     CyclicalSchedule(100),
     CyclicalSchedule(103, cycles=5, ratio=0.8, start=0.1, stop=2.0),
     CyclicalSchedule(9, cycles=9, ratio=1.0),
@@ -31,7 +32,7 @@ SCHEDULES: list[Schedule] = [
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_values_stay_between_start_and_stop(schedule: Schedule) -> None:
     lo, hi = sorted((schedule.start, schedule.stop))
-    values = [schedule(step) for step in range(3 * int(schedule.steps))]
+    values = [schedule(step) for step in range(3 * int(schedule.steps) + 1)]
     assert all(type(value) is float and lo <= value <= hi for value in values)
     assert values[-1] == pytest.approx(schedule.stop, abs=1e-2 * (hi - lo))
     assert schedule(10**12) == pytest.approx(schedule.stop, rel=1e-12)
@@ -45,6 +46,7 @@ def test_linear() -> None:
     assert beta(0) == beta(20) == 0.5
     assert beta(120) == 2.0
     assert LinearSchedule(4)(1.5) == 0.375
+    assert [LinearSchedule(0, delay=2)(step) for step in range(4)] == [0.0, 0.0, 1.0, 1.0]
 
 
 def fu(t: int, total: int, cycles: int, ratio: float) -> float:
@@ -95,7 +97,7 @@ def test_schedules_are_values(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (LinearSchedule, {"steps": 0}, "steps must be above 0"),
+        (LinearSchedule, {"steps": -1}, "steps must be at least 0"),
         (LinearSchedule, {"steps": "many"}, "steps must be a number, got str"),
         (LinearSchedule, {"steps": 5, "delay": -1}, "delay must be at least 0"),
         (LinearSchedule, {"steps": 5, "start": -0.5}, "start must be at least 0"),

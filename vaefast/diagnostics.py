@@ -1,7 +1,10 @@
 """Posterior collapse: which latent units a model uses, told from the posteriors of a data set.
 
-A unit that carries nothing has q(z|x) = p(z) for every x: no KL, and a posterior mean that does not move with x.
-Everything is in nats. A unit is one element of a sample: of ``[B, C, H, W]`` there are C H W. For one unit a channel,
+A unit that carries nothing has q(z|x) = p(z) for every x: no KL, and a posterior mean that does not move with x. KLs
+are in nats, and z is measured from its prior, as ``(z - prior_mu) / prior_std``: under a prior that is learned, such as
+a hierarchy's, the posterior mean moves where the prior's does, and that says nothing about x. Under N(0, I) this is z.
+
+A unit is one element of a sample: of ``[B, C, H, W]`` there are C H W. For one unit a channel,
 each place being a sample, give ``mu.movedim(1, -1).flatten(0, 2)``, and the other arguments likewise.
 """
 
@@ -62,8 +65,9 @@ class CollapseReport:
         threshold: the activity above which a unit is active.
         kl: a unit's KL(q || p) in nats, its mean over the samples.
         activity: ``Var_x(E_q[z|x])``; see :func:`active_units`.
-        mean, std: of the aggregated posterior ``q(z) = E_x q(z|x)``, which a good fit to p = N(0, I) brings to 0 and 1:
-            ``mean = E_x[mu]``, ``std^2 = E_x[sigma^2] + E_x[mu^2] - mean^2``.
+        mean, std: of the aggregated posterior ``q(z) = E_x q(z|x)``, which a good fit to the prior brings to 0 and 1:
+            ``mean = E_x[mu]``, ``std^2 = E_x[sigma^2] + E_x[mu^2] - mean^2``. As activity, they are measured from the
+            prior.
 
     Example::
 
@@ -94,23 +98,17 @@ class CollapseReport:
             f"KL {float(self.kl.sum()):.2f} nats a sample, mean of {self.samples}",
             f"{'unit':>12}{'KL':>10}{'activity':>12}{'mean':>10}{'std':>10}",
         ]
-        active = self.active.flatten()
-        columns = [t.flatten() for t in (self.kl, self.activity, self.mean, self.std)]
-        for at in columns[0].argsort(descending=True)[:LISTED].tolist():
-            kl, activity, mean, std = (float(column[at]) for column in columns)
-            idle = "" if active[at] else "  not active"
-            lines.append(f"{self._name(at):>12}{kl:10.4f}{activity:12.4f}{mean:10.3f}{std:10.3f}{idle}")
+        order = self.kl.flatten().argsort(descending=True)[:LISTED]
+        indices = torch.stack(torch.unravel_index(order, self.kl.shape or (1,)), dim=1).tolist()
+        columns = (self.kl, self.activity, self.mean, self.std, self.active)
+        values = (t.flatten()[order].tolist() for t in columns)
+        for index, kl, activity, mean, std, active in zip(indices, *values):
+            name = ",".join(map(str, index))
+            idle = "" if active else "  not active"
+            lines.append(f"{name:>12}{kl:10.4f}{activity:12.4f}{mean:10.3f}{std:10.3f}{idle}")
         if units > LISTED:
             lines.append(f"{'...':>12} and {units - LISTED} with less KL")
         return "\n".join(lines)
-
-    def _name(self, at: int) -> str:
-        """A unit's index, such as 3 or 0,7,7."""
-        index = []
-        for size in reversed(self.kl.shape):
-            at, i = divmod(at, size)
-            index.append(str(i))
-        return ",".join(reversed(index))
 
     def plot(self, ax: Any = None) -> Any:
         """Every unit's KL, the largest first, and whether it is active.
@@ -134,14 +132,14 @@ class CollapseReport:
         active = self.active.flatten()[order]
         number, units = self.number_active, self.kl.numel()
         # stairs draw a million units as fast as ten
-        for chosen, colour, name in (
-            (active, "#30638e", f"{number} active"),
-            (~active, "#d1495b", f"{units - number} not"),
-        ):
-            ax.stairs((kl * chosen).tolist(), fill=True, color=colour, label=name)
+        for chosen, colour, name in ((active, "#30638e", "active"), (~active, "#d1495b", "not active")):
+            if chosen.any():
+                ax.stairs((kl * chosen).tolist(), fill=True, color=colour, label=name)
         ax.set(xlabel="unit, by KL", ylabel="KL, nats", xlim=(0, max(units, 1)))
+        ax.locator_params(axis="x", integer=True)
         ax.set_title(f"{number} of {units} units active, KL {float(kl.sum()):.2f} nats")
-        ax.legend(frameon=False)
+        if units:
+            ax.legend(frameon=False)
         return ax
 
 
@@ -193,9 +191,14 @@ class CollapseMonitor:
         kl = gaussian_kl(
             mu, logvar, prior_mu, prior_logvar, parameterization=self.parameterization, reduction="none"
         )  # fmt: skip
+        logvar = reference.logvars_of([logvar], self.parameterization)[0].double()
+        pm, plv = (
+            torch.as_tensor(0.0 if prior is None else prior, dtype=torch.float64, device=mu.device)
+            for prior in (prior_mu, prior_logvar)
+        )
         self._kl.update(kl)
-        self._mean.update(mu)
-        self._variance.update(reference.logvars_of([logvar], self.parameterization)[0].double().exp())
+        self._mean.update((mu - pm) * (-0.5 * plv).exp())
+        self._variance.update((logvar - plv).exp())
 
     def report(self) -> CollapseReport:
         """What was found so far.
@@ -219,9 +222,6 @@ def collapse_report(
     parameterization: str | Parameterization = "logvar",
 ) -> CollapseReport:
     """A :class:`CollapseReport` of one batch: KL, activity and aggregated posterior, unit by unit.
-
-    Between two Gaussians, as in a hierarchy with learned priors, judge by the KL: there the posterior mean may move
-    only because the prior's does.
 
     Args:
         mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`vaefast.gaussian_kl`; at least 2 samples.

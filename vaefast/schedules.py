@@ -26,7 +26,7 @@ class LinearSchedule:
     1)``.
 
     Args:
-        steps: the length of the ramp, above 0.
+        steps: the length of the ramp, at least 0; 0 is no ramp, but a jump.
         start, stop: the first and the last beta, at least 0; ``start > stop`` goes down.
         delay: how many steps ``start`` is held, at least 0.
 
@@ -45,14 +45,15 @@ class LinearSchedule:
     delay: float = 0
 
     def __post_init__(self) -> None:
-        _above_zero("steps", self.steps)
+        _at_least_zero("steps", self.steps)
         _at_least_zero("start", self.start)
         _at_least_zero("stop", self.stop)
         _at_least_zero("delay", self.delay)
 
     def __call__(self, step: float) -> float:
         _at_least_zero("step", step)
-        return _between(self, min(max(step - self.delay, 0) / self.steps, 1.0))
+        risen = step - self.delay
+        return _between(self, 1.0 if risen >= self.steps else risen / self.steps if risen > 0 else 0.0)
 
 
 @dataclass(frozen=True)
