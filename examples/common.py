@@ -131,6 +131,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "savefig.dpi": 150,
+    "savefig.bbox": "tight",
     "figure.constrained_layout.use": True,
 }
 
@@ -162,7 +163,7 @@ def some_of_each(digits: Digits, each: int) -> Tensor:
 def draw_rows(rows: dict[str, Tensor], title: str, path: Path) -> None:
     """Named stacks of images ``[10 n, 64]``, drawn as n blocks of one row of ten from each stack."""
     blocks = len(next(iter(rows.values()))) // 10
-    figure, panels = plt.subplots(blocks, 1, figsize=(8.4, 0.4 + blocks * (0.2 + 0.74 * len(rows))), squeeze=False)
+    figure, panels = plt.subplots(blocks, 1, figsize=(8.4, 0.4 + blocks * (0.25 + 0.76 * len(rows))), squeeze=False)
     for block, axes in enumerate(panels.flat):
         show(axes, torch.cat([images[10 * block : 10 * block + 10].cpu() for images in rows.values()]), 10)
         axes.set_yticks([4.5 + (SIDE + 1) * row for row in range(len(rows))], list(rows))
