@@ -75,10 +75,7 @@ class CountsVAE(nn.Module):
     @torch.no_grad()
     def mean(self, z: Tensor, ink: Tensor) -> Tensor:
         """E[x|z], ``[B, 64]``."""
-        first, *others = self.decode(z, ink)
-        if not others:
-            return first.exp()
-        return first if self.dropout is None else first * torch.sigmoid(-others[-1])
+        return vaefast.likelihood_mean(self.decode(z, ink), self.likelihood)
 
     @torch.no_grad()
     def probabilities(self, x: Tensor, counts: Tensor) -> Tensor:

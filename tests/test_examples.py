@@ -185,12 +185,9 @@ def test_discretized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @needs("discretized_logistic")
-def test_discretized_draws_are_whole_numbers() -> None:
+def test_discretized_numbers_are_all_there_is() -> None:
     example = load_example("discretized_vae")
-    model = example.DiscretizedVAE(3)
-    drawn = model.draw(torch.randn(50, 3)) * 8 + 8
-    assert set(drawn.unique().tolist()) <= set(map(float, range(17)))
     numbers = (torch.arange(17.0) / 8 - 1).unsqueeze(1).expand(17, 64)
-    recon = tuple(t.expand(17, 64) for t in model.decode(torch.randn(1, 3)))
+    recon = tuple(t.expand(17, 64) for t in example.DiscretizedVAE(3).decode(torch.randn(1, 3)))
     nll = vaefast.reconstruction_loss(recon, numbers, likelihood=example.LIKELIHOOD, reduction="none")
     torch.testing.assert_close(torch.exp(-nll).sum(0), torch.ones(64))
