@@ -74,7 +74,7 @@ class VAE(nn.Module):
     @torch.no_grad()
     def picture(self, z: Tensor) -> Tensor:
         """The mean of p(x|z), ``[N, 64]``."""
-        return self.entry.distribution(*self.decode(z)).mean
+        return vaefast.likelihood_mean(self.decode(z), self.likelihood)
 
 
 def train(

@@ -24,11 +24,6 @@ COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 digits_vae = load_example("digits_vae")
 
 
-def needs(*likelihoods: str) -> pytest.MarkDecorator:
-    missing = sorted(set(likelihoods) - set(vaefast.LIKELIHOODS))
-    return pytest.mark.skipif(bool(missing), reason=f"vaefast has no likelihood {', '.join(missing)}")
-
-
 def numbers(value: Any) -> list[float]:
     """Every number in nested dicts and lists."""
     if isinstance(value, dict):
@@ -147,7 +142,6 @@ def test_a_hierarchy_pays_its_levels_and_no_free_bits() -> None:
     torch.testing.assert_close(seeded(lambda: model.training_loss(x, half, 100.0)), terms.reconstruction + half * 300)
 
 
-@needs(*COUNTS)
 def test_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = load_example("counts_vae").main([*SHORT, "--out", str(tmp_path)])
     assert_files(tmp_path, metrics, "reconstructions samples counts kl")
@@ -158,7 +152,6 @@ def test_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{bound['elbo']:.2f}" in printed
 
 
-@needs(*COUNTS)
 @pytest.mark.parametrize("likelihood", COUNTS)
 def test_counts_of_a_model(likelihood: str) -> None:
     model = load_example("counts_vae").CountsVAE(3, likelihood)
@@ -172,7 +165,6 @@ def test_counts_of_a_model(likelihood: str) -> None:
     torch.testing.assert_close((shares * counts).sum(), mean.mean(), rtol=1e-3, atol=0.0)
 
 
-@needs("discretized_logistic")
 def test_discretized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = load_example("discretized_vae").main([*SHORT, "--out", str(tmp_path)])
     assert_files(tmp_path, metrics, "reconstructions samples scale curve")
@@ -184,7 +176,6 @@ def test_discretized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert 0 < bits["a histogram for each pixel"] < bits["17 equal bins"] == math.log2(17)
 
 
-@needs("discretized_logistic")
 def test_discretized_numbers_are_all_there_is() -> None:
     example = load_example("discretized_vae")
     numbers = (torch.arange(17.0) / 8 - 1).unsqueeze(1).expand(17, 64)
