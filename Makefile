@@ -14,7 +14,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-install test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
+.PHONY: help build demo examples test test-install test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV
 
 demo: $(VENV)/.built  ## train a small VAE on digits and draw from it (out/demo)
 	$(BIN)/python examples/digits_vae.py --out out/demo $(ARGS)
+
+examples: demo  ## the demo, and hierarchical, count and lossless VAEs (out/); two minutes
+	$(BIN)/python examples/hierarchical_vae.py $(ARGS)
+	$(BIN)/python examples/counts_vae.py $(ARGS)
+	$(BIN)/python examples/discretized_vae.py $(ARGS)
+	$(BIN)/python examples/ppca_identity.py
 
 test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
 	$(BIN)/pytest -m 'not install and not cuda_build' $(ARGS)

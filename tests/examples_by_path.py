@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+# as for a script that is run, so that what they share is found
+sys.path.append(str(EXAMPLES))
 
 
 def load_example(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""examples/digits_vae.py runs from end to end, for every likelihood it offers. Nothing here looks at a time."""
+"""The examples that train run from end to end, with every likelihood they offer. Nothing here looks at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from examples_by_path import load_example
 import vaefast
 
 for needed in ("sklearn", "matplotlib", "tqdm"):
-    pytest.importorskip(needed, reason=f"examples/digits_vae.py needs {needed}: pip install 'vaefast[demo]'")
+    pytest.importorskip(needed, reason=f"the examples need {needed}: pip install 'vaefast[demo]'")
 
-PICTURES = ("reconstructions.png", "samples.png", "latent.png", "curves.png")
-SHORT = ("--epochs", "2", "--batch-size", "128", "--rounds", "5")
-
+SHORT = ("--epochs", "2", "--batch-size", "128")
+DEMO = (*SHORT, "--rounds", "5")
+COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 
 digits_vae = load_example("digits_vae")
 
@@ -33,6 +33,19 @@ def numbers(value: Any) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) else []
 
 
+def assert_files(out: Path, metrics: dict[str, Any], pictures: str) -> None:
+    assert {path.name for path in out.iterdir()} == {*(f"{name}.png" for name in pictures.split()), "metrics.json"}
+    for picture in out.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert all(math.isfinite(number) for number in numbers(metrics))
+
+
+def assert_bound(bound: dict[str, float]) -> None:
+    assert bound["elbo"] == pytest.approx(-(bound["reconstruction"] + bound["kl"]), rel=1e-5, abs=1e-4)
+    assert bound["kl"] >= 0
+
+
 def bounds(metrics: dict[str, Any]) -> list[dict[str, float]]:
     final = [metrics[name] for name in ("held_out", "train", "untrained", "two_latent_units")]
     return final + [epoch[part] for epoch in metrics["history"] for part in ("train", "held_out")]
@@ -40,17 +53,13 @@ def bounds(metrics: dict[str, Any]) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("likelihood", digits_vae.LIKELIHOODS)
 def test_demo(likelihood: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = digits_vae.main([*SHORT, "--likelihood", likelihood, "--out", str(tmp_path)])
-    assert all(math.isfinite(number) for number in numbers(metrics))
+    metrics = digits_vae.main([*DEMO, "--likelihood", likelihood, "--out", str(tmp_path)])
     for bound in bounds(metrics):
-        assert bound["elbo"] == pytest.approx(-(bound["reconstruction"] + bound["kl"]), rel=1e-5, abs=1e-4)
-        assert bound["kl"] >= 0
+        assert_bound(bound)
     assert metrics["held_out"]["elbo"] > metrics["untrained"]["elbo"]
     assert len(metrics["history"]) == 3
     assert 0 <= metrics["active_units"] <= metrics["latent"] == 16
-    for name in PICTURES:
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert_files(tmp_path, metrics, "reconstructions samples latent curves")
     printed = capsys.readouterr().out
     assert f"active units: {metrics['active_units']} of 16" in printed
     assert f"{metrics['held_out']['elbo']:.2f}" in printed
@@ -58,7 +67,7 @@ def test_demo(likelihood: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_seed_makes_the_run(tmp_path: Path) -> None:
     def history(seed: int) -> Any:
-        args = [*SHORT, "--latent", "2", "--seed", str(seed), "--out", str(tmp_path)]
+        args = [*DEMO, "--latent", "2", "--seed", str(seed), "--out", str(tmp_path)]
         return digits_vae.main(args)["history"]
 
     first = history(1)
@@ -67,8 +76,8 @@ def test_a_seed_makes_the_run(tmp_path: Path) -> None:
 
 
 def test_beta_is_a_factor_of_training_only(tmp_path: Path) -> None:
-    metrics = digits_vae.main([*SHORT, "--latent", "2", "--beta", "50", "--out", str(tmp_path)])
-    plain = digits_vae.main([*SHORT, "--latent", "2", "--out", str(tmp_path)])
+    metrics = digits_vae.main([*DEMO, "--latent", "2", "--beta", "50", "--out", str(tmp_path)])
+    plain = digits_vae.main([*DEMO, "--latent", "2", "--out", str(tmp_path)])
     assert metrics["untrained"] == plain["untrained"]
     assert metrics["held_out"]["kl"] < plain["held_out"]["kl"]
 
@@ -99,6 +108,77 @@ def test_refusals_name_the_remedy(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "common")
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"sklearn\.datasets.*pip install 'vaefast\[demo\]'"):
         load_example("digits_vae")
+
+
+def test_hierarchical(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = load_example("hierarchical_vae").main([*SHORT, "--warmup", "1", "--out", str(tmp_path)])
+    assert_files(tmp_path, metrics, "reconstructions samples levels collapse")
+    for name in ("held_out", "train", "untrained"):
+        assert_bound(metrics[name])
+    assert metrics["held_out"]["elbo"] > metrics["untrained"]["elbo"]
+    assert [level["latents"] for level in metrics["levels"]] == [4, 8, 16]
+    assert "level 3, held-out digits" in capsys.readouterr().out
+
+
+def test_a_hierarchy_pays_its_levels_and_no_free_bits() -> None:
+    model = load_example("hierarchical_vae").HierarchicalVAE()
+    x = torch.rand(6, 64)
+
+    def seeded(f: Any) -> Any:
+        torch.manual_seed(1)
+        return f()
+
+    terms = seeded(lambda: model.terms(x))
+    _, levels = seeded(lambda: model.infer(x))
+    torch.testing.assert_close(terms.kl, sum(vaefast.gaussian_kl(*level) for level in levels))
+    half = torch.tensor(0.5)
+    torch.testing.assert_close(
+        seeded(lambda: model.training_loss(x, half, 0.0)), terms.reconstruction + half * terms.kl
+    )
+    torch.testing.assert_close(seeded(lambda: model.training_loss(x, half, 100.0)), terms.reconstruction + half * 300)
+
+
+def test_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = load_example("counts_vae").main([*SHORT, "--out", str(tmp_path)])
+    assert_files(tmp_path, metrics, "reconstructions samples counts kl")
+    assert tuple(metrics["held_out"]) == COUNTS
+    printed = capsys.readouterr().out
+    for bound in metrics["held_out"].values():
+        assert_bound(bound)
+        assert f"{bound['elbo']:.2f}" in printed
+
+
+@pytest.mark.parametrize("likelihood", COUNTS)
+def test_counts_of_a_model(likelihood: str) -> None:
+    model = load_example("counts_vae").CountsVAE(3, likelihood)
+    x = torch.randint(0, 17, (5, 64)).float()
+    counts = torch.arange(400)
+    torch.manual_seed(1)
+    shares = model.probabilities(x, counts)
+    torch.manual_seed(1)
+    mean = model.mean(vaefast.reparameterize(*model.encode(x)), x.sum(1, keepdim=True))
+    torch.testing.assert_close(shares.sum(), torch.tensor(1.0), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close((shares * counts).sum(), mean.mean(), rtol=1e-3, atol=0.0)
+
+
+def test_discretized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = load_example("discretized_vae").main([*SHORT, "--out", str(tmp_path)])
+    assert_files(tmp_path, metrics, "reconstructions samples scale curve")
+    bits, printed = metrics["bits_per_dimension"], capsys.readouterr().out
+    for name, part in (("held-out", "held_out"), ("train", "train")):
+        assert_bound(metrics[part])
+        assert bits[name] == pytest.approx(-metrics[part]["elbo"] / 64 / math.log(2))
+        assert f"{bits[name]:.3f}" in printed
+    assert 0 < bits["a histogram for each pixel"] < bits["17 equal bins"] == math.log2(17)
+
+
+def test_discretized_numbers_are_all_there_is() -> None:
+    example = load_example("discretized_vae")
+    numbers = (torch.arange(17.0) / 8 - 1).unsqueeze(1).expand(17, 64)
+    recon = tuple(t.expand(17, 64) for t in example.DiscretizedVAE(3).decode(torch.randn(1, 3)))
+    nll = vaefast.reconstruction_loss(recon, numbers, likelihood=example.LIKELIHOOD, reduction="none")
+    torch.testing.assert_close(torch.exp(-nll).sum(0), torch.ones(64))

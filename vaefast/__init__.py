@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import reference
+from . import diagnostics, reference, schedules
 from ._args import Likelihood, Parameterization
 from ._build import show_config
 from ._ops import available_backends, use_backend
@@ -31,6 +31,7 @@ __all__ = [
     "Likelihood",
     "Parameterization",
     "available_backends",
+    "diagnostics",
     "elbo_loss",
     "elbo_terms",
     "gaussian_kl",
@@ -42,6 +43,7 @@ __all__ = [
     "reparameterize",
     "sample_likelihood",
     "sample_with_kl",
+    "schedules",
     "show_config",
     "use_backend",
 ]
