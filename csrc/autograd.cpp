@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "device.h"
+#include "multi_tensor.h"
 #include "ops.h"
 
 namespace vaefast {
@@ -163,6 +164,28 @@ bool is_last_use() {
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 
+// Of the gradients that forward kept, one for each `wanted`, those that the mask wants.
+Tensors kept_for(const Mask& mask, const Tensors& kept, const Mask& wanted) {
+  Tensors list;
+  if (kept.empty()) return list;
+  size_t next = 0;
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (mask[k]) list.push_back(kept[next]);
+    next += wanted[k];
+  }
+  return list;
+}
+
+Tensors rescaled(Tensors kept, const Tensor& upstream, bool in_place) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  if (in_place) {
+    dispatched::scale_(kept, upstream);
+    return kept;
+  }
+  for (Tensor& g : kept) g = (g * by_rows(upstream, g.dim())).to(g.scalar_type());
+  return kept;
+}
+
 // What the nodes with a reconstruction save: target, weight, parameters, kept gradients; and the numbers that go with
 // them.
 struct SavedReconstruction {
@@ -199,30 +222,11 @@ struct SavedReconstruction {
   // No replay of a CUDA graph reads the kept gradients after the first, if the same graph makes them anew each time.
   bool final() const { return in_place && is_last_use() && capture == capture_of(in.target); }
 
-  // The kept gradients that the mask wants, if there are any.
-  Tensors kept_for(const Mask& mask) const {
-    Tensors list;
-    if (kept.empty()) return list;
-    size_t next = 0;
-    for (size_t k = 0; k < mask.size(); ++k) {
-      if (mask[k]) list.push_back(kept[next]);
-      next += wanted[k];
-    }
-    return list;
-  }
-
   Tensors backward(const Tensor& upstream, const Mask& mask) const {
     if (kept.empty() || at::GradMode::is_enabled()) {
       return dispatched::reconstruction_backward(upstream, in, spec, mask);
     }
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensors grads = kept_for(mask);
-    if (final()) {
-      dispatched::scale_(grads, upstream);
-      return grads;
-    }
-    for (Tensor& g : grads) g = (g * by_rows(upstream, g.dim())).to(g.scalar_type());
-    return grads;
+    return rescaled(kept_for(mask, kept, wanted), upstream, final());
   }
 };
 
@@ -287,7 +291,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     if (!any(mask) && !any(post_mask)) return grads;
     if (rec.final()) {
       at::AutoDispatchBelowADInplaceOrView guard;
-      Tensors all = rec.kept_for(mask);
+      Tensors all = kept_for(mask, rec.kept, rec.wanted);
       const Tensors out = dispatched::elbo_backward_(all, maybe(dnll.grad), maybe(dkl.grad), dkl.factor, rec.in,
                                                      rec.spec, post, spec, mask, post_mask);
       all.insert(all.end(), out.begin(), out.end());
@@ -334,8 +338,6 @@ bool keeps_gradients(const MultiInputs& in, const PosteriorSpec& spec) {
          !half(in.prior_mus) && !half(in.prior_logvars) &&
          (spec.reduction != Reduction::kPerSample || !(broadcast(in.prior_mus) || broadcast(in.prior_logvars)));
 }
-
-bool is_one(const Tensor& t) { return t.is_cpu() && t.dim() == 0 && t.item().toDouble() == 1; }
 
 struct MultiNode : torch::autograd::Function<MultiNode> {
   static constexpr bool is_traceable = true;
@@ -398,7 +400,8 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     if (at::GradMode::is_enabled()) {
       found = one_by_one({dz, dz_end}, dkl, in, spec, mask);
     } else if (!kept.empty()) {
-      found = rescaled(kept, dkl, wanted, mask, numbers[3] && is_last_use() && numbers[4] == capture_of(in.mus[0]));
+      const bool final = numbers[3] && is_last_use() && numbers[4] == capture_of(in.mus[0]);
+      found = rescaled(kept_for(mask, kept, wanted), dkl, final);
     } else {
       Tensors dzs;
       if (samples) dzs.assign(dz, dz_end);
@@ -420,13 +423,10 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
   static Tensors one_by_one(const Tensors& dz, const Tensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
                             const Mask& mask) {
     Tensors found;
-    int64_t counter = 0;
+    Counters counters;
     for (size_t k = 0; k < in.mus.size(); ++k) {
-      const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
-      PosteriorInputs one{in.mus[k],    in.raws[k],   prior(in.prior_mus), prior(in.prior_logvars),
-                          c10::nullopt, c10::nullopt, c10::nullopt};
-      if (in.seed) one.seed = *in.seed + at::tensor({int64_t(0), counter}, in.seed->options());
-      counter += (in.mus[k].numel() + 3) / 4;
+      PosteriorInputs one = posterior_at(in, k);
+      if (in.seed) one.seed = *in.seed + at::tensor({int64_t(0), counters.take(in.mus[k])}, in.seed->options());
       const Mask own(mask.begin() + kLists * k, mask.begin() + kLists * (k + 1));
       if (!any(own)) continue;
       Tensor upstream = dz.empty() ? Tensor() : dz[k];
@@ -434,24 +434,6 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
       for (Tensor& g : dispatched::posterior_backward(maybe(upstream), maybe(dkl), one, spec, own)) {
         found.push_back(std::move(g));
       }
-    }
-    return found;
-  }
-
-  // The kept gradients that the mask wants, times upstream.
-  static Tensors rescaled(const Tensors& kept, const Tensor& upstream, const Mask& wanted, const Mask& mask,
-                          bool in_place) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensors found;
-    size_t next = 0;
-    for (size_t k = 0; k < mask.size(); ++k) {
-      if (mask[k]) found.push_back(kept[next]);
-      next += wanted[k];
-    }
-    if (in_place && is_one(upstream)) return found;
-    for (Tensor& g : found) {
-      const Tensor factor = by_rows(upstream, g.dim());
-      g = in_place ? g.mul_(factor) : (g * factor).to(g.scalar_type());
     }
     return found;
   }
