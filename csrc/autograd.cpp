@@ -119,6 +119,18 @@ struct Upstream {
   }
 };
 
+// Forward's last output, if it drew one, becomes an input of backward.
+void take_seed(Tensors& out, MaybeTensor& seed, const PosteriorSpec& spec) {
+  if (out.size() == size_t(spec.sample) + size_t(spec.kl)) return;
+  seed = std::move(out.back());
+  out.pop_back();
+}
+
+// dz and dkl, as far as they are there.
+std::pair<MaybeTensor, MaybeTensor> upstream_of(const variable_list& upstream, const PosteriorSpec& spec) {
+  return {spec.sample ? maybe(upstream[0]) : c10::nullopt, spec.kl ? maybe(upstream[spec.sample]) : c10::nullopt};
+}
+
 struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
   static constexpr bool is_traceable = true;
 
@@ -127,10 +139,7 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
                                const MaybeGenerator& generator, const PosteriorSpec& spec) {
     PosteriorInputs in{mu, raw, prior_mu, prior_logvar, eps, seed, generator};
     Tensors out = dispatched::posterior_forward(in, spec);
-    if (out.size() > size_t(spec.sample) + size_t(spec.kl)) {
-      in.seed = std::move(out.back());
-      out.pop_back();
-    }
+    take_seed(out, in.seed, spec);
     ctx->save_for_backward(to_save(in));
     ctx->saved_data["spec"] = spec.pack();
     ctx->set_materialize_grads(false);
@@ -142,10 +151,36 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
     const PosteriorInputs in = posterior_of(ctx->get_saved_variables(), 0);
     const Mask mask = Edges(ctx).next(in);
     variable_list grads(8);
-    const Tensor dz = spec.sample ? upstream[0] : Tensor(), dkl = spec.kl ? upstream[spec.sample] : Tensor();
-    if (dz.defined() || dkl.defined()) {
-      spread(grads, 0, mask, dispatched::posterior_backward(maybe(dz), maybe(dkl), in, spec, mask));
-    }
+    const auto [dz, dkl] = upstream_of(upstream, spec);
+    if (dz || dkl) spread(grads, 0, mask, dispatched::posterior_backward(dz, dkl, in, spec, mask));
+    return grads;
+  }
+};
+
+struct PackedNode : torch::autograd::Function<PackedNode> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& moments, const MaybeTensor& prior,
+                               const MaybeTensor& seed, const MaybeGenerator& generator, const PackedSpec& spec) {
+    PackedInputs in{moments, prior, seed, generator};
+    Tensors out = dispatched::packed_forward(in, spec);
+    take_seed(out, in.seed, spec.posterior);
+    ctx->save_for_backward({moments, prior.value_or(Tensor()), in.seed.value_or(Tensor())});
+    ctx->saved_data["spec"] = spec.pack();
+    ctx->set_materialize_grads(false);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const auto spec = PackedSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
+    const auto saved = ctx->get_saved_variables();
+    const PackedInputs in{saved[0], maybe(saved[1]), maybe(saved[2]), c10::nullopt};
+    Edges edges(ctx);
+    const bool moments = edges.next();
+    const Mask mask{moments, edges.next(in.prior.has_value())};
+    variable_list grads(5);
+    const auto [dz, dkl] = upstream_of(upstream, spec.posterior);
+    if (dz || dkl) spread(grads, 0, mask, dispatched::packed_backward(dz, dkl, in, spec, mask));
     return grads;
   }
 };
@@ -467,6 +502,15 @@ Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec) {
   }
   Tensors out = dispatched::posterior_forward(in, spec);
   out.resize(size_t(spec.sample) + size_t(spec.kl));
+  return out;
+}
+
+Tensors packed_posterior(const PackedInputs& in, const PackedSpec& spec) {
+  if (at::GradMode::is_enabled() && (wants_grad(in.moments) || wants_grad(in.prior))) {
+    return PackedNode::apply(in.moments, in.prior, in.seed, in.generator, spec);
+  }
+  Tensors out = dispatched::packed_forward(in, spec);
+  out.resize(size_t(spec.posterior.sample) + size_t(spec.posterior.kl));
   return out;
 }
 

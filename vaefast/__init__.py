@@ -17,6 +17,7 @@ from .functional import (
     sample_with_kl,
 )
 from .modules import ELBOLoss
+from .packed import DiagonalGaussian
 from .reference import ELBOTerms
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 LIKELIHOODS: tuple[str, ...] = tuple(reference.LIKELIHOODS)
 
 __all__ = [
+    "DiagonalGaussian",
     "ELBOLoss",
     "ELBOTerms",
     "LIKELIHOODS",
