@@ -3,6 +3,7 @@ its halves, and against the class of diffusers that it stands for."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -374,25 +375,34 @@ def test_bad_arguments(backend: str, call: Callable[[], Any], error: type[Except
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_stands_for_diffusers_own(backend: str, device: str, deterministic: bool) -> None:
     """In float64, over log variances on both sides of the clamp: attributes, KLs, densities, their gradients."""
-    vae = pytest.importorskip("diffusers.models.autoencoders.vae")
+    theirs = pytest.importorskip("diffusers.models.autoencoders.vae").DiagonalGaussianDistribution
     moments, other = (moments_of(SHAPE, torch.float64, device, k).detach() for k in (0, 1))
     moments[:, 4:] *= 20
     moments.requires_grad_(), other.requires_grad_()
-    ours, theirs = (cls(moments, deterministic) for cls in (DiagonalGaussian, vae.DiagonalGaussianDistribution))
-    prior, their_prior = (cls(other) for cls in (DiagonalGaussian, vae.DiagonalGaussianDistribution))
+    q, expected = (cls(moments, deterministic) for cls in (DiagonalGaussian, theirs))
     for name in ("parameters", "mean", "logvar", "std", "var", "deterministic"):
-        a, e = getattr(ours, name), getattr(theirs, name)
-        assert torch.allclose(a, e) if isinstance(e, Tensor) else a == e
-    assert torch.equal(ours.mode(), theirs.mode())
-    assert ours.sample(generator=generator(0)).shape == theirs.sample(generator=generator(0)).shape
-    x = theirs.mode().detach() + 0.5
-    for a, e in (
-        (ours.kl(), theirs.kl()),
-        (ours.kl(prior), theirs.kl(their_prior)),
-        (ours.nll(x), theirs.nll(x)),
-        (ours.nll(x, dims=[1, 2]), theirs.nll(x, dims=[1, 2])),
-    ):
-        assert torch.allclose(a.double(), e.to(device).double(), rtol=1e-9)
+        a, e = getattr(q, name), getattr(expected, name)
+        assert torch.allclose(a, e, rtol=1e-12) if isinstance(e, Tensor) else a == e
+    assert torch.equal(q.mode(), expected.mode())
+    assert q.sample(generator=generator(0)).shape == expected.sample(generator=generator(0)).shape
+    x = expected.mode().detach() + 0.5
+    calls: list[Callable[[Any, Any], Tensor]] = [
+        lambda q, p: q.kl(),
+        lambda q, p: q.kl(p),
+        lambda q, p: q.kl(other=p),
+        lambda q, p: q.nll(x),
+        lambda q, p: q.nll(x, dims=[1, 2]),
+    ]
+    for call in calls:
+        a, e = (call(cls(moments, deterministic), cls(other)) for cls in (DiagonalGaussian, theirs))
+        assert torch.allclose(a, e.to(a), rtol=1e-9)
         if not deterministic:
             for g, true in zip(gradients(a, [moments, other]), gradients(e, [moments, other])):
                 assert g is true is None or torch.allclose(g, true, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sample", "mode", "kl", "sample_with_kl", "nll"])
+def test_methods_are_documented(name: str) -> None:
+    method = getattr(DiagonalGaussian, name)
+    words = ["Example::"] if name == "mode" else ["Args:", "Returns:", "Raises:", "Example::"]
+    assert all(word in method.__doc__ for word in words + list(inspect.signature(method).parameters)[1:])

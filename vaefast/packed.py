@@ -97,7 +97,13 @@ class DiagonalGaussian:
         return self._posterior(None, generator, "none", sample=True, kl=False)[0]
 
     def mode(self) -> Tensor:
-        """The mean, ``[B, C, ...]``, as a view of ``moments``."""
+        """The mean, ``[B, C, ...]``, as a view of ``moments``.
+
+        Example::
+
+            z = vaefast.DiagonalGaussian(encoder(x)).mode()
+            x_again = decoder(z)
+        """
         return self.mean
 
     def kl(self, other: DiagonalGaussian | None = None, *, reduction: str = "per_sample") -> Tensor:
