@@ -129,7 +129,7 @@ def test_equals_the_plain_functions_on_its_halves(native: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("with_prior", [False, True])
-def test_reductions_and_the_reference(native: str, reduction: str, with_prior: bool) -> None:
+def test_every_reduction(native: str, reduction: str, with_prior: bool) -> None:
     """Kernels and reference agree, noise included, for every reduction."""
     moments, other = moments_of(device=native), moments_of(device=native, seed=1)
     q, p = DiagonalGaussian(moments, clamp=CLAMP), DiagonalGaussian(other, clamp=(-0.5, 2.0)) if with_prior else None
