@@ -172,6 +172,10 @@ def latent_vaefast(moments: Tensor) -> tuple[Tensor, ...]:
     return vaefast.sample_with_kl(mean, logvar, parameterization=DIFFUSERS)
 
 
+def packed_vaefast(moments: Tensor) -> tuple[Tensor, ...]:
+    return vaefast.DiagonalGaussian(moments).sample_with_kl(reduction="batchmean")
+
+
 def latent_posterior(moments: Tensor) -> list[tuple[Tensor, Tensor]]:
     mean, logvar = torch.chunk(moments, 2, dim=1)
     return posterior(mean, logvar.clamp(-30.0, 20.0))
@@ -307,6 +311,11 @@ REGISTERED = (
     Workload(
         name="latent-diffusion", what="an image autoencoder's moments, chunked and clamped: sample and KL",
         sizes={"B": 16, "H": 64, "W": 64}, make=latent_inputs, eager=latent_eager, vaefast=latent_vaefast,
+        distributions=latent_distributions, posteriors=latent_posterior, reread=(0,),
+    ),
+    Workload(
+        name="latent-diffusion-packed", what="the same through DiagonalGaussian: one gradient for both halves",
+        sizes={"B": 16, "H": 64, "W": 64}, make=latent_inputs, eager=latent_eager, vaefast=packed_vaefast,
         distributions=latent_distributions, posteriors=latent_posterior, reread=(0,),
     ),
     Workload(

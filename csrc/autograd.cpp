@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "device.h"
+#include "multi_tensor.h"
 #include "ops.h"
 
 namespace vaefast {
@@ -118,6 +119,18 @@ struct Upstream {
   }
 };
 
+// Forward's last output, if it drew one, becomes an input of backward.
+void take_seed(Tensors& out, MaybeTensor& seed, const PosteriorSpec& spec) {
+  if (out.size() == size_t(spec.sample) + size_t(spec.kl)) return;
+  seed = std::move(out.back());
+  out.pop_back();
+}
+
+// dz and dkl, as far as they are there.
+std::pair<MaybeTensor, MaybeTensor> upstream_of(const variable_list& upstream, const PosteriorSpec& spec) {
+  return {spec.sample ? maybe(upstream[0]) : c10::nullopt, spec.kl ? maybe(upstream[spec.sample]) : c10::nullopt};
+}
+
 struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
   static constexpr bool is_traceable = true;
 
@@ -126,10 +139,7 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
                                const MaybeGenerator& generator, const PosteriorSpec& spec) {
     PosteriorInputs in{mu, raw, prior_mu, prior_logvar, eps, seed, generator};
     Tensors out = dispatched::posterior_forward(in, spec);
-    if (out.size() > size_t(spec.sample) + size_t(spec.kl)) {
-      in.seed = std::move(out.back());
-      out.pop_back();
-    }
+    take_seed(out, in.seed, spec);
     ctx->save_for_backward(to_save(in));
     ctx->saved_data["spec"] = spec.pack();
     ctx->set_materialize_grads(false);
@@ -141,10 +151,36 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
     const PosteriorInputs in = posterior_of(ctx->get_saved_variables(), 0);
     const Mask mask = Edges(ctx).next(in);
     variable_list grads(8);
-    const Tensor dz = spec.sample ? upstream[0] : Tensor(), dkl = spec.kl ? upstream[spec.sample] : Tensor();
-    if (dz.defined() || dkl.defined()) {
-      spread(grads, 0, mask, dispatched::posterior_backward(maybe(dz), maybe(dkl), in, spec, mask));
-    }
+    const auto [dz, dkl] = upstream_of(upstream, spec);
+    if (dz || dkl) spread(grads, 0, mask, dispatched::posterior_backward(dz, dkl, in, spec, mask));
+    return grads;
+  }
+};
+
+struct PackedNode : torch::autograd::Function<PackedNode> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& moments, const MaybeTensor& prior,
+                               const MaybeTensor& seed, const MaybeGenerator& generator, const PackedSpec& spec) {
+    PackedInputs in{moments, prior, seed, generator};
+    Tensors out = dispatched::packed_forward(in, spec);
+    take_seed(out, in.seed, spec.posterior);
+    ctx->save_for_backward({moments, prior.value_or(Tensor()), in.seed.value_or(Tensor())});
+    ctx->saved_data["spec"] = spec.pack();
+    ctx->set_materialize_grads(false);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const auto spec = PackedSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
+    const auto saved = ctx->get_saved_variables();
+    const PackedInputs in{saved[0], maybe(saved[1]), maybe(saved[2]), c10::nullopt};
+    Edges edges(ctx);
+    const bool moments = edges.next();
+    const Mask mask{moments, edges.next(in.prior.has_value())};
+    variable_list grads(5);
+    const auto [dz, dkl] = upstream_of(upstream, spec.posterior);
+    if (dz || dkl) spread(grads, 0, mask, dispatched::packed_backward(dz, dkl, in, spec, mask));
     return grads;
   }
 };
@@ -161,6 +197,28 @@ int64_t capture_of(const Tensor& t) {
 bool is_last_use() {
   return !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
+// Of the gradients that forward kept, one for each `wanted`, those that the mask wants.
+Tensors kept_for(const Mask& mask, const Tensors& kept, const Mask& wanted) {
+  Tensors list;
+  if (kept.empty()) return list;
+  size_t next = 0;
+  for (size_t k = 0; k < mask.size(); ++k) {
+    if (mask[k]) list.push_back(kept[next]);
+    next += wanted[k];
+  }
+  return list;
+}
+
+Tensors rescaled(Tensors kept, const Tensor& upstream, bool in_place) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  if (in_place) {
+    dispatched::scale_(kept, upstream);
+    return kept;
+  }
+  for (Tensor& g : kept) g = (g * by_rows(upstream, g.dim())).to(g.scalar_type());
+  return kept;
 }
 
 // What the nodes with a reconstruction save: target, weight, parameters, kept gradients; and the numbers that go with
@@ -202,30 +260,11 @@ struct SavedReconstruction {
   // No replay of a CUDA graph reads the kept gradients after the first, if the same graph makes them anew each time.
   bool final() const { return in_place && is_last_use() && capture == capture_of(in.target); }
 
-  // The kept gradients that the mask wants, if there are any.
-  Tensors kept_for(const Mask& mask) const {
-    Tensors list;
-    if (kept.empty()) return list;
-    size_t next = 0;
-    for (size_t k = 0; k < mask.size(); ++k) {
-      if (mask[k]) list.push_back(kept[next]);
-      next += wanted[k];
-    }
-    return list;
-  }
-
   Tensors backward(const Tensor& upstream, const Mask& mask) const {
     if (kept.empty() || at::GradMode::is_enabled()) {
       return dispatched::reconstruction_backward(upstream, in, spec, mask);
     }
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensors grads = kept_for(mask);
-    if (final()) {
-      dispatched::scale_(grads, upstream);
-      return grads;
-    }
-    for (Tensor& g : grads) g = (g * by_rows(upstream, g.dim())).to(g.scalar_type());
-    return grads;
+    return rescaled(kept_for(mask, kept, wanted), upstream, final());
   }
 };
 
@@ -290,7 +329,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     if (!any(mask) && !any(post_mask)) return grads;
     if (rec.final()) {
       at::AutoDispatchBelowADInplaceOrView guard;
-      Tensors all = rec.kept_for(mask);
+      Tensors all = kept_for(mask, rec.kept, rec.wanted);
       const Tensors out = dispatched::elbo_backward_(all, maybe(dnll.grad), maybe(dkl.grad), dkl.factor, rec.in,
                                                      rec.spec, post, spec, mask, post_mask);
       all.insert(all.end(), out.begin(), out.end());
@@ -337,8 +376,6 @@ bool keeps_gradients(const MultiInputs& in, const PosteriorSpec& spec) {
          !half(in.prior_mus) && !half(in.prior_logvars) &&
          (spec.reduction != Reduction::kPerSample || !(broadcast(in.prior_mus) || broadcast(in.prior_logvars)));
 }
-
-bool is_one(const Tensor& t) { return t.is_cpu() && t.dim() == 0 && t.item().toDouble() == 1; }
 
 struct MultiNode : torch::autograd::Function<MultiNode> {
   static constexpr bool is_traceable = true;
@@ -401,7 +438,8 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     if (at::GradMode::is_enabled()) {
       found = one_by_one({dz, dz_end}, dkl, in, spec, mask);
     } else if (!kept.empty()) {
-      found = rescaled(kept, dkl, wanted, mask, numbers[3] && is_last_use() && numbers[4] == capture_of(in.mus[0]));
+      const bool final = numbers[3] && is_last_use() && numbers[4] == capture_of(in.mus[0]);
+      found = rescaled(kept_for(mask, kept, wanted), dkl, final);
     } else {
       Tensors dzs;
       if (samples) dzs.assign(dz, dz_end);
@@ -423,13 +461,10 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
   static Tensors one_by_one(const Tensors& dz, const Tensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
                             const Mask& mask) {
     Tensors found;
-    int64_t counter = 0;
+    Counters counters;
     for (size_t k = 0; k < in.mus.size(); ++k) {
-      const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
-      PosteriorInputs one{in.mus[k],    in.raws[k],   prior(in.prior_mus), prior(in.prior_logvars),
-                          c10::nullopt, c10::nullopt, c10::nullopt};
-      if (in.seed) one.seed = *in.seed + at::tensor({int64_t(0), counter}, in.seed->options());
-      counter += (in.mus[k].numel() + 3) / 4;
+      PosteriorInputs one = posterior_at(in, k);
+      if (in.seed) one.seed = *in.seed + at::tensor({int64_t(0), counters.take(in.mus[k])}, in.seed->options());
       const Mask own(mask.begin() + kLists * k, mask.begin() + kLists * (k + 1));
       if (!any(own)) continue;
       Tensor upstream = dz.empty() ? Tensor() : dz[k];
@@ -437,24 +472,6 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
       for (Tensor& g : dispatched::posterior_backward(maybe(upstream), maybe(dkl), one, spec, own)) {
         found.push_back(std::move(g));
       }
-    }
-    return found;
-  }
-
-  // The kept gradients that the mask wants, times upstream.
-  static Tensors rescaled(const Tensors& kept, const Tensor& upstream, const Mask& wanted, const Mask& mask,
-                          bool in_place) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensors found;
-    size_t next = 0;
-    for (size_t k = 0; k < mask.size(); ++k) {
-      if (mask[k]) found.push_back(kept[next]);
-      next += wanted[k];
-    }
-    if (in_place && is_one(upstream)) return found;
-    for (Tensor& g : found) {
-      const Tensor factor = by_rows(upstream, g.dim());
-      g = in_place ? g.mul_(factor) : (g * factor).to(g.scalar_type());
     }
     return found;
   }
@@ -488,6 +505,15 @@ Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec) {
   }
   Tensors out = dispatched::posterior_forward(in, spec);
   out.resize(size_t(spec.sample) + size_t(spec.kl));
+  return out;
+}
+
+Tensors packed_posterior(const PackedInputs& in, const PackedSpec& spec) {
+  if (at::GradMode::is_enabled() && (wants_grad(in.moments) || wants_grad(in.prior))) {
+    return PackedNode::apply(in.moments, in.prior, in.seed, in.generator, spec);
+  }
+  Tensors out = dispatched::packed_forward(in, spec);
+  out.resize(size_t(spec.posterior.sample) + size_t(spec.posterior.kl));
   return out;
 }
 

@@ -122,19 +122,28 @@ ReconstructionProblem backward_problem(const Tensor& upstream, const Reconstruct
   return p;
 }
 
-// kept *= upstream, for all of them that share the largest one's shape; the others, parameters that were broadcast, are
-// multiplied here and now.
+// Whether it can be told here, without waiting for a device, that there is nothing to multiply by.
+bool is_one(const Tensor& t) {
+  if (t.numel() != 1 || !device_for(t.device().type()).synchronous) return false;
+  return t.scalar_type() == at::kDouble  ? *t.const_data_ptr<double>() == 1
+         : t.scalar_type() == at::kFloat ? *t.const_data_ptr<float>() == 1
+                                         : false;
+}
+
+// kept *= upstream, for as many as one problem takes of those that share the largest one's shape; the others,
+// parameters that were broadcast or a long list's, are multiplied here and now.
 ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstream) {
   const Tensor& lead = *std::max_element(kept.begin(), kept.end(),
                                          [](const Tensor& a, const Tensor& b) { return a.numel() < b.numel(); });
   Layout layout(lead, false);
   ReconstructionProblem p;
+  const bool one = is_one(upstream);
   p.kept = true;
   p.nparams = 0;
   p.wide = is_double(upstream);
   for (const Tensor& grad : kept) {
     if (grad.sizes() != lead.sizes() || p.nparams == kMaxParams) {
-      Tensor(grad).mul_(by_rows(upstream, grad.dim()));
+      if (!one) Tensor(grad).mul_(by_rows(upstream, grad.dim()));
       continue;
     }
     layout.add_output(p.out_grad[p.nparams++], grad);
@@ -285,14 +294,14 @@ Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const Maybe
     Job job;
     if (dnll) {
       r = recompute ? backward_problem(*dnll, rec, rec_spec, out, mask) : rescale_problem(kept, *dnll);
-      job.reconstruction = &r;
+      if (recompute || !is_one(*dnll)) job.reconstruction = &r;
     }
     if (dkl) {
       p = grads->problem(beta);
       job.posterior = &p;
     }
-    r.wide = p.wide = (dnll && r.wide) || (dkl && p.wide);
-    run(post.mu, job);
+    r.wide = p.wide = (job.reconstruction && r.wide) || (dkl && p.wide);
+    if (job.reconstruction || job.posterior) run(post.mu, job);
   }
   Tensors result = recompute ? out.finish(rec, mask) : Tensors();
   if (grads) {
@@ -310,6 +319,7 @@ Tensor by_rows(const Tensor& t, int64_t dim) {
 void scale_(const Tensors& kept, const Tensor& upstream) {
   if (kept.empty() || no_compute(kept[0])) return;
   ReconstructionProblem p = rescale_problem(kept, upstream);
+  if (is_one(upstream)) return;
   Job job;
   job.reconstruction = &p;
   run(kept[0], job);

@@ -5,6 +5,7 @@
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <vector>
 
 #include "common.h"
@@ -41,6 +42,22 @@ struct MultiInputs {
   MaybeGenerator generator;
 };
 
+// Mean and log variance in one tensor, a posterior's and a prior's of the same shape.
+struct PackedInputs {
+  Tensor moments;
+  MaybeTensor prior, seed;
+  MaybeGenerator generator;
+};
+
+struct PackedSpec {
+  PosteriorSpec posterior;
+  int64_t dim = 1;                    // whose first half is the mean
+  double prior_lo = 0, prior_hi = 0;  // the clamp of the prior's log variance
+
+  std::vector<double> pack() const;
+  static PackedSpec unpack(c10::ArrayRef<double> packed);
+};
+
 struct ReconstructionSpec {
   int64_t likelihood = 0;
   std::vector<double> options;
@@ -54,6 +71,7 @@ struct ReconstructionInputs {
 };
 
 using Mask = std::vector<bool>;
+using Places = std::array<Tensor, 4>;
 
 Activation activation_of(Name kind, double lo, double hi, double floor);
 int64_t likelihood_of(Name name);
@@ -61,9 +79,15 @@ int64_t likelihood_of(Name name);
 // [z][kl][seed]: what was asked for; the seed where one was drawn.
 Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec);
 
-// Gradients of mu, raw, prior_mu, prior_logvar as far as the mask wants them. dz or dkl may be absent.
+// Gradients of mu, raw, prior_mu, prior_logvar as far as the mask wants them. dz or dkl may be absent. Where a place is
+// given, which looks like its input, the gradient goes there.
 Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
-                           const PosteriorSpec& spec, const Mask& mask);
+                           const PosteriorSpec& spec, const Mask& mask, const Places& places = {});
+
+// The same of packed moments: the mask has an entry for moments and one for the prior, and so have the gradients.
+Tensors packed_forward(const PackedInputs& in, const PackedSpec& spec);
+Tensors packed_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PackedInputs& in, const PackedSpec& spec,
+                        const Mask& mask);
 
 // [z ...][kl][seed], and the KL's gradients, unscaled, where the mask (four entries a posterior) wants some kept.
 Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Mask& mask);

@@ -1,5 +1,7 @@
 // Posteriors by the list: a hierarchy's levels or a network's weights in one parallel loop. Their KLs add up.
 
+#include "multi_tensor.h"
+
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -31,13 +33,6 @@ bool is_wide(const MultiInputs& in) {
     return std::any_of(list.begin(), list.end(), [](const Tensor& t) { return is_double(t); });
   };
   return any_double(in.mus) || any_double(in.raws) || any_double(in.prior_mus) || any_double(in.prior_logvars);
-}
-
-// The posterior number k, without noise.
-PosteriorInputs posterior_at(const MultiInputs& in, size_t k) {
-  const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
-  return {in.mus[k],    in.raws[k],   prior(in.prior_mus), prior(in.prior_logvars),
-          c10::nullopt, c10::nullopt, c10::nullopt};
 }
 
 void check_samples(const MultiInputs& in, Reduction r) {
@@ -73,24 +68,56 @@ void run_all(const Tensor& on, std::vector<PosteriorProblem>& problems, const Te
   if (parts.defined()) Tensor(kl).copy_(parts.sum(0).view(kl.sizes()));
 }
 
-// Gives each sample its own counters of the one stream.
-class Counters {
+void give_counters(Philox& philox, Counters& counters, const Tensor& sample) {
+  philox.offset_add += uint64_t(counters.take(sample)) << philox.offset_shift;
+}
+
+int64_t words_for(const Tensors& samples) {
+  Counters counters;
+  for (const Tensor& t : samples) counters.take(t);
+  return 4 * counters.taken();
+}
+
+// The gradients of every posterior in the making, none where the mask is empty. PosteriorGradients refer to what they
+// are computed from; here is its home.
+class MultiGradients {
  public:
-  void give(Philox& philox, int64_t numel) {
-    philox.offset_add += uint64_t(next_) << philox.offset_shift;
-    next_ += (numel + 3) / 4;
+  MultiGradients(const Tensors& dz, const MaybeTensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
+                 const Mask& mask) {
+    const size_t n = mask.empty() ? 0 : in.mus.size();
+    inputs_.reserve(n), dz_.reserve(n), masks_.reserve(n), grads_.reserve(n);
+    for (size_t k = 0; k < n; ++k) {
+      inputs_.push_back(posterior_at(in, k));
+      inputs_[k].seed = in.seed;
+      dz_.push_back(dz.empty() ? MaybeTensor() : MaybeTensor(dz[k]));
+      masks_.emplace_back(mask.begin() + 4 * k, mask.begin() + 4 * k + 4);
+      grads_.emplace_back(dz_[k], dkl, inputs_[k], spec, masks_[k]);
+    }
   }
-  static int64_t words(const Tensors& list) {
-    int64_t counters = 0;
-    for (const Tensor& t : list) counters += (t.numel() + 3) / 4;
-    return 4 * counters;
+  MultiGradients(const MultiGradients&) = delete;
+
+  const PosteriorGradients& operator[](size_t k) const { return grads_[k]; }
+
+  void finish(Tensors& result) {
+    for (PosteriorGradients& g : grads_) {
+      for (Tensor& t : g.finish()) result.push_back(std::move(t));
+    }
   }
 
  private:
-  int64_t next_ = 0;
+  std::vector<PosteriorInputs> inputs_;
+  std::vector<MaybeTensor> dz_;
+  std::vector<Mask> masks_;
+  std::vector<PosteriorGradients> grads_;
 };
 
 }  // namespace
+
+PosteriorInputs posterior_at(const MultiInputs& in, size_t k) {
+  const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
+  return {in.mus[k],    in.raws[k],   prior(in.prior_mus), prior(in.prior_logvars),
+          c10::nullopt, c10::nullopt, c10::nullopt};
+}
 
 Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Mask& mask) {
   const size_t n = check_lists(in);
@@ -98,38 +125,36 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
                     "vaefast: the mask has four entries a posterior, and keeps a KL's gradients alone");
   if (spec.kl) check_samples(in, spec.reduction);
   const Tensor& on = in.mus[0];
-  Tensor kl, seed;
-  if (spec.kl) kl = empty_sum(on, spec.reduction, is_wide(in));
+  PosteriorOutputs out;
+  Tensor seed;
+  if (spec.kl) out.kl = empty_sum(on, spec.reduction, is_wide(in));
   if (spec.sample && !in.seed) seed = fresh({2}, on.options().dtype(at::kLong));
 
-  std::vector<PosteriorInputs> inputs;
-  std::vector<PosteriorOutputs> outputs(n);
-  std::vector<PosteriorGradients> grads;
-  std::vector<Mask> masks;
-  std::vector<PosteriorProblem> problems, gradients;
-  inputs.reserve(n), grads.reserve(n), masks.reserve(n), problems.reserve(n);
-  const MaybeTensor none;
+  Philox philox;
+  if (seed.defined() && !no_compute(on)) {
+    device_for(on.device().type()).philox(in.generator, words_for(in.mus), seed, philox);
+  }
   // what takes several at once also takes a KL and its gradients in one
   const bool apart = !mask.empty() && !no_compute(on) && !device_for(on.device().type()).several;
-  Philox philox;
+  const MaybeTensor none;
+  MultiGradients grads({}, none, in, spec, mask);
+  Tensors result;
+  std::vector<PosteriorProblem> problems, gradients;
+  problems.reserve(n);
   Counters counters;
-  if (seed.defined() && !no_compute(on)) {
-    device_for(on.device().type()).philox(in.generator, Counters::words(in.mus), seed, philox);
-  }
   for (size_t k = 0; k < n; ++k) {
-    inputs.push_back(posterior_at(in, k));
-    if (!mask.empty()) {
-      masks.emplace_back(mask.begin() + 4 * k, mask.begin() + 4 * k + 4);
-      grads.emplace_back(none, none, inputs[k], spec, masks[k]);
-    }
     if (spec.sample) {
-      inputs[k].seed = in.seed ? *in.seed : seed;
-      outputs[k].z = fresh_like(in.mus[k]);
+      out.z = fresh_like(in.mus[k]);
+      result.push_back(out.z);
     }
-    outputs[k].kl = kl;
     if (no_compute(on)) continue;
-    problems.push_back(mask.empty() || apart ? forward_problem(inputs[k], spec, outputs[k])
-                                             : grads[k].problem(1.0, kl));
+    if (mask.empty() || apart) {
+      PosteriorInputs one = posterior_at(in, k);
+      if (spec.sample) one.seed = in.seed ? *in.seed : seed;
+      problems.push_back(forward_problem(one, spec, out));
+    } else {
+      problems.push_back(grads[k].problem(1.0, out.kl));
+    }
     if (apart) gradients.push_back(grads[k].problem(1.0));
     if (spec.sample) {
       Philox& own = problems[k].philox;
@@ -140,21 +165,15 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
         own = philox;
         if (k > 0) own.save = nullptr;
       }
-      counters.give(own, in.mus[k].numel());
+      give_counters(own, counters, in.mus[k]);
     }
   }
-  if (!no_compute(on)) run_all(on, problems, kl);
+  if (!no_compute(on)) run_all(on, problems, out.kl);
   if (apart) run_all(on, gradients, Tensor());
 
-  Tensors result;
-  for (PosteriorOutputs& out : outputs) {
-    if (out.z.defined()) result.push_back(std::move(out.z));
-  }
-  if (spec.kl) result.push_back(kl);
+  if (spec.kl) result.push_back(out.kl);
   if (seed.defined()) result.push_back(seed);
-  for (PosteriorGradients& g : grads) {
-    for (Tensor& t : g.finish()) result.push_back(std::move(t));
-  }
+  grads.finish(result);
   return result;
 }
 
@@ -169,29 +188,19 @@ Tensors multi_backward(const Tensors& dzs, const MaybeTensor& dkl, const MultiIn
   reached.kl = dkl.has_value();
   const Tensor& on = in.mus[0];
 
-  std::vector<PosteriorInputs> inputs;
-  std::vector<MaybeTensor> dz;
-  std::vector<PosteriorGradients> grads;
-  std::vector<Mask> masks;
-  std::vector<PosteriorProblem> problems;
-  inputs.reserve(n), dz.reserve(n), grads.reserve(n), masks.reserve(n), problems.reserve(n);
-  Counters counters;
-  for (size_t k = 0; k < n; ++k) {
-    inputs.push_back(posterior_at(in, k));
-    inputs[k].seed = in.seed;
-    dz.push_back(dzs.empty() ? MaybeTensor() : MaybeTensor(dzs[k]));
-    masks.emplace_back(mask.begin() + 4 * k, mask.begin() + 4 * k + 4);
-    grads.emplace_back(dz[k], dkl, inputs[k], reached, masks[k]);
-    if (no_compute(on)) continue;
-    problems.push_back(grads[k].problem(1.0));
-    if (reached.sample) counters.give(problems[k].philox, in.mus[k].numel());
+  MultiGradients grads(dzs, dkl, in, reached, mask);
+  if (!no_compute(on)) {
+    std::vector<PosteriorProblem> problems;
+    problems.reserve(n);
+    Counters counters;
+    for (size_t k = 0; k < n; ++k) {
+      problems.push_back(grads[k].problem(1.0));
+      if (reached.sample) give_counters(problems[k].philox, counters, in.mus[k]);
+    }
+    run_all(on, problems, Tensor());
   }
-  if (!no_compute(on)) run_all(on, problems, Tensor());
-
   Tensors result;
-  for (PosteriorGradients& g : grads) {
-    for (Tensor& t : g.finish()) result.push_back(std::move(t));
-  }
+  grads.finish(result);
   return result;
 }
 

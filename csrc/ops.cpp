@@ -1,7 +1,7 @@
 // Every operator's schema, its kernels, and its pybind11 entry: the map of the rest.
 //
-//   vaefast::posterior, reconstruction, elbo        as users call them; autograd in autograd.cpp
-//   vaefast::*_forward, *_backward, *_              what those run, below autograd; compute.cpp
+//   vaefast::posterior, reconstruction, elbo, ...   as users call them; autograd in autograd.cpp
+//   vaefast::*_forward, *_backward, *_              what those run, below autograd; compute.cpp and its neighbours
 //   vaefast::_differentiable_*_backward             the same gradients from the reference; vaefast/_double_backward.py
 //
 // A posterior's arguments are always P (tensors and constants of q and p) and A (its activation).
@@ -21,10 +21,13 @@
   "Tensor mu, Tensor raw, Tensor? prior_mu, float prior_mu_value, Tensor? prior_logvar, float prior_logvar_value"
 #define VF_M \
   "Tensor[] mus, Tensor[] raws, Tensor[] prior_mus, float prior_mu, Tensor[] prior_logvars, float prior_logvar"
+#define VF_K "Tensor moments, int dim, Tensor? prior, float prior_lo, float prior_hi"
 #define VF_A "str parameterization, float lo, float hi, float floor"
 #define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood, float[] options"
 #define VF_POSTERIOR_BACKWARD \
   "(Tensor? dz, Tensor? dkl, " VF_P ", Tensor? eps, Tensor? seed, " VF_A ", str reduction, bool[] mask) -> Tensor[]"
+#define VF_PACKED_BACKWARD \
+  "(Tensor? dz, Tensor? dkl, " VF_K ", Tensor? seed, float lo, float hi, str reduction, bool[] mask) -> Tensor[]"
 #define VF_RECONSTRUCTION_BACKWARD "(Tensor upstream, " VF_R ", str reduction, bool[] mask) -> Tensor[]"
 
 namespace vaefast {
@@ -42,6 +45,11 @@ using Numbers = c10::ArrayRef<double>;
 PosteriorSpec spec_of(double prior_mu, double prior_logvar, Name kind, double lo, double hi, double floor,
                       Name reduction, bool sample, bool kl) {
   return {prior_mu, prior_logvar, activation_of(kind, lo, hi, floor), reduction_of(reduction), sample, kl};
+}
+
+PackedSpec spec_of(int64_t dim, double prior_lo, double prior_hi, double lo, double hi, Name reduction, bool sample,
+                   bool kl) {
+  return {spec_of(0, 0, LogVar::name, lo, hi, 0, reduction, sample, kl), dim, prior_lo, prior_hi};
 }
 
 ReconstructionSpec spec_of(Name likelihood, Numbers options, Name reduction) {
@@ -64,6 +72,21 @@ Tensors op_posterior_backward(MaybeRef dz, MaybeRef dkl, const Tensor& mu, const
   return posterior_backward(
       dz, dkl, {mu, raw, pm, plv, eps, seed, c10::nullopt},
       spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, dz.has_value(), dkl.has_value()), mask_of(mask));
+}
+
+Tensors op_packed_forward(const Tensor& moments, int64_t dim, MaybeRef prior, double prior_lo, double prior_hi,
+                          MaybeRef seed, MaybeGenerator generator, double lo, double hi, Name reduction, bool sample,
+                          bool kl) {
+  return packed_forward({moments, prior, seed, generator},
+                        spec_of(dim, prior_lo, prior_hi, lo, hi, reduction, sample, kl));
+}
+
+Tensors op_packed_backward(MaybeRef dz, MaybeRef dkl, const Tensor& moments, int64_t dim, MaybeRef prior,
+                           double prior_lo, double prior_hi, MaybeRef seed, double lo, double hi, Name reduction,
+                           c10::List<bool> mask) {
+  return packed_backward(dz, dkl, {moments, prior, seed, c10::nullopt},
+                         spec_of(dim, prior_lo, prior_hi, lo, hi, reduction, dz.has_value(), dkl.has_value()),
+                         mask_of(mask));
 }
 
 Tensors op_reconstruction_forward(at::TensorList params, const Tensor& target, MaybeRef weight, Name likelihood,
@@ -122,6 +145,13 @@ Tensors op_posterior(const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm
                    spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, sample, kl));
 }
 
+Tensors op_packed_posterior(const Tensor& moments, int64_t dim, MaybeRef prior, double prior_lo, double prior_hi,
+                            MaybeRef seed, MaybeGenerator generator, double lo, double hi, Name reduction, bool sample,
+                            bool kl) {
+  return packed_posterior({moments, prior, seed, generator},
+                          spec_of(dim, prior_lo, prior_hi, lo, hi, reduction, sample, kl));
+}
+
 template <bool IN_PLACE, class List, class Floats>
 Tensor op_reconstruction(List params, const Tensor& target, MaybeRef weight, Name likelihood, const Floats& options,
                          Name reduction) {
@@ -162,6 +192,12 @@ struct PosteriorBackward {
   static constexpr const char* differentiable = "vaefast::_differentiable_posterior_backward";
 };
 
+struct PackedBackward {
+  static constexpr auto kernel = op_packed_backward;
+  static constexpr const char* name = "vaefast::packed_backward";
+  static constexpr const char* differentiable = "vaefast::_differentiable_packed_backward";
+};
+
 struct ReconstructionBackward {
   static constexpr auto kernel = op_reconstruction_backward;
   static constexpr const char* name = "vaefast::reconstruction_backward";
@@ -187,6 +223,8 @@ struct AboveAutograd<Op, R (*const)(Args...)> {
 void register_kernels(torch::Library& m) {
   m.impl("posterior_forward", op_posterior_forward);
   m.impl("posterior_backward", op_posterior_backward);
+  m.impl("packed_forward", op_packed_forward);
+  m.impl("packed_backward", op_packed_backward);
   m.impl("reconstruction_forward", op_reconstruction_forward);
   m.impl("reconstruction_backward", op_reconstruction_backward);
   m.impl("elbo_forward", op_elbo_forward);
@@ -199,6 +237,7 @@ void register_kernels(torch::Library& m) {
 // Above autograd they build the node; below it (inference mode, no gradients) they run forward alone.
 void register_entries(torch::Library& m) {
   m.impl("posterior", op_posterior);
+  m.impl("packed_posterior", op_packed_posterior);
   m.impl("reconstruction", op_reconstruction<false, at::TensorList, Numbers>);
   m.impl("elbo", op_elbo<false, at::TensorList, Numbers>);
   m.impl("multi_posterior", op_multi<false, at::TensorList>);
@@ -252,6 +291,22 @@ Tensors posterior_backward(MaybeRef dz, MaybeRef dkl, const PosteriorInputs& in,
   const Activation& a = s.activation;
   return op.call(dz, dkl, in.mu, in.raw, in.prior_mu, s.prior_mu, in.prior_logvar, s.prior_logvar, in.eps, in.seed,
                  kind_of(s), a.lo.wide, a.hi.wide, a.floor.wide, name_of(s.reduction), list_of(mask));
+}
+
+Tensors packed_forward(const PackedInputs& in, const PackedSpec& s) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = typed("vaefast::packed_forward", op_packed_forward);
+  const PosteriorSpec& p = s.posterior;
+  return op.call(in.moments, s.dim, in.prior, s.prior_lo, s.prior_hi, in.seed, in.generator, p.activation.lo.wide,
+                 p.activation.hi.wide, name_of(p.reduction), p.sample, p.kl);
+}
+
+Tensors packed_backward(MaybeRef dz, MaybeRef dkl, const PackedInputs& in, const PackedSpec& s, const Mask& mask) {
+  const PastAutograd guard;
+  static const auto op = typed("vaefast::packed_backward", op_packed_backward);
+  const PosteriorSpec& p = s.posterior;
+  return op.call(dz, dkl, in.moments, s.dim, in.prior, s.prior_lo, s.prior_hi, in.seed, p.activation.lo.wide,
+                 p.activation.hi.wide, name_of(p.reduction), list_of(mask));
 }
 
 Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& s, const Mask& mask) {
@@ -322,6 +377,14 @@ TORCH_LIBRARY(vaefast, m) {
         random);
   m.def("posterior_backward" VF_POSTERIOR_BACKWARD);
   m.def("_differentiable_posterior_backward" VF_POSTERIOR_BACKWARD);
+  m.def("packed_posterior(" VF_K
+        ", Tensor? seed, Generator? generator, float lo, float hi, str reduction, bool sample, bool kl) -> Tensor[]",
+        random);
+  m.def("packed_forward(" VF_K
+        ", Tensor? seed, Generator? generator, float lo, float hi, str reduction, bool sample, bool kl) -> Tensor[]",
+        random);
+  m.def("packed_backward" VF_PACKED_BACKWARD);
+  m.def("_differentiable_packed_backward" VF_PACKED_BACKWARD);
   m.def("reconstruction(" VF_R ", str reduction) -> Tensor");
   m.def("reconstruction_forward(" VF_R ", str reduction, bool[] mask) -> Tensor[]");
   m.def("reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
@@ -349,6 +412,7 @@ TORCH_LIBRARY_IMPL(vaefast, CUDA, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(vaefast, Autograd, m) {
   register_entries(m);
   m.impl("posterior_backward", AboveAutograd<PosteriorBackward>::call);
+  m.impl("packed_backward", AboveAutograd<PackedBackward>::call);
   m.impl("reconstruction_backward", AboveAutograd<ReconstructionBackward>::call);
 }
 TORCH_LIBRARY_IMPL(vaefast, CompositeExplicitAutograd, m) { register_entries(m); }
@@ -364,6 +428,7 @@ std::vector<std::string> devices() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   const auto released = pybind11::call_guard<pybind11::gil_scoped_release>();
   m.def("posterior", op_posterior, released);
+  m.def("packed_posterior", op_packed_posterior, released);
   m.def("reconstruction", op_reconstruction<true, const Tensors&, std::vector<double>>, released);
   m.def("elbo", op_elbo<true, const Tensors&, std::vector<double>>, released);
   m.def("multi_posterior", op_multi<true, const Tensors&>, released);

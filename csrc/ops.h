@@ -11,6 +11,9 @@ Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& 
 Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
              const PosteriorSpec& post_spec, double beta, bool in_place);
 
+// [z][kl]
+Tensors packed_posterior(const PackedInputs& in, const PackedSpec& spec);
+
 // [z ...][kl]
 Tensors multi_posterior(const MultiInputs& in, const PosteriorSpec& spec, bool in_place);
 
@@ -19,6 +22,9 @@ namespace dispatched {
 Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec);
 Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
                            const PosteriorSpec& spec, const Mask& mask);
+Tensors packed_forward(const PackedInputs& in, const PackedSpec& spec);
+Tensors packed_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PackedInputs& in, const PackedSpec& spec,
+                        const Mask& mask);
 Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask);
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
                                 const Mask& mask);

@@ -93,15 +93,15 @@ PosteriorProblem forward_problem(const PosteriorInputs& in, const PosteriorSpec&
 }
 
 PosteriorGradients::PosteriorGradients(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
-                                       const PosteriorSpec& spec, const Mask& mask)
-    : dz_(dz), dkl_(dkl), in_(in), spec_(spec), mask_(mask) {
+                                       const PosteriorSpec& spec, const Mask& mask, const Places& places)
+    : dz_(dz), dkl_(dkl), in_(in), spec_(spec), mask_(mask), grads_(places) {
   TORCH_CHECK_VALUE(mask.size() == 4, "vaefast: the mask has four entries");
   params_ = {&in_.mu, &in_.raw, in_.prior_mu ? &*in_.prior_mu : nullptr,
              in_.prior_logvar ? &*in_.prior_logvar : nullptr};
   for (int k = 0; k < 4; ++k) {
     if (!mask_[k]) continue;
     TORCH_CHECK_VALUE(params_[k], "vaefast: the mask wants the gradient of a prior that is no tensor");
-    grads_[k] = empty_grad(*params_[k], in_.mu, wide());
+    if (!grads_[k].defined()) grads_[k] = empty_grad(*params_[k], in_.mu, wide());
   }
 }
 
@@ -159,12 +159,12 @@ Tensors posterior_forward(const PosteriorInputs& in, const PosteriorSpec& spec) 
 }
 
 Tensors posterior_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
-                           const PosteriorSpec& spec, const Mask& mask) {
+                           const PosteriorSpec& spec, const Mask& mask, const Places& places) {
   TORCH_CHECK_VALUE(dz || dkl, "vaefast: backward without any incoming gradient");
   PosteriorSpec reached = spec;
   reached.sample = dz.has_value();
   reached.kl = dkl.has_value();
-  PosteriorGradients grads(dz, dkl, in, reached, mask);
+  PosteriorGradients grads(dz, dkl, in, reached, mask, places);
   if (!no_compute(in.mu)) {
     PosteriorProblem p = grads.problem(1.0);
     Job job;

@@ -31,7 +31,7 @@ class PosteriorGradients {
  public:
   // `spec` says of which outputs. A dkl that is not given is 1.
   PosteriorGradients(const MaybeTensor& dz, const MaybeTensor& dkl, const PosteriorInputs& in,
-                     const PosteriorSpec& spec, const Mask& mask);
+                     const PosteriorSpec& spec, const Mask& mask, const Places& places = {});
 
   bool wide() const;
 
@@ -47,7 +47,7 @@ class PosteriorGradients {
   const PosteriorSpec& spec_;
   const Mask& mask_;
   std::array<const Tensor*, 4> params_;
-  Tensor grads_[4];
+  Places grads_;
 };
 
 }  // namespace vaefast

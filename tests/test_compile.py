@@ -48,6 +48,10 @@ def data(name: str, count: int, grad: bool, weighted: bool = False) -> Arguments
     )
 
 
+def moments(grad: bool = False) -> Tensor:
+    return torch.randn(6, 4, 12, requires_grad=grad)
+
+
 def several(grad: bool = False) -> list[Tensor]:
     return [torch.randn(6, 20, requires_grad=grad), torch.randn(6, 3, 7, requires_grad=grad)]
 
@@ -82,6 +86,17 @@ SAMPLES: Samples = {
         ),
         (torch.randn(6, 20), torch.randn(6), *latents(False, "full"), None, seed(), *CLAMPED, "per_sample", [True] * 4),
         (None, torch.randn(6, 20), *latents(False), None, None, *PLAIN, "none", [True, False, *NOT]),
+    ],
+    "packed_posterior": lambda: [
+        (moments(True), 1, None, -INF, INF, seed(), None, -1.0, 1.0, "per_sample", True, True),
+        (moments(True), 1, moments(True), -0.5, 0.5, None, None, -INF, INF, "batchmean", False, True),
+    ],
+    "packed_forward": lambda: [
+        (moments(), 2, moments(), -0.5, 0.5, seed(), None, -1.0, 1.0, "none", True, True),
+    ],
+    "packed_backward": lambda: [
+        (torch.randn(6, 4, 6), None, moments(), 2, None, -INF, INF, seed(), -1.0, 1.0, "none", [True, False]),
+        (None, torch.randn(6), moments(), 1, moments(), -0.5, 0.5, None, -1.0, 1.0, "per_sample", [True, True]),
     ],
     "reconstruction": lambda: [
         (*data(name, count, True, weighted), reduction)

@@ -249,6 +249,11 @@ def post(mu=mu, raw=raw, pm=None, plv=None, eps=None, seed=seed, A=A, reduction=
     return ops.posterior(mu, raw, pm, 0.0, plv, 0.0, eps, seed, None, *A, reduction, sample, kl)
 def back(dz=mu, dkl=one, p=P, eps=None, seed=seed, reduction="batchmean", mask=(True, True, False, False)):
     return ops.posterior_backward(dz, dkl, *p, eps, seed, *A, reduction, list(mask))
+m = torch.zeros(6, 4, 5)
+def pack(m=m, dim=1, prior=None, clamp=(-1.0, 1.0), seed=seed, reduction="sum"):
+    return ops.packed_posterior(m, dim, prior, *clamp, seed, None, -inf, inf, reduction, True, True)
+def pack_back(dz=m[:, 2:], dkl=one, m=m, dim=1, prior=None, seed=seed, reduction="sum", mask=(True, False)):
+    return ops.packed_backward(dz, dkl, m, dim, prior, -1.0, 1.0, seed, -inf, inf, reduction, list(mask))
 def recon(params=(rec,), target=x, weight=None, name="bernoulli", reduction="sum", options=()):
     return ops.reconstruction(list(params), target, weight, name, list(options), reduction)
 def recon_back(up=one, params=(rec,), target=x, weight=None, name="bernoulli", reduction="sum", mask=(True,)):
@@ -296,6 +301,26 @@ MALFORMED = [
     "back(dkl=torch.zeros(6, 19), reduction='none')",
     "back(p=(mu, raw[:2], None, 0.0, None, 0.0))",
     "back(p=(mu[0, 0], raw[0, 0], None, 0.0, None, 0.0), dz=None)",
+    "pack(dim=3)",
+    "pack(dim=-1)",
+    "pack(dim=2)",
+    "pack(m=m[0, 0, 0], dim=0)",
+    "pack(m=m.long())",
+    "pack(prior=m[:3])",
+    "pack(prior=m[:, :2])",
+    "pack(prior=m.long())",
+    "pack(prior=m.to('meta'))",
+    "pack(seed=seed[:1])",
+    "pack(reduction='avg')",
+    "pack_back(mask=(True,))",
+    "pack_back(mask=(True, True))",
+    "pack_back(dz=None, dkl=None)",
+    "pack_back(dz=m)",
+    "pack_back(dz=m[:3, 2:])",
+    "pack_back(dim=2)",
+    "pack_back(seed=None)",
+    "pack_back(prior=m[:3], mask=(True, True))",
+    "pack_back(dkl=torch.zeros(5), reduction='per_sample')",
     "recon(params=())",
     "recon(params=(rec, rec))",
     "recon(params=(rec,) * 5, name='gaussian')",

@@ -89,7 +89,7 @@ def test_exports_are_there_and_documented(name: str) -> None:
     assert "Example::" in thing.__doc__
 
 
-@pytest.mark.parametrize("name", [*CONTRACT, "ELBOLoss", "Parameterization", "use_backend"])
+@pytest.mark.parametrize("name", [*CONTRACT, "DiagonalGaussian", "ELBOLoss", "Parameterization", "use_backend"])
 def test_docstrings_tell_arguments_and_errors(name: str) -> None:
     """Its own, or by naming the function that tells them."""
     doc = getattr(vaefast, name).__doc__

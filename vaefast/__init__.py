@@ -18,6 +18,7 @@ from .functional import (
 )
 from .generation import likelihood_mean, sample_likelihood
 from .modules import ELBOLoss
+from .packed import DiagonalGaussian
 from .reference import ELBOTerms
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 LIKELIHOODS: tuple[str, ...] = tuple(reference.LIKELIHOODS)
 
 __all__ = [
+    "DiagonalGaussian",
     "ELBOLoss",
     "ELBOTerms",
     "LIKELIHOODS",

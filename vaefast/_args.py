@@ -213,6 +213,24 @@ def posterior(mu: object, logvar: object) -> tuple[Tensor, Tensor]:
     return mu, logvar
 
 
+def packed(moments: object, dim: object) -> tuple[Tensor, int]:
+    """Moments whose dimension ``dim``, counted from the front in what is returned, has two halves."""
+    moments = floating("moments", moments)
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"dim must be an int, got {dim!r}")
+    if not -moments.dim() <= dim < moments.dim():
+        raise ValueError(
+            f"dim={dim} is no dimension of moments, whose shape is {tuple(moments.shape)}; it takes the one "
+            "along which mean and log variance lie"
+        )
+    if moments.shape[dim] % 2:
+        raise ValueError(
+            f"moments of shape {tuple(moments.shape)} has {moments.shape[dim]} entries along dim={dim}; it takes an "
+            "even number, the mean's and then as many of the log variance"
+        )
+    return moments, dim % moments.dim()
+
+
 def posteriors(mus: object, raws: object) -> tuple[list[Tensor], list[Tensor]]:
     """Two lists of the same length, at least 1, whose tensors match one by one and all lie on one device."""
     pairs = [posterior(mu, raw) for mu, raw in zip(tensors("mus", mus), tensors("raws", raws, "mus", mus))]

@@ -36,6 +36,11 @@ def _gradients(
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads)]
 
 
+def _parameterization(name: str, lo: float, hi: float, floor: float = 0.0) -> Parameterization:
+    clamp = None if math.isinf(lo) and math.isinf(hi) else (lo, hi)
+    return Parameterization(name, clamp=clamp, floor=floor)
+
+
 def _posterior_backward(
     dz: Tensor | None,
     dkl: Tensor | None,
@@ -59,8 +64,7 @@ def _posterior_backward(
             dz, dkl, mu, raw, prior_mu, prior_mu_value, prior_logvar, prior_logvar_value, eps, seed,
             parameterization, lo, hi, floor, reduction, mask,
         )  # fmt: skip
-    clamp = None if math.isinf(lo) and math.isinf(hi) else (lo, hi)
-    p = Parameterization(parameterization, clamp=clamp, floor=floor)
+    p = _parameterization(parameterization, lo, hi, floor)
 
     def forward(mu: Tensor, raw: Tensor, pm: Tensor | None, plv: Tensor | None) -> list[Tensor]:
         out = []
@@ -73,6 +77,35 @@ def _posterior_backward(
 
     upstream = [t for t in (dz, dkl) if t is not None]
     return _gradients(forward, (mu, raw, prior_mu, prior_logvar), upstream, mask)
+
+
+def _packed_backward(
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    moments: Tensor,
+    dim: int,
+    prior: Tensor | None,
+    prior_lo: float,
+    prior_hi: float,
+    seed: Tensor | None,
+    lo: float,
+    hi: float,
+    reduction: str,
+    mask: Sequence[bool],
+) -> list[Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.vaefast.packed_backward(
+            dz, dkl, moments, dim, prior, prior_lo, prior_hi, seed, lo, hi, reduction, mask
+        )
+    p, prior_p = _parameterization("logvar", lo, hi), _parameterization("logvar", prior_lo, prior_hi)
+
+    def forward(moments: Tensor, prior: Tensor | None) -> list[Tensor]:
+        packed = None if prior is None else (prior, prior_p)
+        return reference.packed_posterior(
+            moments, dim, p, packed, None, reduction, sample=dz is not None, kl=dkl is not None, seed=seed
+        )
+
+    return _gradients(forward, (moments, prior), [t for t in (dz, dkl) if t is not None], mask)
 
 
 def _reconstruction_backward(
@@ -100,4 +133,5 @@ def _reconstruction_backward(
 
 _LIBRARY: Any = torch.library.Library("vaefast", "IMPL")
 _LIBRARY.impl("_differentiable_posterior_backward", _posterior_backward, "CompositeImplicitAutograd")
+_LIBRARY.impl("_differentiable_packed_backward", _packed_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_reconstruction_backward", _reconstruction_backward, "CompositeImplicitAutograd")

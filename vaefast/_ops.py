@@ -191,6 +191,30 @@ def posterior(
     return result
 
 
+def packed_posterior(
+    moments: Tensor,
+    dim: int,
+    p: Parameterization,
+    prior: tuple[Tensor, Parameterization] | None,
+    generator: torch.Generator | None,
+    reduction: str,
+    *,
+    sample: bool,
+    kl: bool,
+) -> list[Tensor]:
+    entry = _entry(moments)
+    seed = None
+    foreign = generator is not None and generator.device.type != moments.device.type
+    if sample and (entry is not _C or foreign):
+        seed, generator = draw_seed(moments, generator), None
+    _, lo, hi, _ = p.spec
+    packed, (_, prior_lo, prior_hi, _) = (None, p.spec) if prior is None else (prior[0], prior[1].spec)
+    result: list[Tensor] = entry.packed_posterior(
+        moments, dim, packed, prior_lo, prior_hi, seed, generator, lo, hi, reduction, sample, kl
+    )
+    return result
+
+
 def multi_posterior(
     mus: list[Tensor],
     raws: list[Tensor],

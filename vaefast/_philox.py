@@ -17,9 +17,10 @@ _LOW = 0xFFFFFFFF
 
 
 def draw_seed(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Two int64 words, (seed, offset), from the default generator of like's device or from ``generator``."""
-    word = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=like.device, generator=generator)
-    return torch.cat((word, torch.zeros_like(word)))
+    """Two int64 words, (seed, offset), from the default generator of like's device or from ``generator``, on any."""
+    device = like.device if generator is None else generator.device
+    word = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+    return torch.cat((word, torch.zeros_like(word))).to(like.device)
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

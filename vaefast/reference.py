@@ -306,11 +306,16 @@ _args.PLAIN.update({name: Parameterization(name) for name in PARAMETERIZATIONS})
 _args.LIKELIHOODS.update({name: Likelihood(name) for name in LIKELIHOODS})
 
 
+def clamped(raw: Tensor, p: Parameterization) -> Tensor:
+    if p.clamp is None:
+        return raw
+    lo, hi = p.clamp
+    # not torch.clamp, whose gradient on the edges depends on torch's version
+    return torch.where((raw <= lo) | (raw >= hi), raw.detach().clamp(lo, hi), raw)
+
+
 def _std_logvar(raw: Tensor, p: Parameterization) -> tuple[Tensor, Tensor]:
-    if p.clamp is not None:
-        lo, hi = p.clamp
-        # not torch.clamp, whose gradient on the edges depends on torch's version
-        raw = torch.where((raw <= lo) | (raw >= hi), raw.detach().clamp(lo, hi), raw)
+    raw = clamped(raw, p)
     activation = PARAMETERIZATIONS[p.name]
     std = activation.std(raw)
     if p.floor > 0:
@@ -363,6 +368,11 @@ def _reduce(x: Tensor, reduction: str, narrow: torch.dtype) -> Tensor:
         return x.sum()
     rows = x if x.dim() == 1 else x.flatten(1).sum(1)
     return rows if reduction == "per_sample" else rows.mean()
+
+
+def zero_loss(like: Tensor, reduction: str) -> Tensor:
+    """The loss that is 0 for every element of like."""
+    return _reduce(torch.zeros_like(like, dtype=_compute_dtype(like)), reduction, like.dtype)
 
 
 def _promote(*tensors: Tensor | float | None) -> torch.dtype:
@@ -443,6 +453,32 @@ def sample_with_kl(
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction)
     z = reparameterize(mu, logvar, parameterization=parameterization, eps=eps, generator=generator, noise=noise)
     return z, kl
+
+
+def packed_posterior(
+    moments: Tensor,
+    dim: int,
+    p: Parameterization,
+    prior: tuple[Tensor, Parameterization] | None,
+    generator: torch.Generator | None,
+    reduction: str,
+    *,
+    sample: bool,
+    kl: bool,
+    seed: Tensor | None = None,
+) -> list[Tensor]:
+    """[z][kl] of a :class:`vaefast.DiagonalGaussian`; the prior is packed likewise."""
+    mu, raw = moments.chunk(2, dim)
+    out = []
+    if sample:
+        out.append(_sample(mu, raw, p, None, seed, generator))
+    if kl:
+        given: tuple[Tensor, ...] = ()
+        if prior is not None:
+            prior_mu, prior_raw = prior[0].chunk(2, dim)
+            given = prior_mu, clamped(prior_raw, prior[1])
+        out.append(gaussian_kl(mu, raw, *given, parameterization=p, reduction=reduction))
+    return out
 
 
 def multi_tensor_gaussian_kl(

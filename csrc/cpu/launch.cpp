@@ -88,23 +88,17 @@ void finish(const Job& job, const Units& rec, const Units* post) {
   }
 }
 
-// Whether there is nothing to multiply by.
-bool is_one(const Operand& upstream, const Space& space) {
-  const bool one_number = std::all_of(upstream.stride, upstream.stride + space.ndim, [](int64_t s) { return s == 0; });
-  if (!one_number && space.numel != 1) return false;
-  return upstream.dtype == DType::kDouble ? *static_cast<double*>(upstream.data) == 1
-                                          : upstream.dtype == DType::kFloat && *static_cast<float*>(upstream.data) == 1;
-}
-
 #if defined(__linux__)
 // Fresh memory of this size comes straight from the kernel, which hands it over 4 KB at a time: a third of the time of
 // a large sample. Asked beforehand, it takes 2 MB at a time.
 constexpr uintptr_t kHugePage = 1 << 21;
 
 void use_huge_pages(const Operand& out, const Space& space) {
-  if (!out.data || !out.linear || out.dtype == DType::kBool) return;
+  if (!out.data || space.numel == 0) return;
   const int64_t size = out.dtype == DType::kDouble ? 8 : out.dtype == DType::kFloat ? 4 : 2;
-  const auto begin = reinterpret_cast<uintptr_t>(out.data), end = begin + uintptr_t(space.numel * size);
+  int64_t last_element = 0;  // of a half of a larger result, what lies between its rows is the other half's
+  for (int d = 0; d < space.ndim; ++d) last_element += (space.size[d] - 1) * out.stride[d];
+  const auto begin = reinterpret_cast<uintptr_t>(out.data), end = begin + uintptr_t((last_element + 1) * size);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
   if (first < last && last - first >= 2 * kHugePage) {
     // where it is refused nothing changes
@@ -133,7 +127,6 @@ void run(const at::Tensor&, Job& job) {
   prepare_outputs(job);
   const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
   ReconstructionProblem* r = job.reconstruction;
-  if (r && r->kept && is_one(r->upstream, r->space)) r = nullptr;
   const Units rec = r ? Units(r->space) : Units();
   c10::SmallVector<Units, 1> post;
   int64_t count = rec.count, total = rec.total();
@@ -171,7 +164,7 @@ void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Te
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run, philox, true};
+  device_for(c10::DeviceType::CPU) = {run, philox, true, true};
   return true;
 }();
 

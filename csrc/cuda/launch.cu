@@ -100,7 +100,7 @@ uint64_t capture(c10::Device device) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CUDA) = {run, philox, false, capture};
+  device_for(c10::DeviceType::CUDA) = {run, philox, false, false, capture};
   return true;
 }();
 

@@ -1,0 +1,227 @@
+"""A diagonal Gaussian in one tensor, as an autoencoder's encoder returns it: mean and log variance side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _args, _ops, reference
+from ._args import Parameterization
+from .functional import reconstruction_loss
+
+_DIFFUSERS = Parameterization("logvar", clamp=(-30.0, 20.0))
+
+
+class DiagonalGaussian:
+    """q = N(mean, e^logvar) from one tensor of moments: the ``DiagonalGaussianDistribution`` of diffusers, fused.
+
+    ``mean, logvar = moments.chunk(2, dim)``, and logvar is clamped, with no gradient outside and on the edges. Samples
+    and KLs are one pass over ``moments``, which with 16 bytes is all that is kept for backward; backward writes one
+    gradient laid out like ``moments``. Nothing is copied to chunk them or to put the halves' gradients together.
+
+    Args:
+        moments: ``[B, 2C, ...]``, float16, bfloat16, float32 or float64, CPU or CUDA, any strides.
+        deterministic: a point mass at the mean: ``std``, ``var``, ``kl`` and ``nll`` are 0 and samples the mean.
+        dim: the dimension whose first half is the mean and whose second is the log variance.
+        clamp: ``(lo, hi)`` for the log variance, or None.
+
+    Attributes:
+        parameters: ``moments``.
+        mean, logvar, std, var: ``[B, C, ...]``, dtype of ``moments``; logvar is clamped. They are differentiable, by
+            operators of PyTorch's own: ``mean`` is a view, the others are computed each time.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype or range, or an odd size along ``dim``.
+
+    Kingma & Welling 2014 (arXiv:1312.6114); Rombach et al. 2022 (arXiv:2112.10752), whose code clamps like this.
+
+    Example::
+
+        posterior = vaefast.DiagonalGaussian(encoder(x))
+        z, kl = posterior.sample_with_kl()
+    """
+
+    def __init__(
+        self,
+        moments: Tensor,
+        deterministic: bool = False,
+        *,
+        dim: int = 1,
+        clamp: tuple[float, float] | None = (-30.0, 20.0),
+    ) -> None:
+        if not isinstance(deterministic, bool):
+            raise TypeError(f"deterministic must be a bool, got {deterministic!r}; dim and clamp go by name, as dim=1")
+        self.parameters, self.dim = _args.packed(moments, dim)
+        self.deterministic = deterministic
+        default = clamp == _DIFFUSERS.clamp
+        self._parameterization = _DIFFUSERS if default else Parameterization("logvar", clamp=clamp)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.parameters.narrow(self.dim, 0, self.parameters.shape[self.dim] // 2)
+
+    @property
+    def logvar(self) -> Tensor:
+        half = self.parameters.shape[self.dim] // 2
+        return reference.clamped(self.parameters.narrow(self.dim, half, half), self._parameterization)
+
+    @property
+    def std(self) -> Tensor:
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Tensor:
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draws ``z = mean + std * eps``, eps ~ N(0, I), differentiably.
+
+        Args:
+            generator: where the seed comes from, on any device; the default generator of the moments' device if None.
+
+        Returns:
+            ``[B, C, ...]``, dtype of ``moments``.
+
+        Raises:
+            TypeError: a generator that is none.
+
+        Example::
+
+            z = vaefast.DiagonalGaussian(encoder(x)).sample()
+            x_again = decoder(z)
+        """
+        if self.deterministic:
+            return self.mean
+        return self._posterior(None, generator, "none", sample=True, kl=False)[0]
+
+    def mode(self) -> Tensor:
+        """The mean, ``[B, C, ...]``, as a view of ``moments``.
+
+        Example::
+
+            z = vaefast.DiagonalGaussian(encoder(x)).mode()
+            x_again = decoder(z)
+        """
+        return self.mean
+
+    def kl(self, other: DiagonalGaussian | None = None, *, reduction: str = "per_sample") -> Tensor:
+        """KL(q || other) in nats, without cancellation as in :func:`vaefast.gaussian_kl`.
+
+        Args:
+            other: None is N(0, I); else a Gaussian of the same shape and ``dim``, trained too. Its own clamp holds for
+                its log variance: where it has one, that half is clamped in a tensor of its own during the call.
+            reduction: as for :func:`vaefast.gaussian_kl`; ``"per_sample"``, ``[B]``, sums over all but dimension 0.
+
+        Returns:
+            The KL: float32 when reduced (float64 where an input is), 0 where this Gaussian is deterministic.
+
+        Raises:
+            TypeError, ValueError: ``other`` is something else, or of another shape, dim or device; it is deterministic,
+                so that the KL is infinite; an unknown reduction.
+
+        Kingma & Welling 2014, appendix B: ``(mean^2 + var - 1 - logvar) / 2`` summed, for N(0, I).
+
+        Example::
+
+            kl = vaefast.DiagonalGaussian(moments).kl().mean()
+            between = vaefast.DiagonalGaussian(moments).kl(vaefast.DiagonalGaussian(prior_moments))
+        """
+        _args.choice("reduction", reduction, _args.REDUCTIONS)
+        if other is not None:
+            self._check_prior(other)
+        if self.deterministic:
+            return self._zero(reduction)
+        return self._posterior(other, None, reduction, sample=False, kl=True)[0]
+
+    def sample_with_kl(
+        self,
+        other: DiagonalGaussian | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        reduction: str = "per_sample",
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`sample` and :meth:`kl` in one pass over ``moments``, and one backward.
+
+        Args:
+            other, reduction: as for :meth:`kl`.
+            generator: as for :meth:`sample`.
+
+        Returns:
+            ``(z, kl)``.
+
+        Raises:
+            TypeError, ValueError: as :meth:`sample` and :meth:`kl`.
+
+        Example::
+
+            z, kl = vaefast.DiagonalGaussian(encoder(x)).sample_with_kl()
+            loss = ((decoder(z) - x) ** 2).sum() / len(x) + 1e-6 * kl.mean()
+        """
+        _args.choice("reduction", reduction, _args.REDUCTIONS)
+        if other is not None:
+            self._check_prior(other)
+        if self.deterministic:
+            return self.mean, self._zero(reduction)
+        z, kl = self._posterior(other, generator, reduction, sample=True, kl=True)
+        return z, kl
+
+    def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+        """-log q(sample) in nats, by :func:`vaefast.reconstruction_loss`.
+
+        Args:
+            sample: ``[B, C, ...]``, the shape of ``mean``.
+            dims: what to sum over; all but dimension 0 if None, which for images is diffusers' ``[1, 2, 3]``.
+
+        Returns:
+            ``(log 2 pi + logvar + (sample - mean)^2 / var) / 2``, summed; 0 where this Gaussian is deterministic. Its
+            gradient reaches ``moments`` through views of them, by PyTorch's own operators.
+
+        Raises:
+            TypeError, ValueError: ``sample`` is not a floating tensor of the mean's shape and device.
+
+        Example::
+
+            posterior = vaefast.DiagonalGaussian(moments)
+            log_density = -posterior.nll(posterior.sample())
+        """
+        mean = self.mean
+        sample = _args.floating("sample", sample)
+        _args.same_shape("sample", sample, "mean", mean.shape)
+        _args.same_device("sample", sample, "moments", mean.device)
+        if self.deterministic:
+            return self._zero("per_sample") if dims is None else self._zero("none").sum(tuple(dims))
+        reduction = "per_sample" if dims is None else "none"
+        nll = reconstruction_loss((mean, self.logvar), sample, likelihood="gaussian", reduction=reduction)
+        return nll if dims is None else nll.sum(tuple(dims))
+
+    def _posterior(
+        self,
+        other: DiagonalGaussian | None,
+        generator: torch.Generator | None,
+        reduction: str,
+        *,
+        sample: bool,
+        kl: bool,
+    ) -> list[Tensor]:
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+        prior = None if other is None else (other.parameters, other._parameterization)
+        found = _ops.packed_posterior if _ops.native_for(self.parameters) else reference.packed_posterior
+        return found(
+            self.parameters, self.dim, self._parameterization, prior, generator, reduction, sample=sample, kl=kl
+        )
+
+    def _check_prior(self, other: object) -> None:
+        if not isinstance(other, DiagonalGaussian):
+            raise TypeError(f"other must be None or a DiagonalGaussian, got {type(other).__name__}")
+        if other.deterministic:
+            raise ValueError("other is deterministic: its variance is 0 and the KL infinite; make it without the flag")
+        if other.dim != self.dim:
+            raise ValueError(f"other is packed along dim={other.dim} but this one along {self.dim}; they must be equal")
+        _args.same_shape("other.parameters", other.parameters, "parameters", self.parameters.shape)
+        _args.same_device("other.parameters", other.parameters, "parameters", self.parameters.device)
+
+    def _zero(self, reduction: str) -> Tensor:
+        return reference.zero_loss(self.mean, reduction)
