@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import reference
 from ._args import Parameterization
+from ._kl_options import Pair
 
 
 def _own(t: Tensor) -> Tensor:
@@ -53,11 +54,12 @@ def _posterior_backward(
     floor: float,
     reduction: str,
     mask: Sequence[bool],
+    balance: float | None = None,
 ) -> list[Tensor]:
     with torch._C._AutoDispatchBelowAutograd():  # the kernel checks the arguments
         torch.ops.vaefast.posterior_backward(
             dz, dkl, mu, raw, prior_mu, prior_mu_value, prior_logvar, prior_logvar_value, eps, seed,
-            parameterization, lo, hi, floor, reduction, mask,
+            parameterization, lo, hi, floor, reduction, mask, balance,
         )  # fmt: skip
     clamp = None if math.isinf(lo) and math.isinf(hi) else (lo, hi)
     p = Parameterization(parameterization, clamp=clamp, floor=floor)
@@ -68,7 +70,7 @@ def _posterior_backward(
             out.append(reference._sample(mu, raw, p, eps, seed))
         if dkl is not None:
             prior = (prior_mu_value if pm is None else pm, prior_logvar_value if plv is None else plv)
-            out.append(reference.gaussian_kl(mu, raw, *prior, parameterization=p, reduction=reduction))
+            out.append(reference.plain_kl(Pair(mu, raw, *prior, p), reduction, balance))
         return out
 
     upstream = [t for t in (dz, dkl) if t is not None]

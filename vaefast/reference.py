@@ -17,8 +17,9 @@ from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from . import _args
+from . import _args, _kl_options
 from ._args import Parameterization, Real
+from ._kl_options import Pair
 from ._philox import draw_seed, normal
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "elbo_loss",
     "elbo_terms",
     "gaussian_kl",
+    "kl_per_dim",
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",
     "reconstruction_loss",
@@ -205,9 +207,12 @@ def reparameterize(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     noise: str = "philox",
+    num_samples: int | None = None,
 ) -> Tensor:
     """See :func:`vaefast.reparameterize`."""
     mu, logvar = _args.posterior(mu, logvar)
+    if num_samples is not None:
+        mu, logvar = _args.samples(mu, logvar, num_samples)
     p = _args.parameterization(parameterization)
     eps = _args.noise(noise, eps, generator, mu)
     return _sample(mu, logvar, p, eps, None, generator, noise)
@@ -239,15 +244,43 @@ def gaussian_kl(
     *,
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> Tensor:
     """See :func:`vaefast.gaussian_kl`."""
-    mu, logvar = _args.posterior(mu, logvar)
-    p = _args.parameterization(parameterization)
-    pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
-    _args.choice("reduction", reduction, _args.REDUCTIONS)
-    _args.batched("mu", mu, reduction)
-    dtype = _compute_dtype(mu, logvar, pm, plv)
-    return _reduce(_kl(mu.to(dtype), logvar.to(dtype), pm, plv, p), reduction, _promote(mu, logvar, pm, plv))
+    pair, options = _kl_options.checked(
+        mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
+        free_bits, free_bits_per, balance, capacity, symmetric,
+    )  # fmt: skip
+    return _kl_options.kl(plain_kl, pair, reduction, options)
+
+
+def plain_kl(pair: Pair, reduction: str, balance: float | None) -> Tensor:
+    """The KL of checked arguments, without the options that are composed."""
+    *tensors, p = pair
+    dtype = _compute_dtype(*tensors)
+
+    def kl(mu: Tensor, raw: Tensor, pm: Tensor | float | None, plv: Tensor | float | None) -> Tensor:
+        return _kl(mu.to(dtype), raw.to(dtype), pm, plv, p)
+
+    return _reduce(_kl_options.balanced(balance, kl, pair[:2], pair[2:4]), reduction, _promote(*tensors))
+
+
+def kl_per_dim(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | Real | None = None,
+    prior_logvar: Tensor | Real | None = None,
+    *,
+    parameterization: str | Parameterization = "logvar",
+) -> Tensor:
+    """See :func:`vaefast.kl_per_dim`."""
+    mu = _kl_options.wide(_args.batch("mu", mu))
+    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction="none")
+    return kl.mean(0)
 
 
 def sample_with_kl(
@@ -261,11 +294,24 @@ def sample_with_kl(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     noise: str = "philox",
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
+    estimator: str = "analytic",
 ) -> tuple[Tensor, Tensor]:
     """See :func:`vaefast.sample_with_kl`."""
-    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction)
-    z = reparameterize(mu, logvar, parameterization=parameterization, eps=eps, generator=generator, noise=noise)
-    return z, kl
+    pair, options = _kl_options.checked(
+        mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
+        free_bits, free_bits_per, balance, capacity, symmetric,
+    )  # fmt: skip
+    _args.estimator(estimator, options)
+    eps = _args.noise(noise, eps, generator, mu)
+    if estimator != "analytic":
+        return _kl_options.estimated(reparameterize, pair, reduction, options, estimator, eps, generator, noise)
+    z = reparameterize(mu, logvar, parameterization=pair.p, eps=eps, generator=generator, noise=noise)
+    return z, _kl_options.kl(plain_kl, pair, reduction, options)
 
 
 def multi_tensor_gaussian_kl(
@@ -362,11 +408,19 @@ def elbo_terms(
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> ELBOTerms:
     """See :func:`vaefast.elbo_terms`."""
     _args.reduction_for_elbo(reduction)
     nll = reconstruction_loss(recon, target, likelihood=likelihood, reduction=reduction, weight=weight)
-    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction)
+    kl = gaussian_kl(
+        mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction,
+        free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+    )  # fmt: skip
     _args.elbo_batch(recon if isinstance(recon, Tensor) else recon[0], mu, reduction)
     beta = _args.factor("beta", beta, mu)
     # one loss, one dtype
@@ -388,6 +442,11 @@ def elbo_loss(
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> Tensor:
     """See :func:`vaefast.elbo_loss`."""
     return elbo_terms(
@@ -402,4 +461,9 @@ def elbo_loss(
         parameterization=parameterization,
         reduction=reduction,
         weight=weight,
+        free_bits=free_bits,
+        free_bits_per=free_bits_per,
+        balance=balance,
+        capacity=capacity,
+        symmetric=symmetric,
     ).loss
