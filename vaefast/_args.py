@@ -296,7 +296,7 @@ def kl_options(
     """The options, as far as they can be judged without tensors."""
     if not is_real(free_bits):
         raise TypeError(f"free_bits must be a number (nats), got {free_bits!r}")
-    if not (free_bits >= 0 and math.isfinite(free_bits)):
+    if not 0 <= free_bits < math.inf:
         raise ValueError(f"free_bits must be a finite number >= 0 (nats; 0 is off), got {free_bits!r}")
     choice("free_bits_per", free_bits_per, tuple(FREE_BITS_PER))
     takes, why = FREE_BITS_PER[free_bits_per]
@@ -334,7 +334,7 @@ def kl_balance(value: object, *prior: object) -> float | None:
 
 def kl_capacity(value: object, reduction: str, free_bits: float) -> Tensor | float:
     capacity = factor("capacity", value)
-    if not isinstance(capacity, Tensor) and not (capacity >= 0 and math.isfinite(capacity)):
+    if not isinstance(capacity, Tensor) and not 0 <= capacity < math.inf:
         raise ValueError(f"capacity must be a finite number >= 0 (nats a sample), got {value!r}")
     if reduction not in ELBO_REDUCTIONS:
         raise ValueError(
