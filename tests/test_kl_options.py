@@ -319,6 +319,37 @@ def test_balance_differentiated_twice(backend: str, device: str, reduction: str)
         assert_within(found, exact, 1e-11)
 
 
+@pytest.mark.parametrize("sample", [False, True])
+def test_balance_of_some_inputs_only(backend: str, device: str, sample: bool) -> None:
+    p = posterior(prior="full", device=device)
+    eps = torch.zeros((), device=device)
+    for k, share in enumerate(shares(p, ALPHA)):
+        grads = []
+        for balance in (ALPHA, None):
+            tensors = [t.clone().requires_grad_(j == k) for j, t in enumerate(p.tensors())]
+            kl = vaefast.sample_with_kl(*tensors, eps=eps, balance=balance)[1]
+            kl = kl if sample else vaefast.gaussian_kl(*tensors, balance=balance)
+            grads += torch.autograd.grad(kl, tensors[k])
+        assert_within(grads[0], share * grads[1], 1e-6)
+
+
+def test_balance_in_an_elbo_differentiated_twice(backend: str, device: str) -> None:
+    data, p = (
+        training("gaussian", 1, dtype=WIDE).to(device),
+        posterior(prior="full", dtype=WIDE, device=device).leaves(),
+    )
+    (recon,) = data.recon
+    seconds = []
+    for kl in (
+        vaefast.elbo_loss(recon, data.target, *p.args(), likelihood="gaussian", beta=0.5, balance=ALPHA),
+        0.5 * literal(p, ALPHA),
+    ):
+        firsts = torch.autograd.grad(kl, p.tensors(), create_graph=True)
+        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in firsts), p.tensors()))
+    for found, exact in zip(*seconds):
+        assert_within(found, exact, 1e-11)
+
+
 # ---- the symmetric KL
 
 
