@@ -234,6 +234,7 @@ def shares(p: Posterior, alpha: float) -> list[float]:
     return [1 - alpha if k < 2 else alpha for k in range(len(p.tensors()))]
 
 
+@pytest.mark.isa
 @EVERY_PARAMETERIZATION
 @pytest.mark.parametrize("prior", ["full", "broadcast", "mu only", "logvar only"])
 @pytest.mark.parametrize("alpha", [0.0, ALPHA, 1.0])
