@@ -137,9 +137,9 @@ def gaussian_kl(
         balance: alpha in [0, 1] for ``alpha KL(sg(q) || p) + (1 - alpha) KL(q || sg(p))``, sg being detach (Hafner et
             al. 2021, arXiv:2010.02193, algorithm 2): the value is the KL, the prior's gradient is times alpha and the
             posterior's times 1 - alpha. At least one of the priors must be a tensor.
-        capacity: C in nats, a float or a 0-d tensor, for ``|KL - C|`` (Burgess et al. 2018, arXiv:1804.03599, equation
-            8): of each sample's KL for ``"per_sample"``, of the batch's mean for ``"batchmean"``, and B times that for
-            ``"sum"``. No gradient where KL = C. It does not go with ``free_bits``.
+        capacity: C in nats, a float or, for a schedule that compiles once, a 0-d tensor, for ``|KL - C|`` (Burgess et
+            al. 2018, arXiv:1804.03599, equation 8): of each sample's KL for ``"per_sample"``, of the batch's mean for
+            ``"batchmean"``, and B times that for ``"sum"``. No gradient where KL = C. Not together with ``free_bits``.
         symmetric: KL(q || p) + KL(p || q) instead (Jeffreys 1946), in the dtype and with the options of the KL.
 
     Returns:
@@ -150,8 +150,8 @@ def gaussian_kl(
 
     Example::
 
-        kl = vaefast.gaussian_kl(mu, logvar)
-        loss = nll + 0.5 * kl
+        loss = nll + 0.5 * vaefast.gaussian_kl(mu, logvar)
+        kl = vaefast.gaussian_kl(mu, logvar, prior_mu, prior_logvar, free_bits=0.1, balance=0.8)
     """
     if free_bits == 0.0 and free_bits_per == "dim" and capacity is None and symmetric is False:
         out = _posterior(
@@ -446,7 +446,7 @@ def elbo_terms(
     Args:
         recon, target, likelihood, weight: as for :func:`reconstruction_loss`.
         mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`gaussian_kl`.
-        beta: the KL's factor, a float or a 0-d tensor.
+        beta: the KL's factor, a float or, for a schedule that compiles once, a 0-d tensor.
         reduction: ``"per_sample"``, ``"batchmean"`` or ``"sum"``. ``"mean"`` is refused: a mean over elements would
             weigh the two terms by their sizes.
         free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`gaussian_kl`; ``kl`` is
