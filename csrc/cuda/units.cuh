@@ -154,16 +154,20 @@ struct PosteriorBackward {
 #pragma unroll
           for (int i = 0; i < N; ++i) {
             const auto k = x.template kl<decltype(prior)::value>(q[i], i);
-            const T g_prior = g[i] * prior_factor;
+            if constexpr (decltype(prior)::value) {
+              const T g_prior = g[i] * prior_factor;
+              x.prior_mu[i] = -g_prior * k.dmu;
+              x.prior_logvar[i] = g_prior * k.dprior_logvar;
+            }
             g[i] *= factor;
             dmu[i] = fma_(g[i], k.dmu, dmu[i]);
             draw[i] = fma_(g[i] * k.dlogvar, q[i].dlogvar, draw[i]);
-            x.prior_mu[i] = -g_prior * k.dmu;
-            x.prior_logvar[i] = g_prior * k.dprior_logvar;
+          }
+          if constexpr (decltype(prior)::value) {
+            write<M>(p.out_dprior_mu, at, x.prior_mu);
+            write<M>(p.out_dprior_logvar, at, x.prior_logvar);
           }
         });
-        write<M>(p.out_dprior_mu, at, x.prior_mu);
-        write<M>(p.out_dprior_logvar, at, x.prior_logvar);
       }
       write<M>(p.out_dmu, at, dmu);
       write<M>(p.out_draw, at, draw);
