@@ -91,8 +91,8 @@ def probabilities(x: Tensor, p: Tensor) -> Tensor:
 
 
 def continuous(x: Tensor, logits: Tensor) -> Tensor:
-    """Loaiza-Ganem & Cunningham's code; wider a series around 1/2 than theirs and torch.distributions' (0.499 to 0.501),
-    whose float32 gradient is wrong in the third digit."""
+    """Loaiza-Ganem & Cunningham's code, but for the series around 1/2: from 0.499 to 0.501, as in torch.distributions,
+    it leaves float32 gradients that are wrong in the third digit."""
     p = torch.sigmoid(logits)
     near = (p > 0.45) & (p < 0.55)
     cut = torch.where(near, 0.45, p)

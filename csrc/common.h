@@ -114,7 +114,8 @@ struct Sum {
   void* out = nullptr;  // [rows]
 };
 
-// Forward: z and kl from (mu, raw, prior, noise). Backward: the d* outputs from the same and (dz, dkl * dkl_scale).
+// Forward: z and kl from (mu, raw, prior, noise). Backward: the d* outputs from the same and from dz, dkl * dkl_scale
+// and, for the prior's, dkl * dkl_prior_scale.
 struct PosteriorProblem {
   Space space;
   Activation activation;
@@ -123,7 +124,7 @@ struct PosteriorProblem {
   Operand mu, raw, prior_mu, prior_logvar, eps, dz, dkl;
   Operand out_z, out_kl;
   Operand out_dmu, out_draw, out_dprior_mu, out_dprior_logvar;
-  Number dkl_scale = 1.0;
+  Number dkl_scale = 1.0, dkl_prior_scale = 1.0;
   Philox philox;
   Sum sum;
 };

@@ -182,9 +182,17 @@ void check_devices(const ReconstructionInputs& rec, const PosteriorInputs& post)
 }  // namespace
 
 std::vector<double> PosteriorSpec::pack() const {
-  return {prior_mu,           prior_logvar,          double(activation.kind), activation.lo.wide,
-          activation.hi.wide, activation.floor.wide, double(int(reduction)),  double(sample),
-          double(kl)};
+  return {prior_mu,
+          prior_logvar,
+          double(activation.kind),
+          activation.lo.wide,
+          activation.hi.wide,
+          activation.floor.wide,
+          double(int(reduction)),
+          double(sample),
+          double(kl),
+          double(balance.has_value()),
+          balance.value_or(0)};
 }
 
 PosteriorSpec PosteriorSpec::unpack(c10::ArrayRef<double> p) {
@@ -195,6 +203,7 @@ PosteriorSpec PosteriorSpec::unpack(c10::ArrayRef<double> p) {
   s.reduction = Reduction(int(p[6]));
   s.sample = p[7] != 0;
   s.kl = p[8] != 0;
+  if (p[9] != 0) s.balance = p[10];
   return s;
 }
 

@@ -24,6 +24,8 @@ struct PosteriorSpec {
   Activation activation;
   Reduction reduction = Reduction::kNone;
   bool sample = false, kl = false;
+  // alpha, where the KL's gradient is alpha times the prior's and 1 - alpha times the posterior's
+  c10::optional<double> balance;
 
   std::vector<double> pack() const;
   static PosteriorSpec unpack(c10::ArrayRef<double> packed);

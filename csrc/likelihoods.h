@@ -42,27 +42,28 @@ struct Bernoulli {
   }
 };
 
+// Its option is 1 where the constant is in, else 0.
 struct Gaussian {
   static constexpr const char* name = "gaussian";
-  static constexpr int required = 1, params = 2;
+  static constexpr int required = 1, params = 2, options = 1;
 
   template <class V>
-  static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
+  static VF_HD Term<V, 1> eval(const V (&p)[1], V x, const Options& o) {
     const V d = p[0] - x;
-    return {fma_(lit<V>(0.5) * d, d, lit<V>(kHalfLog2Pi)), {d}};
+    return {fma_(lit<V>(0.5) * d, d, lit<V>(kHalfLog2Pi) * lit<V>(o[0])), {d}};
   }
 
   template <class V>
-  static VF_HD Term<V, 2> eval(const V (&p)[2], V x) {
-    const V half = lit<V>(0.5);
+  static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
+    const V half = lit<V>(0.5), constant = lit<V>(kHalfLog2Pi) * lit<V>(o[0]);
     const V inverse = exp_(p[1] * lit<V>(-0.5)), d = (p[0] - x) * inverse;
-    return {fma_(half, fma_(d, d, p[1]), lit<V>(kHalfLog2Pi)), {d * inverse, half * fma_(lit<V>(0) - d, d, lit<V>(1))}};
+    return {fma_(half, fma_(d, d, p[1]), constant), {d * inverse, half * fma_(lit<V>(0) - d, d, lit<V>(1))}};
   }
 };
 
 struct Laplace {
   static constexpr const char* name = "laplace";
-  static constexpr int required = 1, params = 2;
+  static constexpr int required = 1, params = 2, options = 1;  // as Gaussian's
   static constexpr double kLog2 = 0.69314718055994530942;
 
   template <class V>
@@ -72,15 +73,15 @@ struct Laplace {
   }
 
   template <class V>
-  static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
+  static VF_HD Term<V, 1> eval(const V (&p)[1], V x, const Options& o) {
     const V d = p[0] - x;
-    return {abs_(d) + lit<V>(kLog2), {sign(d)}};
+    return {abs_(d) + lit<V>(kLog2) * lit<V>(o[0]), {sign(d)}};
   }
 
   template <class V>
-  static VF_HD Term<V, 2> eval(const V (&p)[2], V x) {
+  static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
     const V inverse = exp_(lit<V>(0) - p[1]), d = p[0] - x, a = abs_(d) * inverse;
-    return {a + p[1] + lit<V>(kLog2), {sign(d) * inverse, lit<V>(1) - a}};
+    return {a + p[1] + lit<V>(kLog2) * lit<V>(o[0]), {sign(d) * inverse, lit<V>(1) - a}};
   }
 };
 

@@ -24,8 +24,9 @@
 #define VF_K "Tensor moments, int dim, Tensor? prior, float prior_lo, float prior_hi"
 #define VF_A "str parameterization, float lo, float hi, float floor"
 #define VF_R "Tensor[] params, Tensor target, Tensor? weight, str likelihood, float[] options"
-#define VF_POSTERIOR_BACKWARD \
-  "(Tensor? dz, Tensor? dkl, " VF_P ", Tensor? eps, Tensor? seed, " VF_A ", str reduction, bool[] mask) -> Tensor[]"
+#define VF_POSTERIOR_BACKWARD                                            \
+  "(Tensor? dz, Tensor? dkl, " VF_P ", Tensor? eps, Tensor? seed, " VF_A \
+  ", str reduction, bool[] mask, float? balance=None) -> Tensor[]"
 #define VF_PACKED_BACKWARD \
   "(Tensor? dz, Tensor? dkl, " VF_K ", Tensor? seed, float lo, float hi, str reduction, bool[] mask) -> Tensor[]"
 #define VF_RECONSTRUCTION_BACKWARD "(Tensor upstream, " VF_R ", str reduction, bool[] mask) -> Tensor[]"
@@ -41,10 +42,11 @@ namespace {
 
 using MaybeRef = const MaybeTensor&;
 using Numbers = c10::ArrayRef<double>;
+using MaybeDouble = c10::optional<double>;
 
 PosteriorSpec spec_of(double prior_mu, double prior_logvar, Name kind, double lo, double hi, double floor,
-                      Name reduction, bool sample, bool kl) {
-  return {prior_mu, prior_logvar, activation_of(kind, lo, hi, floor), reduction_of(reduction), sample, kl};
+                      Name reduction, bool sample, bool kl, MaybeDouble balance = c10::nullopt) {
+  return {prior_mu, prior_logvar, activation_of(kind, lo, hi, floor), reduction_of(reduction), sample, kl, balance};
 }
 
 PackedSpec spec_of(int64_t dim, double prior_lo, double prior_hi, double lo, double hi, Name reduction, bool sample,
@@ -68,10 +70,12 @@ Tensors op_posterior_forward(const Tensor& mu, const Tensor& raw, MaybeRef pm, d
 
 Tensors op_posterior_backward(MaybeRef dz, MaybeRef dkl, const Tensor& mu, const Tensor& raw, MaybeRef pm,
                               double pm_value, MaybeRef plv, double plv_value, MaybeRef eps, MaybeRef seed, Name kind,
-                              double lo, double hi, double floor, Name reduction, c10::List<bool> mask) {
+                              double lo, double hi, double floor, Name reduction, c10::List<bool> mask,
+                              MaybeDouble balance) {
   return posterior_backward(
       dz, dkl, {mu, raw, pm, plv, eps, seed, c10::nullopt},
-      spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, dz.has_value(), dkl.has_value()), mask_of(mask));
+      spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, dz.has_value(), dkl.has_value(), balance),
+      mask_of(mask));
 }
 
 Tensors op_packed_forward(const Tensor& moments, int64_t dim, MaybeRef prior, double prior_lo, double prior_hi,
@@ -113,11 +117,12 @@ Tensors op_elbo_backward_(at::TensorList kept, MaybeRef dnll, MaybeRef dkl, doub
                           const Tensor& target, MaybeRef weight, Name likelihood, Numbers options, const Tensor& mu,
                           const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value, Name kind,
                           double lo, double hi, double floor, Name reduction, c10::List<bool> mask,
-                          c10::List<bool> post_mask) {
-  return elbo_backward_(
-      kept.vec(), dnll, dkl, beta, {params.vec(), target, weight}, spec_of(likelihood, options, reduction),
-      {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
-      spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), mask_of(mask), mask_of(post_mask));
+                          c10::List<bool> post_mask, MaybeDouble balance) {
+  return elbo_backward_(kept.vec(), dnll, dkl, beta, {params.vec(), target, weight},
+                        spec_of(likelihood, options, reduction),
+                        {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
+                        spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true, balance),
+                        mask_of(mask), mask_of(post_mask));
 }
 
 void op_scale_(at::TensorList kept, const Tensor& upstream) { scale_(kept.vec(), upstream); }
@@ -140,9 +145,9 @@ Tensors op_multi_backward(at::TensorList dz, MaybeRef dkl, at::TensorList mus, a
 // argument that pybind11 and the dispatcher pass differently.
 Tensors op_posterior(const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value,
                      MaybeRef eps, MaybeRef seed, MaybeGenerator generator, Name kind, double lo, double hi,
-                     double floor, Name reduction, bool sample, bool kl) {
+                     double floor, Name reduction, bool sample, bool kl, MaybeDouble balance) {
   return posterior({mu, raw, pm, plv, eps, seed, generator},
-                   spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, sample, kl));
+                   spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, sample, kl, balance));
 }
 
 Tensors op_packed_posterior(const Tensor& moments, int64_t dim, MaybeRef prior, double prior_lo, double prior_hi,
@@ -163,10 +168,11 @@ template <bool IN_PLACE, class List, class Floats>
 std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, MaybeRef weight, Name likelihood,
                                            const Floats& options, const Tensor& mu, const Tensor& raw, MaybeRef pm,
                                            double pm_value, MaybeRef plv, double plv_value, Name kind, double lo,
-                                           double hi, double floor, double beta, Name reduction) {
-  const Tensors out = elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, options, reduction),
-                           {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
-                           spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, IN_PLACE);
+                                           double hi, double floor, double beta, Name reduction, MaybeDouble balance) {
+  const Tensors out =
+      elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, options, reduction),
+           {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
+           spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true, balance), beta, IN_PLACE);
   return {out[0], out[1], out[2]};
 }
 
@@ -290,7 +296,7 @@ Tensors posterior_backward(MaybeRef dz, MaybeRef dkl, const PosteriorInputs& in,
   static const auto op = typed("vaefast::posterior_backward", op_posterior_backward);
   const Activation& a = s.activation;
   return op.call(dz, dkl, in.mu, in.raw, in.prior_mu, s.prior_mu, in.prior_logvar, s.prior_logvar, in.eps, in.seed,
-                 kind_of(s), a.lo.wide, a.hi.wide, a.floor.wide, name_of(s.reduction), list_of(mask));
+                 kind_of(s), a.lo.wide, a.hi.wide, a.floor.wide, name_of(s.reduction), list_of(mask), s.balance);
 }
 
 Tensors packed_forward(const PackedInputs& in, const PackedSpec& s) {
@@ -340,7 +346,7 @@ Tensors elbo_backward_(const Tensors& kept, MaybeRef dnll, MaybeRef dkl, double 
   const Activation& a = ps.activation;
   return op.call(kept, dnll, dkl, beta, rec.params, rec.target, rec.weight, likelihood_name(rs), rs.options, post.mu,
                  post.raw, post.prior_mu, ps.prior_mu, post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo.wide,
-                 a.hi.wide, a.floor.wide, name_of(rs.reduction), list_of(mask), list_of(post_mask));
+                 a.hi.wide, a.floor.wide, name_of(rs.reduction), list_of(mask), list_of(post_mask), ps.balance);
 }
 
 void scale_(const Tensors& kept, const Tensor& upstream) {
@@ -370,7 +376,7 @@ Tensors multi_backward(const Tensors& dz, MaybeRef dkl, const MultiInputs& in, c
 TORCH_LIBRARY(vaefast, m) {
   const auto random = std::vector<at::Tag>{at::Tag::nondeterministic_seeded};
   m.def("posterior(" VF_P ", Tensor? eps, Tensor? seed, Generator? generator, " VF_A
-        ", str reduction, bool sample, bool kl) -> Tensor[]",
+        ", str reduction, bool sample, bool kl, float? balance=None) -> Tensor[]",
         random);
   m.def("posterior_forward(" VF_P ", Tensor? eps, Tensor? seed, Generator? generator, " VF_A
         ", str reduction, bool sample, bool kl) -> Tensor[]",
@@ -389,10 +395,11 @@ TORCH_LIBRARY(vaefast, m) {
   m.def("reconstruction_forward(" VF_R ", str reduction, bool[] mask) -> Tensor[]");
   m.def("reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
   m.def("_differentiable_reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
-  m.def("elbo(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction) -> (Tensor, Tensor, Tensor)");
+  m.def("elbo(" VF_R ", " VF_P ", " VF_A
+        ", float beta, str reduction, float? balance=None) -> (Tensor, Tensor, Tensor)");
   m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction, bool[] mask) -> Tensor[]");
   m.def("elbo_backward_(Tensor(a!)[] kept, Tensor? dnll, Tensor? dkl, float beta, " VF_R ", " VF_P ", " VF_A
-        ", str reduction, bool[] mask, bool[] post_mask) -> Tensor[]");
+        ", str reduction, bool[] mask, bool[] post_mask, float? balance=None) -> Tensor[]");
   m.def("multi_posterior(" VF_M ", Tensor? seed, Generator? generator, " VF_A
         ", str reduction, bool sample, bool kl) -> Tensor[]",
         random);

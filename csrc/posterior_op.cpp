@@ -123,7 +123,9 @@ PosteriorProblem PosteriorGradients::problem(double factor, const Tensor& kl) co
   if (spec_.kl) {
     p.dkl.value = 1.0;
     if (dkl_) layout.add_rows(p.dkl, *dkl_);
-    p.dkl_scale = factor * scale_of(spec_.reduction, in_.mu.sizes());
+    const double scale = factor * scale_of(spec_.reduction, in_.mu.sizes());
+    p.dkl_scale = scale * (spec_.balance ? 1 - *spec_.balance : 1);
+    p.dkl_prior_scale = scale * spec_.balance.value_or(1);
     if (kl.defined()) sum_to(p.sum, kl, spec_.reduction, in_.mu.sizes());
   }
   Operand* outs[4] = {&p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};

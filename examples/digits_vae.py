@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 import vaefast
 
-LIKELIHOODS = [name for name in vaefast.LIKELIHOODS if vaefast.reference.LIKELIHOODS[name].support in ("unit", "real")]
+LIKELIHOODS = [name for name, entry in vaefast.reference.LIKELIHOODS.items() if entry.support in ("unit", "real")]
 
 
 @dataclass(frozen=True)

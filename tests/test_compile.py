@@ -68,6 +68,7 @@ SAMPLES: Samples = {
         (*latents(True, "float"), torch.randn(6, 20), None, None, *PLAIN, "none", True, True),
         (*latents(False), None, seed(), None, *PLAIN, "none", True, False),
         (*latents(True, "full"), None, None, None, *PLAIN, "sum", False, True),
+        (*latents(True, "full"), None, seed(), None, *PLAIN, "batchmean", True, True, 0.8),
     ],
     "posterior_forward": lambda: [
         (*latents(False), None, seed(), None, *PLAIN, "batchmean", True, True),
@@ -85,6 +86,7 @@ SAMPLES: Samples = {
             [True, True, False, False],
         ),
         (torch.randn(6, 20), torch.randn(6), *latents(False, "full"), None, seed(), *CLAMPED, "per_sample", [True] * 4),
+        (None, torch.randn(6), *latents(False, "full"), None, None, *PLAIN, "per_sample", [True] * 4, 0.8),
         (None, torch.randn(6, 20), *latents(False), None, None, *PLAIN, "none", [True, False, *NOT]),
     ],
     "packed_posterior": lambda: [
@@ -111,6 +113,7 @@ SAMPLES: Samples = {
     ],
     "elbo": lambda: [
         (*data("gaussian", 2, True, True), *latents(True, "broadcast"), *CLAMPED, 0.5, "batchmean"),
+        (*data("gaussian", 2, True), *latents(True, "broadcast"), *PLAIN, 0.5, "sum", 0.8),
         (*data("bernoulli", 1, True), *latents(True), *PLAIN, 1.0, "per_sample"),
     ],
     "elbo_forward": lambda: [(*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, 0.5, "sum", [True, False])],

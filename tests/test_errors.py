@@ -416,9 +416,9 @@ def test_malformed_operator_calls_raise(malformed: dict[str, list[str]], outcome
     "call",
     [
         lambda p: vaefast._ops._C.posterior(
-            *p, None, torch.tensor([1]), None, "logvar", -1.0, 1.0, 0.0, "sum", True, True
+            *p, None, torch.tensor([1]), None, "logvar", -1.0, 1.0, 0.0, "sum", True, True, None
         ),
-        lambda p: vaefast._ops._C.posterior(*p, None, None, None, "sigma", -1.0, 1.0, 0.0, "sum", True, True),
+        lambda p: vaefast._ops._C.posterior(*p, None, None, None, "sigma", -1.0, 1.0, 0.0, "sum", True, True, None),
         lambda p: vaefast._ops._C.reconstruction([p[0]], p[0][:2], None, "bernoulli", "sum"),
         lambda p: vaefast._ops._C.reconstruction([], p[0], None, "bernoulli", "sum"),
         lambda p: vaefast._ops._C.reconstruction([None], p[0], None, "bernoulli", "sum"),

@@ -57,11 +57,14 @@ def test_sample_keeps_16_bytes(parameterization: str, prior: str, dtype: torch.d
     assert kept_bytes(lambda: vaefast.sample_with_kl(*p.args(), parameterization=parameterization), p.tensors()) == 16
     mu, raw = p.mu, p.raw
     assert kept_bytes(lambda: vaefast.reparameterize(mu, raw, parameterization=parameterization), [mu, raw]) == 16
+    several = {"parameterization": parameterization, "num_samples": 7}
+    assert kept_bytes(lambda: vaefast.reparameterize(mu, raw, **several), [mu, raw]) == 16
 
 
 def test_kl_keeps_nothing() -> None:
     p = posterior((64, 1000), prior="full").leaves()
-    assert kept_bytes(lambda: vaefast.gaussian_kl(*p.args()), p.tensors()) == 0
+    for balance in (None, 0.8):
+        assert kept_bytes(lambda: vaefast.gaussian_kl(*p.args(), balance=balance), p.tensors()) == 0  # noqa: B023
 
 
 def test_given_noise_is_kept_as_it_is() -> None:

@@ -19,6 +19,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"beta": 0, "parameterization": "softplus", "reduction": "per_sample"},
     {"parameterization": Parameterization("logvar", clamp=(-30.0, 20.0), floor=1e-4)},
     {"beta": torch.tensor(0.5)},
+    {"free_bits": 2.0, "free_bits_per": "sample", "symmetric": True},
+    {"capacity": torch.tensor(2.0)},
 ]
 
 

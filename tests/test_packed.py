@@ -162,7 +162,7 @@ def test_no_gradient_outside_the_clamp_or_on_its_edges(backend: str, device: str
 
 def test_deterministic_is_a_point_mass(backend: str, device: str) -> None:
     moments = moments_of(device=device)
-    q = DiagonalGaussian(moments, True)
+    q = DiagonalGaussian(moments, deterministic=True)
     assert torch.equal(q.sample(), q.mean) and torch.equal(q.mode(), q.mean)
     assert not q.std.any() and not q.var.any() and q.std.shape == q.mean.shape
     z, kl = q.sample_with_kl()
@@ -346,7 +346,8 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: DiagonalGaussian(M[0, 0, 0], dim=0), ValueError, "dim=0 is no dimension"),
     (lambda: DiagonalGaussian(M, dim=2), ValueError, "has 3 entries along dim=2; it takes an even number"),
     (lambda: DiagonalGaussian(M, dim=1.0), TypeError, "dim must be an int, got 1.0"),
-    (lambda: DiagonalGaussian(M, 1), TypeError, "deterministic must be a bool, got 1; dim and clamp go by name"),
+    (lambda: DiagonalGaussian(M, True), TypeError, "dim must be an int, got True; deterministic goes by name"),
+    (lambda: DiagonalGaussian(M, deterministic=1), TypeError, "deterministic must be a bool, got 1"),
     (lambda: DiagonalGaussian(M, clamp=(1.0, -1.0)), ValueError, "clamp must be .* with lo <= hi"),
     (lambda: DiagonalGaussian(M, clamp=3.0), TypeError, "clamp must be None or two numbers"),
     (lambda: Q.sample(generator=3), TypeError, "generator must be a torch.Generator, got int"),
@@ -357,7 +358,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "packed along dim=2 but this one",
     ),
-    (lambda: Q.kl(DiagonalGaussian(M, True)), ValueError, "other is deterministic"),
+    (lambda: Q.kl(DiagonalGaussian(M, deterministic=True)), ValueError, "other is deterministic"),
     (lambda: Q.kl(reduction="all"), ValueError, "reduction must be one of"),
     (lambda: Q.sample_with_kl(reduction="all"), ValueError, "reduction must be one of"),
     (lambda: Q.nll(1.0), TypeError, "sample must be a torch.Tensor"),
@@ -379,7 +380,7 @@ def test_stands_for_diffusers_own(backend: str, device: str, deterministic: bool
     moments, other = (moments_of(SHAPE, torch.float64, device, k).detach() for k in (0, 1))
     moments[:, 4:] *= 20
     moments.requires_grad_(), other.requires_grad_()
-    q, expected = (cls(moments, deterministic) for cls in (DiagonalGaussian, theirs))
+    q, expected = (cls(moments, deterministic=deterministic) for cls in (DiagonalGaussian, theirs))
     for name in ("parameters", "mean", "logvar", "std", "var", "deterministic"):
         a, e = getattr(q, name), getattr(expected, name)
         assert torch.allclose(a, e, rtol=1e-12) if isinstance(e, Tensor) else a == e
@@ -394,7 +395,7 @@ def test_stands_for_diffusers_own(backend: str, device: str, deterministic: bool
         lambda q, p: q.nll(x, dims=[1, 2]),
     ]
     for call in calls:
-        a, e = (call(cls(moments, deterministic), cls(other)) for cls in (DiagonalGaussian, theirs))
+        a, e = (call(cls(moments, deterministic=deterministic), cls(other)) for cls in (DiagonalGaussian, theirs))
         assert torch.allclose(a, e.to(a), rtol=1e-9)
         if not deterministic:
             for g, true in zip(gradients(a, [moments, other]), gradients(e, [moments, other])):

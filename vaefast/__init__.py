@@ -10,6 +10,7 @@ from .functional import (
     elbo_loss,
     elbo_terms,
     gaussian_kl,
+    kl_per_dim,
     multi_tensor_gaussian_kl,
     multi_tensor_sample_with_kl,
     reconstruction_loss,
@@ -23,7 +24,7 @@ from .reference import ELBOTerms
 
 __version__ = "0.1.0"
 
-LIKELIHOODS: tuple[str, ...] = tuple(reference.LIKELIHOODS)
+LIKELIHOODS: tuple[str, ...] = (*reference.LIKELIHOODS, *reference.COMPOSED)
 
 __all__ = [
     "DiagonalGaussian",
@@ -37,6 +38,7 @@ __all__ = [
     "elbo_loss",
     "elbo_terms",
     "gaussian_kl",
+    "kl_per_dim",
     "likelihood_mean",
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 REDUCTIONS = ("none", "per_sample", "batchmean", "sum", "mean")
 ELBO_REDUCTIONS = ("per_sample", "batchmean", "sum")
 NOISE = ("philox", "torch")
+ESTIMATORS = ("analytic", "mc", "stl")
+# what free bits are counted for: the reductions that can follow, and why no other can
+FREE_BITS_PER: dict[str, tuple[tuple[str, ...], str]] = {
+    "dim": (REDUCTIONS, ""),
+    "sample": (ELBO_REDUCTIONS, "the floor is under the KL of a whole sample, which has no elements"),
+    "batch_dim": (("batchmean", "sum"), "the floor is under means over the batch, which belong to no sample"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,12 @@ class Likelihood:
 
     Args:
         name: one of ``vaefast.LIKELIHOODS``.
-        **options: ``"poisson"``: ``constant=True``, whether the data-only log(x!) is in. ``"negative_binomial"``,
-            ``"zero_inflated_negative_binomial"``: ``constant=True`` and ``eps=1e-8``, added to the mean (scvi-tools').
-            ``"discretized_logistic"``: ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the
-            least log scale.
+        **options: of ``"gaussian"``, ``"laplace"``, ``"poisson"``, ``"negative_binomial"`` and
+            ``"zero_inflated_negative_binomial"``: ``constant=True``, whether log(2 pi) / 2, log 2 or log(x!) is in.
+            (Without it and without a scale, the first two are half the squared, and the absolute, error.) Of the
+            last two also ``eps=1e-8``, added to the mean as scvi-tools does. ``"gaussian_optimal"``:
+            ``per_sample=False``, whether each sample has a variance of its own. ``"discretized_logistic"``:
+            ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the least log scale.
 
     Raises:
         TypeError, ValueError: an unknown name or option, or a value that it does not take.
@@ -95,10 +104,11 @@ class Likelihood:
     spec: tuple[str, list[float]]
 
     def __init__(self, name: str, **options: float) -> None:
-        from .reference import LIKELIHOODS
+        from .reference import COMPOSED, LIKELIHOODS
 
-        choice("likelihood", name, tuple(LIKELIHOODS))
-        takes = LIKELIHOODS[name].options
+        entries = {**LIKELIHOODS, **COMPOSED}
+        choice("likelihood", name, tuple(entries))
+        takes = entries[name].options
         for key, value in options.items():
             if key not in takes:
                 known = f"it takes {', '.join(takes)}" if takes else "it takes none"
@@ -106,7 +116,7 @@ class Likelihood:
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"option {key} of likelihood {name!r} must be a finite number, got {value!r}")
         self.name, self.options = name, {**takes, **options}
-        LIKELIHOODS[name].check(**self.options)
+        entries[name].check(**self.options)
         self.spec = (name, [float(value) for value in self.options.values()])
 
     def __repr__(self) -> str:
@@ -192,6 +202,13 @@ def batched(name: str, x: Tensor, reduction: str) -> None:
         )
 
 
+def batch(name: str, x: object) -> Tensor:
+    x = floating(name, x)
+    if x.dim() == 0:
+        raise ValueError(f"{name} must be [B, ...], got a 0-d tensor; use {name}.unsqueeze(0)")
+    return x
+
+
 def parameterization(value: str | Parameterization) -> Parameterization:
     if isinstance(value, Parameterization):
         return value
@@ -217,7 +234,7 @@ def packed(moments: object, dim: object) -> tuple[Tensor, int]:
     """Moments whose dimension ``dim``, counted from the front in what is returned, has two halves."""
     moments = floating("moments", moments)
     if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"dim must be an int, got {dim!r}")
+        raise TypeError(f"dim must be an int, got {dim!r}; deterministic goes by name")
     if not -moments.dim() <= dim < moments.dim():
         raise ValueError(
             f"dim={dim} is no dimension of moments, whose shape is {tuple(moments.shape)}; it takes the one "
@@ -353,6 +370,104 @@ def factor(name: str, value: object, mu: Tensor | None = None) -> Tensor | float
     if mu is not None:
         same_device(name, value, "mu", mu.device)
     return value
+
+
+class KLOptions(NamedTuple):
+    """What the KL's keyword arguments ask for; see :func:`vaefast.gaussian_kl`."""
+
+    free_bits: float = 0.0
+    free_bits_per: str = "dim"
+    balance: float | None = None
+    capacity: Tensor | float | None = None
+    symmetric: bool = False
+
+
+def kl_options(
+    reduction: str, free_bits: object, free_bits_per: str, balance: object, capacity: object, symmetric: object
+) -> KLOptions:
+    """The options, as far as they can be judged without tensors."""
+    if not is_real(free_bits):
+        raise TypeError(f"free_bits must be a number (nats), got {free_bits!r}")
+    if not 0 <= free_bits < math.inf:
+        raise ValueError(f"free_bits must be a finite number >= 0 (nats; 0 is off), got {free_bits!r}")
+    choice("free_bits_per", free_bits_per, tuple(FREE_BITS_PER))
+    takes, why = FREE_BITS_PER[free_bits_per]
+    if free_bits > 0 and reduction not in takes:
+        raise ValueError(
+            f"free_bits_per={free_bits_per!r} does not go with reduction={reduction!r}: {why}. "
+            f"Use one of {', '.join(map(repr, takes))}"
+        )
+    if not isinstance(symmetric, bool):
+        raise TypeError(f"symmetric must be True or False, got {symmetric!r}")
+    return KLOptions(
+        float(free_bits),
+        free_bits_per,
+        kl_balance(balance),
+        None if capacity is None else kl_capacity(capacity, reduction, free_bits),
+        symmetric,
+    )
+
+
+def kl_balance(value: object, *prior: object) -> float | None:
+    """The balance; where a prior is given too, it must have a tensor."""
+    if value is None:
+        return None
+    if not is_real(value):
+        raise TypeError(f"balance must be None or a number from 0 to 1, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"balance must be from 0 (trains q alone) to 1 (trains the prior alone), got {value!r}")
+    if prior and not any(isinstance(p, Tensor) for p in prior):
+        raise ValueError(
+            f"balance={value!r} divides the KL's gradient between the posterior and the prior, but neither prior_mu "
+            "nor prior_logvar is a tensor; give a prior that is trained, or balance=None"
+        )
+    return float(value)
+
+
+def kl_capacity(value: object, reduction: str, free_bits: float) -> Tensor | float:
+    capacity = factor("capacity", value)
+    if not isinstance(capacity, Tensor) and not 0 <= capacity < math.inf:
+        raise ValueError(f"capacity must be a finite number >= 0 (nats a sample), got {value!r}")
+    if reduction not in ELBO_REDUCTIONS:
+        raise ValueError(
+            f"capacity does not go with reduction={reduction!r}: it is held against the KL of a whole sample. "
+            f"Use one of {', '.join(map(repr, ELBO_REDUCTIONS))}"
+        )
+    if free_bits > 0:
+        raise ValueError(
+            f"capacity and free_bits={free_bits!r} were both given; each says how large the KL shall be, "
+            "so pass one of them"
+        )
+    return capacity
+
+
+def kl_tensors(options: KLOptions, mu: Tensor, prior_mu: object, prior_logvar: object) -> None:
+    """The options, judged by the tensors that they serve."""
+    whole_samples = options.free_bits > 0 and options.free_bits_per != "dim"
+    if mu.dim() == 0 and (whole_samples or options.capacity is not None):
+        what = f"free_bits_per={options.free_bits_per!r}" if whole_samples else "capacity"
+        raise ValueError(f"{what} needs a batch dimension, but mu is a 0-d tensor; use mu.unsqueeze(0)")
+    kl_balance(options.balance, prior_mu, prior_logvar)
+    if isinstance(options.capacity, Tensor):
+        same_device("capacity", options.capacity, "mu", mu.device)
+
+
+def estimator(name: str, options: KLOptions) -> None:
+    choice("estimator", name, ESTIMATORS)
+    if name != "analytic" and options.symmetric:
+        raise ValueError(
+            f"estimator={name!r} does not go with symmetric=True: samples of q estimate KL(q || p) alone; "
+            "use 'analytic'"
+        )
+
+
+def samples(mu: Tensor, logvar: Tensor, number: object) -> tuple[Tensor, Tensor]:
+    """Both as ``[K, B, ...]`` views, which take no memory."""
+    if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
+        raise TypeError(f"num_samples must be None or an int, got {number!r}")
+    if number < 1:
+        raise ValueError(f"num_samples must be at least 1, got {number!r}")
+    return mu.expand(number, *mu.shape), logvar.expand(number, *logvar.shape)
 
 
 def elbo_batch(recon: Tensor, mu: Tensor, reduction: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import reference
 from ._args import Likelihood, Parameterization
+from ._kl_options import Pair
 
 
 def _own(t: Tensor) -> Tensor:
@@ -58,11 +59,12 @@ def _posterior_backward(
     floor: float,
     reduction: str,
     mask: Sequence[bool],
+    balance: float | None = None,
 ) -> list[Tensor]:
     with torch._C._AutoDispatchBelowAutograd():  # the kernel checks the arguments
         torch.ops.vaefast.posterior_backward(
             dz, dkl, mu, raw, prior_mu, prior_mu_value, prior_logvar, prior_logvar_value, eps, seed,
-            parameterization, lo, hi, floor, reduction, mask,
+            parameterization, lo, hi, floor, reduction, mask, balance,
         )  # fmt: skip
     p = _parameterization(parameterization, lo, hi, floor)
 
@@ -72,7 +74,7 @@ def _posterior_backward(
             out.append(reference._sample(mu, raw, p, eps, seed))
         if dkl is not None:
             prior = (prior_mu_value if pm is None else pm, prior_logvar_value if plv is None else plv)
-            out.append(reference.gaussian_kl(mu, raw, *prior, parameterization=p, reduction=reduction))
+            out.append(reference.plain_kl(Pair(mu, raw, *prior, p), reduction, balance))
         return out
 
     upstream = [t for t in (dz, dkl) if t is not None]

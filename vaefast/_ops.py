@@ -178,6 +178,7 @@ def posterior(
     *,
     sample: bool,
     kl: bool,
+    balance: float | None = None,
 ) -> list[Tensor]:
     entry = _entry(mu)
     seed = None
@@ -186,7 +187,7 @@ def posterior(
         seed, generator = draw_seed(mu, generator), None
     result: list[Tensor] = entry.posterior(
         mu, raw, *split(prior_mu), *split(prior_logvar), eps, seed, generator,
-        *p.spec, reduction, sample, kl,
+        *p.spec, reduction, sample, kl, balance,
     )  # fmt: skip
     return result
 
@@ -257,9 +258,10 @@ def elbo(
     p: Parameterization,
     beta: float,
     reduction: str,
+    balance: float | None,
 ) -> Sequence[Tensor]:
     result: Sequence[Tensor] = _entry(mu).elbo(
         params, target, weight, *likelihood.spec, mu, raw, *split(prior_mu), *split(prior_logvar),
-        *p.spec, beta, reduction,
+        *p.spec, beta, reduction, balance,
     )  # fmt: skip
     return result

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _args, _ops, reference
+from . import _args, _kl_options, _ops, _optimal, reference
 from ._args import Likelihood, Parameterization, Real
+from ._kl_options import Pair
 from .reference import ELBOTerms
 
 Recon = Tensor | Sequence[Tensor]
@@ -25,6 +26,7 @@ def _posterior(
     prior_logvar: Prior,
     parameterization: str | Parameterization,
     reduction: str,
+    balance: float | None = None,
     *,
     sample: bool,
     kl: bool,
@@ -35,9 +37,17 @@ def _posterior(
         lambda: (
             mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar), None, None, None,
             *_args.parameterization(parameterization).spec, reduction, sample, kl,
+            balance if balance is None else _args.kl_balance(balance, prior_mu, prior_logvar),
         ),
     )  # fmt: skip
     return found
+
+
+def _plain_kl(pair: Pair, reduction: str, balance: float | None) -> Tensor:
+    if not _ops.native_for(pair.mu):
+        return reference.plain_kl(pair, reduction, balance)
+    mu, raw, pm, plv, p = pair
+    return _ops.posterior(mu, raw, pm, plv, None, None, p, reduction, sample=False, kl=True, balance=balance)[0]
 
 
 def reparameterize(
@@ -48,6 +58,7 @@ def reparameterize(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     noise: str = "philox",
+    num_samples: int | None = None,
 ) -> Tensor:
     """Draws ``z = mu + std * eps``, eps ~ N(0, I), differentiably in both arguments.
 
@@ -62,9 +73,11 @@ def reparameterize(
         generator: where the seed comes from; the default generator of ``mu``'s device if None.
         noise: ``"philox"`` draws from (seed, offset, element index) inside the kernel, so that only 16 bytes are kept
             for backward; ``"torch"`` draws :func:`torch.randn`'s own stream and keeps it.
+        num_samples: K for K independent draws in one call, whose gradients add up. What is kept for backward does not
+            grow with K; ``eps`` then broadcasts to ``[K, B, ...]``.
 
     Returns:
-        ``z``, shape and dtype of ``mu``.
+        ``z``, shape and dtype of ``mu``; ``[K, B, ...]`` with ``num_samples=K``.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
@@ -74,6 +87,8 @@ def reparameterize(
         mu, logvar = encoder(x).chunk(2, dim=1)
         z = vaefast.reparameterize(mu, logvar)
     """
+    if num_samples is not None:
+        mu, logvar = _args.samples(*_args.posterior(mu, logvar), num_samples)
     if eps is None and generator is None and noise == "philox":
         out = _posterior(mu, logvar, None, None, parameterization, "none", sample=True, kl=False)
         if out is not None:
@@ -95,6 +110,11 @@ def gaussian_kl(
     *,
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> Tensor:
     """KL(q || p) in nats between diagonal Gaussians q = N(mu, std^2) and p = N(prior_mu, e^prior_logvar).
 
@@ -109,6 +129,18 @@ def gaussian_kl(
         parameterization: what ``logvar`` means; see :class:`Parameterization`.
         reduction: ``"none"`` elementwise, ``"per_sample"`` ``[B]``, ``"batchmean"`` its mean over B, ``"sum"``, or
             ``"mean"`` over every element.
+        free_bits: a floor in nats, below and at which there is no gradient; 0 is off.
+        free_bits_per: under what the floor is. ``"dim"``: each element, ``max(free_bits, kl[b, d])``. ``"sample"``:
+            ``max(free_bits, sum_d kl[b, d])`` (Hafner et al. 2023, arXiv:2301.04104), for ``"per_sample"``,
+            ``"batchmean"`` and ``"sum"``. ``"batch_dim"``: ``sum_d max(free_bits, mean_b kl[b, d])`` (Kingma et al.
+            2016, arXiv:1606.04934, equation 15), for ``"batchmean"``, and B times it for ``"sum"``.
+        balance: alpha in [0, 1] for ``alpha KL(sg(q) || p) + (1 - alpha) KL(q || sg(p))``, sg being detach (Hafner et
+            al. 2021, arXiv:2010.02193, algorithm 2): the value is the KL, the prior's gradient is times alpha and the
+            posterior's times 1 - alpha. At least one of the priors must be a tensor.
+        capacity: C in nats, a float or, for a schedule that compiles once, a 0-d tensor, for ``|KL - C|`` (Burgess et
+            al. 2018, arXiv:1804.03599, equation 8): of each sample's KL for ``"per_sample"``, of the batch's mean for
+            ``"batchmean"``, and B times that for ``"sum"``. No gradient where KL = C. Not together with ``free_bits``.
+        symmetric: KL(q || p) + KL(p || q) instead (Jeffreys 1946), in the dtype and with the options of the KL.
 
     Returns:
         The KL. A reduced result is float32 (float64 where an input is); ``"none"`` keeps the promoted input dtype.
@@ -118,20 +150,50 @@ def gaussian_kl(
 
     Example::
 
-        kl = vaefast.gaussian_kl(mu, logvar)
-        loss = nll + 0.5 * kl
+        loss = nll + 0.5 * vaefast.gaussian_kl(mu, logvar)
+        kl = vaefast.gaussian_kl(mu, logvar, prior_mu, prior_logvar, free_bits=0.1, balance=0.8)
     """
-    out = _posterior(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, sample=False, kl=True)
-    if out is not None:
-        return out[0]
-    mu, logvar = _args.posterior(mu, logvar)
-    p = _args.parameterization(parameterization)
-    pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
-    _args.choice("reduction", reduction, _args.REDUCTIONS)
-    _args.batched("mu", mu, reduction)
-    if not _ops.native_for(mu):
-        return reference.gaussian_kl(mu, logvar, pm, plv, parameterization=p, reduction=reduction)
-    return _ops.posterior(mu, logvar, pm, plv, None, None, p, reduction, sample=False, kl=True)[0]
+    if free_bits == 0.0 and free_bits_per == "dim" and capacity is None and symmetric is False:
+        out = _posterior(
+            mu, logvar, prior_mu, prior_logvar, parameterization, reduction, balance, sample=False, kl=True
+        )
+        if out is not None:
+            return out[0]
+    pair, options = _kl_options.checked(
+        mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
+        free_bits, free_bits_per, balance, capacity, symmetric,
+    )  # fmt: skip
+    return _kl_options.kl(_plain_kl, pair, reduction, options)
+
+
+def kl_per_dim(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Prior = None,
+    prior_logvar: Prior = None,
+    *,
+    parameterization: str | Parameterization = "logvar",
+) -> Tensor:
+    """The batch's mean of the KL of each latent dimension: which are used, and which have collapsed to the prior.
+
+    Args:
+        mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`gaussian_kl`.
+
+    Returns:
+        ``mean_b kl[b, ...]`` in nats, mu's shape without B; float32 (float64 where an input is). It sums to the
+        ``"batchmean"`` KL (the terms of Kingma & Welling 2014, appendix B), and is differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+
+    Example::
+
+        active = vaefast.kl_per_dim(mu, logvar) > 0.01
+        print(int(active.sum()), "active units")
+    """
+    mu = _kl_options.wide(_args.batch("mu", mu))
+    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction="none")
+    return kl.mean(0)
 
 
 def sample_with_kl(
@@ -145,6 +207,12 @@ def sample_with_kl(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     noise: str = "philox",
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
+    estimator: str = "analytic",
 ) -> tuple[Tensor, Tensor]:
     """:func:`reparameterize` and :func:`gaussian_kl` in one pass over ``mu`` and ``logvar``.
 
@@ -153,6 +221,11 @@ def sample_with_kl(
     Args:
         mu, logvar, prior_mu, prior_logvar, parameterization, reduction: as for :func:`gaussian_kl`.
         eps, generator, noise: as for :func:`reparameterize`.
+        free_bits, free_bits_per, balance, capacity, symmetric: as for :func:`gaussian_kl`.
+        estimator: ``"analytic"``, the KL itself. ``"mc"``: log q(z) - log p(z) at the sample, its estimate without
+            bias, which can be negative (Kingma & Welling 2014, equation 2). ``"stl"``, sticking the landing: the same
+            value, but with q's mean and scale held in log q, so that the gradient goes through z alone (Roeder et al.
+            2017, arXiv:1703.09194, algorithm 2). Both keep the noise, and take several kernels.
 
     Returns:
         ``(z, kl)``: z of ``mu``'s shape and dtype, kl in nats as reduced.
@@ -165,24 +238,31 @@ def sample_with_kl(
         z, kl = vaefast.sample_with_kl(mu, logvar)
         loss = vaefast.reconstruction_loss(decoder(z), x) + kl
     """
-    if eps is None and generator is None and noise == "philox":
-        out = _posterior(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, sample=True, kl=True)
+    plain = free_bits == 0.0 and free_bits_per == "dim" and capacity is None and symmetric is False
+    if plain and estimator == "analytic" and eps is None and generator is None and noise == "philox":
+        out = _posterior(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, balance, sample=True, kl=True)
         if out is not None:
             return out[0], out[1]
-    mu, logvar = _args.posterior(mu, logvar)
-    p = _args.parameterization(parameterization)
-    pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
-    _args.choice("reduction", reduction, _args.REDUCTIONS)
-    _args.batched("mu", mu, reduction)
+    pair, options = _kl_options.checked(
+        mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
+        free_bits, free_bits_per, balance, capacity, symmetric,
+    )  # fmt: skip
+    _args.estimator(estimator, options)
     eps = _args.noise(noise, eps, generator, mu)
+    if estimator != "analytic":
+        return _kl_options.estimated(reparameterize, pair, reduction, options, estimator, eps, generator, noise)
     if not _ops.native_for(mu, no_grad_to=(eps,)):
         return reference.sample_with_kl(
-            mu, logvar, pm, plv,
-            parameterization=p, reduction=reduction, eps=eps, generator=generator, noise=noise,
+            mu, logvar, pair.prior_mu, pair.prior_logvar,
+            parameterization=pair.p, reduction=reduction, eps=eps, generator=generator, noise=noise,
+            **options._asdict(),
         )  # fmt: skip
     eps = _ops.torch_noise(mu, generator) if eps is None and noise == "torch" else eps
-    z, kl = _ops.posterior(mu, logvar, pm, plv, eps, generator, p, reduction, sample=True, kl=True)
-    return z, kl
+    (wide, raw, pm, plv, p), inner = _kl_options.begin(pair, reduction, options)
+    z, kl = _ops.posterior(
+        wide, raw, pm, plv, eps, generator, p, inner, sample=True, kl=True, balance=options.balance
+    )  # fmt: skip
+    return z.to(mu.dtype), _kl_options.finish(kl, _plain_kl, pair, reduction, options)
 
 
 def multi_tensor_gaussian_kl(
@@ -310,7 +390,8 @@ def reconstruction_loss(
             - ``"bernoulli"`` logits; ``"bernoulli_probs"`` probabilities (``F.binary_cross_entropy``'s clamps);
               ``"continuous_bernoulli"`` logits (Loaiza-Ganem & Cunningham 2019, equation 6).
             - ``"gaussian"`` mean or (mean, logvar); ``"laplace"`` loc or (loc, log_scale); a scale that is not given
-              is 1. ``"student_t"`` (loc, log_scale, df).
+              is 1. ``"student_t"`` (loc, log_scale, df). ``"gaussian_optimal"`` mean, at the variance that fits the
+              data best (Rybkin et al. 2021, equation 4).
             - ``"poisson"`` log_rate; ``"negative_binomial"`` (mu, theta), mean and inverse dispersion;
               ``"zero_inflated_negative_binomial"`` (mu, theta, pi_logits) (Lopez et al. 2018, as scvi-tools has
               them). A negative count gives NaN; one that is not whole goes through the gamma function.
@@ -343,9 +424,9 @@ def reconstruction_loss(
     if nll is not None:
         return nll
     chosen = _args.likelihood(likelihood)
-    params, target, weight = _args.reconstruction(
-        recon, target, weight, chosen.name, reference.LIKELIHOODS[chosen.name]
-    )
+    params, target, weight = _args.reconstruction(recon, target, weight, chosen.name, reference.entry_of(chosen))
+    if chosen.name in reference.COMPOSED:
+        return _optimal.gaussian_optimal(reconstruction_loss, params, target, weight, reduction, chosen)
     _args.choice("reduction", reduction, _args.REDUCTIONS)
     _args.batched("recon", params[0], reduction)
     if not _ops.native_for(params[0], no_grad_to=(target, weight)):
@@ -368,6 +449,11 @@ def elbo_terms(
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> ELBOTerms:
     """The negative ELBO and its two terms: ``loss = -E_q[log p(x|z)] + beta * KL(q || p)``, each differentiable.
 
@@ -376,9 +462,11 @@ def elbo_terms(
     Args:
         recon, target, likelihood, weight: as for :func:`reconstruction_loss`.
         mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`gaussian_kl`.
-        beta: the KL's factor, a float or a 0-d tensor.
+        beta: the KL's factor, a float or, for a schedule that compiles once, a 0-d tensor.
         reduction: ``"per_sample"``, ``"batchmean"`` or ``"sum"``. ``"mean"`` is refused: a mean over elements would
             weigh the two terms by their sizes.
+        free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`gaussian_kl`; ``kl`` is
+            the term with them. With ``capacity``, beta is the gamma of Burgess et al. 2018.
 
     Returns:
         ``ELBOTerms(loss, reconstruction, kl)``, a NamedTuple, in nats.
@@ -391,7 +479,8 @@ def elbo_terms(
         terms = vaefast.elbo_terms(decoder(z), x, mu, logvar)
         terms.loss.backward(); print(terms.kl.item())
     """
-    if type(beta) in (float, int):
+    plain = free_bits == 0.0 and free_bits_per == "dim" and capacity is None and symmetric is False
+    if plain and type(beta) in (float, int):
         given = recon if isinstance(recon, (tuple, list)) else (recon,)
         terms = _ops.attempt(
             "elbo", mu,
@@ -399,30 +488,33 @@ def elbo_terms(
                 given, target, weight, *_args.likelihood(likelihood).spec,
                 mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar),
                 *_args.parameterization(parameterization).spec, beta, reduction,
+                balance if balance is None else _args.kl_balance(balance, prior_mu, prior_logvar),
             ),
         )  # fmt: skip
         if terms is not None:
             return ELBOTerms(*terms)
     _args.reduction_for_elbo(reduction)
     chosen = _args.likelihood(likelihood)
-    params, target, weight = _args.reconstruction(
-        recon, target, weight, chosen.name, reference.LIKELIHOODS[chosen.name]
-    )
-    mu, logvar = _args.posterior(mu, logvar)
-    p = _args.parameterization(parameterization)
-    pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
+    params, target, weight = _args.reconstruction(recon, target, weight, chosen.name, reference.entry_of(chosen))
+    pair, options = _kl_options.checked(
+        mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
+        free_bits, free_bits_per, balance, capacity, symmetric,
+    )  # fmt: skip
     _args.elbo_batch(params[0], mu, reduction)
     beta = _args.factor("beta", beta, mu)
+    mu, logvar, pm, plv, p = pair
     if not _ops.native_for(mu, no_grad_to=(target, weight)):
         return reference.elbo_terms(
             tuple(params), target, mu, logvar, pm, plv,
             likelihood=chosen, beta=beta, parameterization=p, reduction=reduction, weight=weight,
+            **options._asdict(),
         )  # fmt: skip
-    if isinstance(beta, Tensor):
-        nll = _ops.reconstruction(params, target, weight, chosen, reduction)
-        kl = _ops.posterior(mu, logvar, pm, plv, None, None, p, reduction, sample=False, kl=True)[0]
+    if not plain or isinstance(beta, Tensor) or chosen.name in reference.COMPOSED:
+        nll = reconstruction_loss(params, target, likelihood=chosen, reduction=reduction, weight=weight)
+        kl = _kl_options.kl(_plain_kl, pair, reduction, options)
         return ELBOTerms(nll + beta * kl, nll, kl)
-    return ELBOTerms(*_ops.elbo(params, target, weight, chosen, mu, logvar, pm, plv, p, beta, reduction))
+    terms = _ops.elbo(params, target, weight, chosen, mu, logvar, pm, plv, p, beta, reduction, options.balance)
+    return ELBOTerms(*terms)
 
 
 def elbo_loss(
@@ -438,6 +530,11 @@ def elbo_loss(
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> Tensor:
     """The negative ELBO in nats, to be minimised: :func:`elbo_terms` without the parts.
 
@@ -451,4 +548,5 @@ def elbo_loss(
     return elbo_terms(
         recon, target, mu, logvar, prior_mu, prior_logvar,
         likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction, weight=weight,
+        free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
     ).loss  # fmt: skip

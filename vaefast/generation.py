@@ -9,13 +9,13 @@ from torch import distributions as D
 from . import _args
 from ._args import Likelihood
 from .functional import Recon
-from .reference import LIKELIHOODS
+from .reference import COMPOSED, entry_of
 
 
 def _distribution(recon: Recon, likelihood: str | Likelihood) -> tuple[D.Distribution, torch.dtype]:
     """p(x | recon), in float32 at least, and the dtype of what comes of it."""
     chosen = _args.likelihood(likelihood)
-    entry = LIKELIHOODS[chosen.name]
+    entry = entry_of(chosen)
     params = _args.parameters(recon, chosen.name, entry)
     dtype = params[0].dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -62,5 +62,9 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
         mu, theta, pi_logits = decoder(torch.randn(16, 20))
         counts = vaefast.sample_likelihood((mu, theta, pi_logits), "zero_inflated_negative_binomial")
     """
+    if _args.likelihood(likelihood).name in COMPOSED:
+        raise ValueError(
+            f"{likelihood!r} takes its variance from data, so it has no draws; use 'gaussian' with a logvar"
+        )
     p, dtype = _distribution(recon, likelihood)
     return p.sample().to(dtype)

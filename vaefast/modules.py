@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import _args
-from ._args import Likelihood, Parameterization, Real
+from ._args import KLOptions, Likelihood, Parameterization, Real
 from .functional import Prior, Recon, elbo_loss
 
 
@@ -14,6 +14,7 @@ class ELBOLoss(nn.Module):
 
     Args:
         likelihood, beta, parameterization, reduction: as for :func:`vaefast.elbo_terms`.
+        free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`vaefast.gaussian_kl`.
 
     Shape:
         as for :func:`vaefast.elbo_loss`; the result is in nats.
@@ -33,6 +34,12 @@ class ELBOLoss(nn.Module):
         beta: Tensor | Real = 1.0,
         parameterization: str | Parameterization = "logvar",
         reduction: str = "batchmean",
+        *,
+        free_bits: float = 0.0,
+        free_bits_per: str = "dim",
+        balance: float | None = None,
+        capacity: Tensor | Real | None = None,
+        symmetric: bool = False,
     ) -> None:
         super().__init__()
         _args.reduction_for_elbo(reduction)
@@ -41,6 +48,7 @@ class ELBOLoss(nn.Module):
         self.beta = _args.factor("beta", beta)
         self.parameterization = _args.parameterization(parameterization)
         self.reduction = reduction
+        self.kl_options = _args.kl_options(reduction, free_bits, free_bits_per, balance, capacity, symmetric)
 
     def forward(
         self,
@@ -65,10 +73,16 @@ class ELBOLoss(nn.Module):
             parameterization=self.parameterization,
             reduction=self.reduction,
             weight=weight,
+            **self.kl_options._asdict(),
         )
 
     def extra_repr(self) -> str:
         return (
             f"likelihood={self.likelihood!r}, beta={self.beta!r}, "
             f"parameterization={self.parameterization!r}, reduction={self.reduction!r}"
+            + "".join(
+                f", {name}={value!r}"
+                for name, value in self.kl_options._asdict().items()
+                if value != KLOptions._field_defaults[name]
+            )
         )

@@ -23,9 +23,9 @@ class DiagonalGaussian:
 
     Args:
         moments: ``[B, 2C, ...]``, float16, bfloat16, float32 or float64, CPU or CUDA, any strides.
-        deterministic: a point mass at the mean: ``std``, ``var``, ``kl`` and ``nll`` are 0 and samples the mean.
         dim: the dimension whose first half is the mean and whose second is the log variance.
         clamp: ``(lo, hi)`` for the log variance, or None.
+        deterministic: a point mass at the mean: ``std``, ``var``, ``kl`` and ``nll`` are 0 and samples the mean.
 
     Attributes:
         parameters: ``moments``.
@@ -46,13 +46,13 @@ class DiagonalGaussian:
     def __init__(
         self,
         moments: Tensor,
-        deterministic: bool = False,
-        *,
         dim: int = 1,
         clamp: tuple[float, float] | None = (-30.0, 20.0),
+        *,
+        deterministic: bool = False,
     ) -> None:
         if not isinstance(deterministic, bool):
-            raise TypeError(f"deterministic must be a bool, got {deterministic!r}; dim and clamp go by name, as dim=1")
+            raise TypeError(f"deterministic must be a bool, got {deterministic!r}")
         self.parameters, self.dim = _args.packed(moments, dim)
         self.deterministic = deterministic
         default = clamp == _DIFFUSERS.clamp

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from . import _args
+from . import _args, _kl_options, _optimal
 from ._args import Likelihood, Parameterization, Real
 from ._distributions import DiscretizedLogistic, ZeroInflated
+from ._kl_options import Pair
 from ._philox import draw_seed, normal
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "elbo_loss",
     "elbo_terms",
     "gaussian_kl",
+    "kl_per_dim",
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",
     "reconstruction_loss",
@@ -95,16 +97,16 @@ def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
     return torch.where(inside, -x * torch.log(p) - (1 - x) * torch.log1p(-p), at_end)
 
 
-def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None) -> Tensor:
+def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Tensor:
     if logvar is None:
-        return 0.5 * (math.log(2 * math.pi) + (x - mean) ** 2)
-    return 0.5 * (math.log(2 * math.pi) + logvar + (x - mean) ** 2 * torch.exp(-logvar))
+        return 0.5 * (constant * math.log(2 * math.pi) + (x - mean) ** 2)
+    return 0.5 * (constant * math.log(2 * math.pi) + logvar + (x - mean) ** 2 * torch.exp(-logvar))
 
 
-def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None) -> Tensor:
+def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Tensor:
     if log_scale is None:
-        return math.log(2) + (x - loc).abs()
-    return math.log(2) + log_scale + (x - loc).abs() * torch.exp(-log_scale)
+        return constant * math.log(2) + (x - loc).abs()
+    return constant * math.log(2) + log_scale + (x - loc).abs() * torch.exp(-log_scale)
 
 
 def _in_float64(nll: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -199,7 +201,8 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "(log 2 pi + lv + (x - m)^2 e^-lv) / 2",
         _gaussian,
-        lambda mean, logvar=None: D.Normal(mean, 1.0 if logvar is None else torch.exp(0.5 * logvar)),
+        lambda mean, logvar=None, constant=True: D.Normal(mean, 1.0 if logvar is None else torch.exp(0.5 * logvar)),
+        options={"constant": True},
     ),
     "laplace": LikelihoodEntry(
         ("loc", "log_scale"),
@@ -207,7 +210,8 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "log 2 + ls + |x - m| e^-ls",
         _laplace,
-        lambda loc, log_scale=None: D.Laplace(loc, 1.0 if log_scale is None else torch.exp(log_scale)),
+        lambda loc, log_scale=None, constant=True: D.Laplace(loc, 1.0 if log_scale is None else torch.exp(log_scale)),
+        options={"constant": True},
     ),
     "bernoulli_probs": LikelihoodEntry(
         ("probs",),
@@ -282,6 +286,21 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
 }
 
 
+# Composed of another's sums (vaefast/_optimal.py): no kernel of their own, and no value for a single element.
+COMPOSED: dict[str, LikelihoodEntry] = {
+    "gaussian_optimal": LikelihoodEntry(
+        ("mean",),
+        1,
+        "real",
+        "n / 2 (log(2 pi s) + 1), s the mean of (x - m)^2",
+        _gaussian,
+        lambda mean, per_sample: D.Normal(mean, math.nan, validate_args=False),
+        domains=("real",),
+        options={"per_sample": False},
+    ),
+}
+
+
 class _Activation(NamedTuple):
     """raw -> the standard deviation, and raw -> the log variance without going through it."""
 
@@ -303,7 +322,12 @@ PARAMETERIZATIONS: dict[str, _Activation] = {
 
 
 _args.PLAIN.update({name: Parameterization(name) for name in PARAMETERIZATIONS})
-_args.LIKELIHOODS.update({name: Likelihood(name) for name in LIKELIHOODS})
+_args.LIKELIHOODS.update({name: Likelihood(name) for name in (*LIKELIHOODS, *COMPOSED)})
+SQUARES = Likelihood("gaussian", constant=False)
+
+
+def entry_of(likelihood: Likelihood) -> LikelihoodEntry:
+    return COMPOSED.get(likelihood.name) or LIKELIHOODS[likelihood.name]
 
 
 def clamped(raw: Tensor, p: Parameterization) -> Tensor:
@@ -392,9 +416,12 @@ def reparameterize(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     noise: str = "philox",
+    num_samples: int | None = None,
 ) -> Tensor:
     """See :func:`vaefast.reparameterize`."""
     mu, logvar = _args.posterior(mu, logvar)
+    if num_samples is not None:
+        mu, logvar = _args.samples(mu, logvar, num_samples)
     p = _args.parameterization(parameterization)
     eps = _args.noise(noise, eps, generator, mu)
     return _sample(mu, logvar, p, eps, None, generator, noise)
@@ -426,15 +453,43 @@ def gaussian_kl(
     *,
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> Tensor:
     """See :func:`vaefast.gaussian_kl`."""
-    mu, logvar = _args.posterior(mu, logvar)
-    p = _args.parameterization(parameterization)
-    pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
-    _args.choice("reduction", reduction, _args.REDUCTIONS)
-    _args.batched("mu", mu, reduction)
-    dtype = _compute_dtype(mu, logvar, pm, plv)
-    return _reduce(_kl(mu.to(dtype), logvar.to(dtype), pm, plv, p), reduction, _promote(mu, logvar, pm, plv))
+    pair, options = _kl_options.checked(
+        mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
+        free_bits, free_bits_per, balance, capacity, symmetric,
+    )  # fmt: skip
+    return _kl_options.kl(plain_kl, pair, reduction, options)
+
+
+def plain_kl(pair: Pair, reduction: str, balance: float | None) -> Tensor:
+    """The KL of checked arguments, without the options that are composed."""
+    *tensors, p = pair
+    dtype = _compute_dtype(*tensors)
+
+    def kl(mu: Tensor, raw: Tensor, pm: Tensor | float | None, plv: Tensor | float | None) -> Tensor:
+        return _kl(mu.to(dtype), raw.to(dtype), pm, plv, p)
+
+    return _reduce(_kl_options.balanced(balance, kl, pair[:2], pair[2:4]), reduction, _promote(*tensors))
+
+
+def kl_per_dim(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | Real | None = None,
+    prior_logvar: Tensor | Real | None = None,
+    *,
+    parameterization: str | Parameterization = "logvar",
+) -> Tensor:
+    """See :func:`vaefast.kl_per_dim`."""
+    mu = _kl_options.wide(_args.batch("mu", mu))
+    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction="none")
+    return kl.mean(0)
 
 
 def sample_with_kl(
@@ -448,11 +503,24 @@ def sample_with_kl(
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     noise: str = "philox",
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
+    estimator: str = "analytic",
 ) -> tuple[Tensor, Tensor]:
     """See :func:`vaefast.sample_with_kl`."""
-    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction)
-    z = reparameterize(mu, logvar, parameterization=parameterization, eps=eps, generator=generator, noise=noise)
-    return z, kl
+    pair, options = _kl_options.checked(
+        mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
+        free_bits, free_bits_per, balance, capacity, symmetric,
+    )  # fmt: skip
+    _args.estimator(estimator, options)
+    eps = _args.noise(noise, eps, generator, mu)
+    if estimator != "analytic":
+        return _kl_options.estimated(reparameterize, pair, reduction, options, estimator, eps, generator, noise)
+    z = reparameterize(mu, logvar, parameterization=pair.p, eps=eps, generator=generator, noise=noise)
+    return z, _kl_options.kl(plain_kl, pair, reduction, options)
 
 
 def packed_posterior(
@@ -548,7 +616,9 @@ def reconstruction_loss(
 ) -> Tensor:
     """See :func:`vaefast.reconstruction_loss`."""
     p = _args.likelihood(likelihood)
-    params, target, weight = _args.reconstruction(recon, target, weight, p.name, LIKELIHOODS[p.name])
+    params, target, weight = _args.reconstruction(recon, target, weight, p.name, entry_of(p))
+    if p.name in COMPOSED:
+        return _optimal.gaussian_optimal(reconstruction_loss, params, target, weight, reduction, p)
     _args.choice("reduction", reduction, _args.REDUCTIONS)
     _args.batched("recon", params[0], reduction)
     dtype = _compute_dtype(*params, target, weight)
@@ -576,11 +646,19 @@ def elbo_terms(
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> ELBOTerms:
     """See :func:`vaefast.elbo_terms`."""
     _args.reduction_for_elbo(reduction)
     nll = reconstruction_loss(recon, target, likelihood=likelihood, reduction=reduction, weight=weight)
-    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction)
+    kl = gaussian_kl(
+        mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction,
+        free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+    )  # fmt: skip
     _args.elbo_batch(recon if isinstance(recon, Tensor) else recon[0], mu, reduction)
     beta = _args.factor("beta", beta, mu)
     # one loss, one dtype
@@ -602,6 +680,11 @@ def elbo_loss(
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: str = "dim",
+    balance: float | None = None,
+    capacity: Tensor | Real | None = None,
+    symmetric: bool = False,
 ) -> Tensor:
     """See :func:`vaefast.elbo_loss`."""
     return elbo_terms(
@@ -616,4 +699,9 @@ def elbo_loss(
         parameterization=parameterization,
         reduction=reduction,
         weight=weight,
+        free_bits=free_bits,
+        free_bits_per=free_bits_per,
+        balance=balance,
+        capacity=capacity,
+        symmetric=symmetric,
     ).loss

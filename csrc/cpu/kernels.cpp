@@ -101,7 +101,7 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
   constexpr int outputs = A == Against::kTensors ? 4 : 2;
   T* grad[4];
   for (int k = 0; k < outputs; ++k) grad[k] = writable(*out[k], t, out_buffer[k]);
-  const V factor = lit<V>(p.dkl_scale), zero = V(T(0));
+  const V factor = lit<V>(p.dkl_scale), prior_factor = lit<V>(p.dkl_prior_scale), zero = V(T(0));
   Accumulator<T> sum(t);
   for_vectors<T>(t.n, [&](int i) {
     const auto q = P::scale(p.activation, at(raw, i));
@@ -111,14 +111,15 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
       graw = gmu * at(eps, i) * q.dstd;
     }
     if constexpr (KLD) {
-      const V g = at(dkl, i) * factor;
+      const V upstream = at(dkl, i), g = upstream * factor;
       const auto k = prior.kl(at(mu, i), q, i);
       if constexpr (VALUE) sum.add(i, k.value);
       gmu = fma_(g, k.dmu, gmu);
       graw = fma_(g * k.dlogvar, q.dlogvar, graw);
       if constexpr (outputs == 4) {
-        put(grad[2], i, zero - g * k.dmu);
-        put(grad[3], i, g * k.dprior_logvar);
+        const V g_prior = upstream * prior_factor;
+        put(grad[2], i, zero - g_prior * k.dmu);
+        put(grad[3], i, g_prior * k.dprior_logvar);
       }
     }
     put(grad[0], i, gmu);

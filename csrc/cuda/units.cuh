@@ -132,7 +132,7 @@ struct PosteriorBackward {
     constexpr int N = M::N;
     Stream stream{};
     if (SAMPLE && p.philox.on) stream = open_stream(p.philox, false);
-    const T factor = lit<T>(p.dkl_scale);
+    const T factor = lit<T>(p.dkl_scale), prior_factor = lit<T>(p.dkl_prior_scale);
     for_packs<M>(p.space, u, [&](const Pack& at) {
       PosteriorPack<T, M, SAMPLE, KLD> x(p, at);
       Bits<T, N> dz_bits, dkl_bits;
@@ -153,16 +153,21 @@ struct PosteriorBackward {
         visit(p.prior, [&](auto prior) {
 #pragma unroll
           for (int i = 0; i < N; ++i) {
-            g[i] *= factor;
             const auto k = x.template kl<decltype(prior)::value>(q[i], i);
+            if constexpr (decltype(prior)::value) {
+              const T g_prior = g[i] * prior_factor;
+              x.prior_mu[i] = -g_prior * k.dmu;
+              x.prior_logvar[i] = g_prior * k.dprior_logvar;
+            }
+            g[i] *= factor;
             dmu[i] = fma_(g[i], k.dmu, dmu[i]);
             draw[i] = fma_(g[i] * k.dlogvar, q[i].dlogvar, draw[i]);
-            x.prior_mu[i] = -g[i] * k.dmu;
-            x.prior_logvar[i] = g[i] * k.dprior_logvar;
+          }
+          if constexpr (decltype(prior)::value) {
+            write<M>(p.out_dprior_mu, at, x.prior_mu);
+            write<M>(p.out_dprior_logvar, at, x.prior_logvar);
           }
         });
-        write<M>(p.out_dprior_mu, at, x.prior_mu);
-        write<M>(p.out_dprior_logvar, at, x.prior_logvar);
       }
       write<M>(p.out_dmu, at, dmu);
       write<M>(p.out_draw, at, draw);
