@@ -30,7 +30,11 @@ RUNS = {
     "layouts": ["test_layouts.py", "-k", NOT_HERE],
     # the graphs; numerical differentiation is thousands of launches, and the kernels' tests hold the values
     "gradients": ["test_gradients.py", "-k", f"{NOT_HERE} and not gradcheck"],
-    "options": ["test_kl_options.py", "-k", f"{NOT_HERE} and not gradcheck and not twice and not compile and not for_its_mean"],
+    "options": [
+        "test_kl_options.py",
+        "-k",
+        f"{NOT_HERE} and not gradcheck and not twice and not compile and not for_its_mean",
+    ],
     "lists": ["test_multi_tensor.py", "-k", f"{NOT_HERE} and not double and not compiled"],
 }
 # of the CPU's noise: a few units in the last place of the longest radius, 6.7; one rounding for half precision
