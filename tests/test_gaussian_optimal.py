@@ -16,7 +16,8 @@ SHAPES = pytest.mark.parametrize("shape", [(6, 40), (3, 2, 5, 7), (9,)], ids=str
 
 def data(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     mean, noise = torch.randn(2, *shape, generator=generator(4), dtype=torch.float64).unbind()
-    return mean.to(device, dtype).requires_grad_(), (mean + 0.05 * noise).to(device, dtype)
+    x = (mean + 0.05 * noise).to(device, dtype)
+    return mean.to(device, dtype).requires_grad_(), x
 
 
 @SHAPES

@@ -325,8 +325,8 @@ def test_options_are_checked() -> None:
         vaefast.Likelihood("zinb")
     with pytest.raises(TypeError, match=r"'poisson' has no option 'bins'.*constant"):
         vaefast.Likelihood("poisson", bins=3)
-    with pytest.raises(TypeError, match=r"'gaussian' has no option 'bins'.*none"):
-        vaefast.Likelihood("gaussian", bins=3)
+    with pytest.raises(TypeError, match=r"'bernoulli' has no option 'bins'.*none"):
+        vaefast.Likelihood("bernoulli", bins=3)
     with pytest.raises(ValueError, match=r"bins.*at least 2.*1"):
         vaefast.Likelihood("discretized_logistic", bins=1)
     with pytest.raises(ValueError, match=r"low must be below high"):
