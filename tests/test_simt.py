@@ -30,10 +30,7 @@ RUNS = {
     "layouts": ["test_layouts.py", "-k", NOT_HERE],
     # the graphs; numerical differentiation is thousands of launches, and the kernels' tests hold the values
     "gradients": ["test_gradients.py", "-k", f"{NOT_HERE} and not gradcheck"],
-<<<<<<< HEAD
     "packed": ["test_packed.py", "-k", f"{NOT_HERE} and not gradcheck and not compiled"],
-=======
->>>>>>> klside
     "options": [
         "test_kl_options.py",
         "-k",
