@@ -112,7 +112,7 @@ def operations(names: Iterable[str]) -> Iterator[Operation]:
     yield from FIXED
     for kernel in sorted({name.partition(": ")[2] for name in names}):
         if found := re.fullmatch(rf"Reconstruction<(\w+), (\d+)> \+ {KL_FORWARD}", kernel):
-            likelihood, count = found[1].lower(), int(found[2])
+            likelihood, count = re.sub(r"(?<!^)(?=[A-Z])", "_", found[1]).lower(), int(found[2])
             forward, backward = (f"reconstruction_{way} {likelihood} {count}" for way in ("forward", "backward"))
             yield Operation(forward, kernel, count + 1, 0, posterior=False)
             yield Operation(f"{forward}, gradient", kernel, count + 1, count, posterior=False)
