@@ -149,8 +149,13 @@ def check(function: Callable[..., Any], inputs: Sequence[Any], target: Tensor | 
         getattr(reference, function.__name__)(*wide_arguments, **wide_options),
     )
     ours, exact = ([x] if isinstance(x, Tensor) else list(x) for x in (ours, exact))
+
+    def summed(to: Tensor) -> float:
+        """By how much the errors of as many terms as one number of ``to`` adds up outgrow one term's."""
+        return max(1.0, lead.numel() / max(1, to.numel())) ** 0.5
+
     for k, (a, e) in enumerate(zip(ours, exact)):
-        assert_right(f"result {k}", a, e, tolerance)
+        assert_right(f"result {k}", a, e, tolerance * summed(a))
     upstream = [(1.5 + torch.rand(o.shape, generator=generator(5 + k))).to(o.dtype) for k, o in enumerate(ours)]
     got = torch.autograd.grad(ours, tensors(leaves), upstream, allow_unused=True)
     wanted = torch.autograd.grad(exact, tensors(wides), [u.double() for u in upstream], allow_unused=True)
@@ -159,10 +164,8 @@ def check(function: Callable[..., Any], inputs: Sequence[Any], target: Tensor | 
         if a is None or e is None:
             continue
         assert a.dtype == x.dtype
-        # where an input broadcasts, its gradient sums as many terms as numel says
-        terms = max(1.0, lead.numel() / max(1, x.numel()))
-        # a kept gradient is rounded when it is kept and when it is scaled
-        assert_right(f"gradient {k}", a, e, tolerance * terms**0.5, roundings=2)
+        # where an input broadcasts its gradient is a sum; a kept one is rounded when it is kept and when it is scaled
+        assert_right(f"gradient {k}", a, e, tolerance * summed(x), roundings=2)
 
 
 def posterior_of(
