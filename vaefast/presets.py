@@ -1,4 +1,4 @@
-"""Other projects' conventions: how each writes the negative ELBO, in arguments of :func:`vaefast.elbo_terms` and factors.
+"""Other projects' conventions: the negative ELBO as each writes it, in arguments and factors.
 
 ``PRESETS`` has them by name, for whoever compares with one of these projects or moves from it; an entry of your own is
 a preset too.
