@@ -297,17 +297,26 @@ def test_module_without_a_preset_says_nothing_of_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["pytorch_vae", "dreamer"])
-def test_compiles_in_one_graph(backend: str, device: str, name: str) -> None:
-    data, p = inputs(name, SHAPES[0], torch.float32, device)
-    tensors = [*data.recon, *p.tensors()]
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_in_one_graph(backend: str, device: str, name: str, dynamic: bool) -> None:
+    def step(recon: Tensors, x: Tensor, *q: Any) -> Tensor:
+        return vaefast.elbo_loss(recon, x, *q, preset=name)
 
-    def step(*args: Any) -> Tensor:
-        return vaefast.elbo_loss(data.recon, data.target, *args, preset=name)
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in SHAPES[:1] + [(5, 12)] * dynamic:
+        data, p = inputs(name, shape, torch.float32, device)
+        results = [f(data.recon, data.target, *p.args()) for f in (step, compiled)]
+        for a, e in zip(*([r, *gradients(r, [*data.recon, *p.tensors()])] for r in results)):
+            torch.testing.assert_close(a, e)
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    results = [f(*p.args()) for f in (step, compiled)]
-    for a, e in zip(*([r, *gradients(r, tensors)] for r in results)):
-        torch.testing.assert_close(a, e)
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_empty(backend: str, device: str, shape: tuple[int, int]) -> None:
+    data, p = training("gaussian", 1, shape).to(device).leaves(), posterior((shape[0], 3), device=device).leaves()
+    args, tensors = (data.recon, data.target, p.mu, p.raw), [*data.recon, p.mu, p.raw]
+    found = vaefast.elbo_loss(*args, reduction="sum", preset="pytorch_vae")
+    assert_relative(found, 0.00025 * vaefast.gaussian_kl(p.mu, p.raw, reduction="sum"))
+    assert [g.shape for g in gradients(found, tensors)] == [t.shape for t in tensors]
 
 
 def test_a_preset_of_ones_own(backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,10 +64,9 @@ class Preset:
         scale = self.scale if options["likelihood"] == self.likelihood else 1.0
         if scale == 1.0 and not self.per_dim:
             return terms
-        size = math.prod((recon if isinstance(recon, Tensor) else recon[0]).shape[1:])
-        nll, kl = terms.reconstruction * scale, terms.kl
-        nll = nll / size if "reconstruction" in self.per_dim else nll
-        kl = kl / size if "kl" in self.per_dim else kl
+        size = max(1, math.prod((recon if isinstance(recon, Tensor) else recon[0]).shape[1:]))
+        nll = terms.reconstruction * (scale / size if "reconstruction" in self.per_dim else scale)
+        kl = terms.kl / size if "kl" in self.per_dim else terms.kl
         return ELBOTerms(nll + options["beta"] * kl, nll, kl)
 
 
