@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import diagnostics, reference, schedules
+from . import diagnostics, presets, reference, schedules
 from ._args import Likelihood, Parameterization
 from ._build import show_config
 from ._ops import available_backends, use_backend
@@ -42,6 +42,7 @@ __all__ = [
     "likelihood_mean",
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",
+    "presets",
     "reconstruction_loss",
     "reference",
     "reparameterize",

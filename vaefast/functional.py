@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _args, _kl_options, _ops, _optimal, reference
+from . import _args, _kl_options, _ops, _optimal, presets, reference
 from ._args import Likelihood, Parameterization, Real
 from ._kl_options import Pair
 from .reference import ELBOTerms
@@ -454,6 +454,7 @@ def elbo_terms(
     balance: float | None = None,
     capacity: Tensor | Real | None = None,
     symmetric: bool = False,
+    preset: str | None = None,
 ) -> ELBOTerms:
     """The negative ELBO and its two terms: ``loss = -E_q[log p(x|z)] + beta * KL(q || p)``, each differentiable.
 
@@ -467,6 +468,10 @@ def elbo_terms(
             weigh the two terms by their sizes.
         free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`gaussian_kl`; ``kl`` is
             the term with them. With ``capacity``, beta is the gamma of Burgess et al. 2018.
+        preset: None, or a name in ``vaefast.presets.PRESETS``: the convention of another project, its arguments and
+            its factors on the terms. An argument that differs from its default here wins over the preset's. To let a
+            default win, write it so that it differs: ``Likelihood("bernoulli")``, ``Parameterization("logvar")``, a
+            0-d tensor for ``beta``.
 
     Returns:
         ``ELBOTerms(loss, reconstruction, kl)``, a NamedTuple, in nats.
@@ -479,6 +484,12 @@ def elbo_terms(
         terms = vaefast.elbo_terms(decoder(z), x, mu, logvar)
         terms.loss.backward(); print(terms.kl.item())
     """
+    if preset is not None:
+        return presets.elbo_terms(
+            elbo_terms, preset, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
+            likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
+            free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+        )  # fmt: skip
     plain = free_bits == 0.0 and free_bits_per == "dim" and capacity is None and symmetric is False
     if plain and type(beta) in (float, int):
         given = recon if isinstance(recon, (tuple, list)) else (recon,)
@@ -535,6 +546,7 @@ def elbo_loss(
     balance: float | None = None,
     capacity: Tensor | Real | None = None,
     symmetric: bool = False,
+    preset: str | None = None,
 ) -> Tensor:
     """The negative ELBO in nats, to be minimised: :func:`elbo_terms` without the parts.
 
@@ -549,4 +561,5 @@ def elbo_loss(
         recon, target, mu, logvar, prior_mu, prior_logvar,
         likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction, weight=weight,
         free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+        preset=preset,
     ).loss  # fmt: skip

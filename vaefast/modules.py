@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import _args
+from . import _args, presets
 from ._args import KLOptions, Likelihood, Parameterization, Real
 from .functional import Prior, Recon, elbo_loss
 
@@ -15,6 +15,7 @@ class ELBOLoss(nn.Module):
     Args:
         likelihood, beta, parameterization, reduction: as for :func:`vaefast.elbo_terms`.
         free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`vaefast.gaussian_kl`.
+        preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
 
     Shape:
         as for :func:`vaefast.elbo_loss`; the result is in nats.
@@ -40,15 +41,21 @@ class ELBOLoss(nn.Module):
         balance: float | None = None,
         capacity: Tensor | Real | None = None,
         symmetric: bool = False,
+        preset: str | None = None,
     ) -> None:
         super().__init__()
-        _args.reduction_for_elbo(reduction)
-        self.likelihood = likelihood
-        _args.likelihood(likelihood)
-        self.beta = _args.factor("beta", beta)
-        self.parameterization = _args.parameterization(parameterization)
-        self.reduction = reduction
-        self.kl_options = _args.kl_options(reduction, free_bits, free_bits_per, balance, capacity, symmetric)
+        options = presets.filled(
+            preset, likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
+            free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+        )  # fmt: skip
+        self.preset = preset
+        self.reduction = options["reduction"]
+        _args.reduction_for_elbo(self.reduction)
+        self.likelihood = options.pop("likelihood")
+        _args.likelihood(self.likelihood)
+        self.beta = _args.factor("beta", options.pop("beta"))
+        self.parameterization = _args.parameterization(options.pop("parameterization"))
+        self.kl_options = _args.kl_options(**options)
 
     def forward(
         self,
@@ -74,11 +81,13 @@ class ELBOLoss(nn.Module):
             reduction=self.reduction,
             weight=weight,
             **self.kl_options._asdict(),
+            preset=self.preset,
         )
 
     def extra_repr(self) -> str:
         return (
-            f"likelihood={self.likelihood!r}, beta={self.beta!r}, "
+            ("" if self.preset is None else f"preset={self.preset!r}, ")
+            + f"likelihood={self.likelihood!r}, beta={self.beta!r}, "
             f"parameterization={self.parameterization!r}, reduction={self.reduction!r}"
             + "".join(
                 f", {name}={value!r}"

@@ -651,8 +651,17 @@ def elbo_terms(
     balance: float | None = None,
     capacity: Tensor | Real | None = None,
     symmetric: bool = False,
+    preset: str | None = None,
 ) -> ELBOTerms:
     """See :func:`vaefast.elbo_terms`."""
+    if preset is not None:
+        from . import presets  # which are made of this module's likelihoods
+
+        return presets.elbo_terms(
+            elbo_terms, preset, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
+            likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
+            free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+        )  # fmt: skip
     _args.reduction_for_elbo(reduction)
     nll = reconstruction_loss(recon, target, likelihood=likelihood, reduction=reduction, weight=weight)
     kl = gaussian_kl(
@@ -685,6 +694,7 @@ def elbo_loss(
     balance: float | None = None,
     capacity: Tensor | Real | None = None,
     symmetric: bool = False,
+    preset: str | None = None,
 ) -> Tensor:
     """See :func:`vaefast.elbo_loss`."""
     return elbo_terms(
@@ -704,4 +714,5 @@ def elbo_loss(
         balance=balance,
         capacity=capacity,
         symmetric=symmetric,
+        preset=preset,
     ).loss

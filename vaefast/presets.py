@@ -1,0 +1,158 @@
+"""Other projects' conventions: the negative ELBO as each writes it, in arguments and factors.
+
+``PRESETS`` has them by name, for whoever compares with one of these projects or moves from it; an entry of your own is
+a preset too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from . import _args
+from ._args import Likelihood, Parameterization
+from .reference import ELBOTerms
+
+__all__ = ["PRESETS", "Preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A project's negative ELBO: ``a * reconstruction + beta * b * KL``, a and b being 1 unless told here.
+
+    Args:
+        source: the project's repository, file and function.
+        likelihood, parameterization, reduction, beta, free_bits, free_bits_per, balance: as for
+            :func:`vaefast.elbo_terms`, with its defaults.
+        scale: the reconstruction's factor under ``likelihood``; under another that the caller gives it is 1.
+        per_dim: of ``"reconstruction"`` and ``"kl"``, the terms that are divided by the number of elements of a sample
+            of ``recon``; all their nats are then nats a dimension.
+
+    Raises:
+        ValueError, TypeError: by the call that uses it, for what :func:`vaefast.elbo_terms` does not take.
+
+    Example::
+
+        vaefast.presets.PRESETS["ours"] = vaefast.presets.Preset("our paper, equation 3", "gaussian", beta=0.5)
+        loss = vaefast.elbo_loss(recon, x, mu, logvar, preset="ours")
+    """
+
+    source: str
+    likelihood: str | Likelihood = "bernoulli"
+    parameterization: str | Parameterization = "logvar"
+    reduction: str = "batchmean"
+    beta: float = 1.0
+    free_bits: float = 0.0
+    free_bits_per: str = "dim"
+    balance: float | None = None
+    scale: float = 1.0
+    per_dim: tuple[str, ...] = ()
+
+    def fill(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What the caller gave; the preset's own in the place of defaults."""
+        return {
+            name: getattr(self, name) if name in _DEFAULTS and _is_default(value, _DEFAULTS[name]) else value
+            for name, value in given.items()
+        }
+
+    def weigh(self, terms: ELBOTerms, recon: Tensor | Sequence[Tensor], options: dict[str, Any]) -> ELBOTerms:
+        """The terms of the filled options with the preset's factors, and their sum."""
+        scale = self.scale if options["likelihood"] == self.likelihood else 1.0
+        if scale == 1.0 and not self.per_dim:
+            return terms
+        size = max(1, math.prod((recon if isinstance(recon, Tensor) else recon[0]).shape[1:]))
+        nll = terms.reconstruction * (scale / size if "reconstruction" in self.per_dim else scale)
+        kl = terms.kl / size if "kl" in self.per_dim else terms.kl
+        return ELBOTerms(nll + options["beta"] * kl, nll, kl)
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Preset)}
+
+
+def _is_default(value: object, default: object) -> bool:
+    # a tensor is compared by no value: that would wait for the device, and split a compiled graph
+    return value is default or (isinstance(value, (str, int, float)) and value == default)
+
+
+def find(name: object) -> Preset:
+    _args.choice("preset", name, tuple(PRESETS))
+    return PRESETS[str(name)]
+
+
+def filled(name: str | None, **given: Any) -> dict[str, Any]:
+    return given if name is None else find(name).fill(given)
+
+
+def elbo_terms(
+    plain: Callable[..., ELBOTerms], name: object, recon: Tensor | Sequence[Tensor], *tensors: Any, **given: Any
+) -> ELBOTerms:
+    """:func:`vaefast.elbo_terms` with a preset; ``plain`` is it without, of the path that calls."""
+    preset = find(name)
+    options = preset.fill(given)
+    return preset.weigh(plain(recon, *tensors, **options), recon, options)
+
+
+# the squared and the absolute error, whose scale of 2 undoes the half of the Gaussian's
+_SQUARED, _ABSOLUTE = Likelihood("gaussian", constant=False), Likelihood("laplace", constant=False)
+_CLAMPED = Parameterization("logvar", clamp=(-30.0, 20.0))
+_DYNAMICS, _REPRESENTATION = 0.5, 0.1
+
+PRESETS: dict[str, Preset] = {
+    "pytorch_examples": Preset(
+        "pytorch/examples: vae/main.py, loss_function",
+        "bernoulli_probs",
+        reduction="sum",
+    ),
+    "pythae": Preset(
+        "clementchadebec/benchmark_VAE: src/pythae/models/vae/vae_model.py, VAE.loss_function",
+        _SQUARED,
+        scale=2.0,
+    ),
+    "pytorch_vae": Preset(
+        "AntixK/PyTorch-VAE: models/vanilla_vae.py, VanillaVAE.loss_function; configs/vae.yaml, kld_weight",
+        _SQUARED,
+        beta=0.00025,
+        scale=2.0,
+        per_dim=("reconstruction",),
+    ),
+    "diffusers": Preset(
+        "huggingface/diffusers: models/autoencoders/vae.py, DiagonalGaussianDistribution; "
+        "examples/research_projects/autoencoderkl/train_autoencoderkl.py, --rec_loss l2, --kl_scale",
+        _SQUARED,
+        _CLAMPED,
+        beta=1e-6,
+        scale=2.0,
+    ),
+    "latent_diffusion": Preset(
+        "CompVis/latent-diffusion: ldm/modules/losses/contperceptual.py, LPIPSWithDiscriminator.forward; "
+        "configs/autoencoder, kl_weight",
+        _ABSOLUTE,
+        _CLAMPED,
+        beta=1e-6,
+    ),
+    "scvi": Preset(
+        "scverse/scvi-tools: src/scvi/module/_vae.py, VAE.loss; src/scvi/nn/_base_components.py, Encoder.forward",
+        "zero_inflated_negative_binomial",
+        "var",
+    ),
+    "vdvae": Preset(
+        "openai/vdvae: vae.py, VAE.forward; vae_helpers.py, gaussian_analytical_kl",
+        "discretized_logistic",
+        "log_std",
+        per_dim=("reconstruction", "kl"),
+    ),
+    "dreamer": Preset(
+        "danijar/dreamerv3: agent.py, WorldModel.loss; nets.py, RSSM.dyn_loss and rep_loss (first version)",
+        _SQUARED,
+        "std",
+        beta=_DYNAMICS + _REPRESENTATION,
+        free_bits=1.0,
+        free_bits_per="sample",
+        balance=_DYNAMICS / (_DYNAMICS + _REPRESENTATION),
+        scale=2.0,
+    ),
+}
