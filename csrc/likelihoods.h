@@ -129,14 +129,16 @@ struct StudentT {
   static constexpr int required = 3, params = 3;  // df = p[2]
 
   // With a = df / 2 and b = a + 1/2, log Gamma(a) - log Gamma(b) + log(a) / 2 = 1/2 - a log(b / a) + S(a) - S(b). Of
-  // u = |d| / sqrt(df), the smaller of u and 1 / u is squared: d^2 may overflow.
+  // q = d^2 / df, which may overflow, the smaller of q and 1 / q is added to 1.
   template <class V>
   static VF_HD Term<V, 3> eval(const V (&p)[3], V x) {
     const V zero = lit<V>(0), one = lit<V>(1), half = lit<V>(0.5), df = p[2], a = half * df, b = a + half;
-    const V inverse = exp_(zero - p[1]), d = (p[0] - x) * inverse, u = abs_(d) / sqrt_(df);
-    const auto near = less_equal(u, one);
-    const V t = select(near, u, one / u), square = t * t, rest = one / (one + square);
-    const V tail = twice_atanh(square / (square + lit<V>(2))) + select(near, zero, lit<V>(2) * log_(u));
+    const V inverse = exp_(zero - p[1]), d = (p[0] - x) * inverse, q = d * (d / df);
+    const auto near = less_equal(q, one), huge = less(lit<V>(1e30), q);
+    const V shrunk = select(huge, d * lit<V>(0x1p-40), d);
+    const V log_q = log_(shrunk * (shrunk / df)) + select(huge, lit<V>(80 * kLog2Head + 80 * kLog2Tail), zero);
+    const V square = select(near, q, one / q), rest = one / (one + square);
+    const V tail = twice_atanh(square / (square + lit<V>(2))) + select(near, zero, log_q);
     const V pull = (df + one) * select(near, square * rest, rest);  // the nll's slope in log |d|
     const V slope = select(near, (df + one) / df * d * rest, pull / d);
     const V ratio = select(less_equal(half, a), twice_atanh(half / (a + b)), log_(b / a));

@@ -33,8 +33,8 @@ def pytorch_examples(recon: Tensors, x: Tensor, mu: Tensor, logvar: Tensor) -> T
 
 
 def pythae(recon: Tensors, x: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """clementchadebec/benchmark_VAE: models/vae/vae_model.py, VAE.loss_function, "mse"."""
-    recon_loss = F.mse_loss(recon[0].flatten(1), x.flatten(1), reduction="none").sum(dim=-1)
+    """clementchadebec/benchmark_VAE: models/vae/vae_model.py, VAE.loss_function, "mse" of release 0.1.2."""
+    recon_loss = 0.5 * F.mse_loss(recon[0].flatten(1), x.flatten(1), reduction="none").sum(dim=-1)
     return (recon_loss + kld(mu, log_var)).mean(dim=0)
 
 

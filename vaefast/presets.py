@@ -108,9 +108,8 @@ PRESETS: dict[str, Preset] = {
         reduction="sum",
     ),
     "pythae": Preset(
-        "clementchadebec/benchmark_VAE: src/pythae/models/vae/vae_model.py, VAE.loss_function",
+        "clementchadebec/benchmark_VAE: src/pythae/models/vae/vae_model.py, VAE.loss_function (0.1.2)",
         _SQUARED,
-        scale=2.0,
     ),
     "pytorch_vae": Preset(
         "AntixK/PyTorch-VAE: models/vanilla_vae.py, VanillaVAE.loss_function; configs/vae.yaml, kld_weight",
