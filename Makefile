@@ -8,13 +8,15 @@ ARGS   ?=
 # for the CUDA kernels, on a machine that has nvcc of the same major version, with or without a GPU
 CUDA_VENV  ?= .venv-cuda
 CUDA_TORCH ?= torch==2.15.0
+# for the packages that the tests compare with, and all that they bring
+PYPI_VENV  ?= .venv-pypi
 
 BIN     := $(VENV)/bin
 NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples test test-install test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
+.PHONY: help build demo examples test test-install test-pypi test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +55,12 @@ test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
 
 test-install: $(VENV)/.built  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
 	$(BIN)/pytest -m install $(ARGS)
+
+test-pypi:  ## against scvi-tools and diffusers themselves, in $(PYPI_VENV); minutes
+	$(MAKE) $(PYPI_VENV)/.torch VENV=$(PYPI_VENV)
+	$(PYPI_VENV)/bin/pip install 'setuptools>=77' ninja numpy
+	$(PYPI_VENV)/bin/pip install --no-build-isolation '.[test,pypi]'
+	$(PYPI_VENV)/bin/pytest -m pypi $(ARGS)
 
 test-cuda-build:  ## what nvcc makes of the kernels, in $(CUDA_VENV); no GPU needed, many minutes
 	$(MAKE) $(CUDA_VENV)/.torch VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'

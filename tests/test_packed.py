@@ -376,7 +376,8 @@ def test_bad_arguments(backend: str, call: Callable[[], Any], error: type[Except
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_stands_for_diffusers_own(backend: str, device: str, deterministic: bool) -> None:
     """In float64, over log variances on both sides of the clamp: attributes, KLs, densities, their gradients."""
-    theirs = pytest.importorskip("diffusers.models.autoencoders.vae").DiagonalGaussianDistribution
+    reason = "diffusers is not installed; `make test-pypi` installs it and runs this"
+    theirs = pytest.importorskip("diffusers.models.autoencoders.vae", reason=reason).DiagonalGaussianDistribution
     moments, other = (moments_of(SHAPE, torch.float64, device, k).detach() for k in (0, 1))
     moments[:, 4:] *= 20
     moments.requires_grad_(), other.requires_grad_()
