@@ -29,7 +29,9 @@ def test_readme_likelihood_takes_two_entries(tmp_path: Path) -> None:
     )
     struct, entry = block("cpp", "struct Exponential"), block("python", 'LIKELIHOODS["exponential"]')
     header, reference = copy / "csrc" / "likelihoods.h", copy / "vaefast" / "reference.py"
-    text, listed = re.subn(r"using Likelihoods = .*;\n", lambda _: struct, header.read_text())
+    text, listed = re.subn(
+        r"(using Likelihoods =\s*TypeList<[^>]*)>;", lambda m: f"{struct}\n{m[1]}, Exponential>;", header.read_text()
+    )
     assert listed == 1
     header.write_text(text)
     reference.write_text(reference.read_text() + "\n\n" + entry)
