@@ -19,6 +19,11 @@
 #define VF_ISA scalar
 #endif
 
+// The SIMD unit for x86 without AVX2, for which at::vec has nothing but arrays that take minutes to compile.
+#if defined(CPU_CAPABILITY_DEFAULT) && defined(__x86_64__)
+#define VF_ONE_LANE
+#endif
+
 namespace vaefast {
 
 constexpr int kMaxDims = 8;

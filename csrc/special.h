@@ -122,7 +122,7 @@ VF_HD CountTerm<V> negative_binomial(V m, V eps, V theta, V x, bool constant) {
   const auto small = less(theta, one);
   if (any(small)) {
     // M / total - 1 / theta, and the logarithms: large numbers that may cancel
-    const V whole = fma_(theta, theta, fma_(theta, k - one, zero - m) - eps) * by_theta * inverse - one;
+    const V whole = fma_(theta, theta, fused_(theta, k - one, zero - m) - eps) * by_theta * inverse - one;
     const V logs = log_(up * total * by_theta / M), halves = half / M - half / up;
     dtheta = select(small, whole + logs + halves + (stirling_from_one(up).slope - b.slope), dtheta);
   }

@@ -45,8 +45,16 @@ VF_HD float sqrt_(float x) { return ::sqrtf(x); }
 VF_HD double sqrt_(double x) { return ::sqrt(x); }
 VF_HD float abs_(float x) { return ::fabsf(x); }
 VF_HD double abs_(double x) { return ::fabs(x); }
-VF_HD float fma_(float a, float b, float c) { return ::fmaf(a, b, c); }
-VF_HD double fma_(double a, double b, double c) { return ::fma(a, b, c); }
+// a b + c: rounded once where that is one instruction, a call of many elsewhere. fused_ is for where it has to be.
+VF_HD float fused_(float a, float b, float c) { return ::fmaf(a, b, c); }
+VF_HD double fused_(double a, double b, double c) { return ::fma(a, b, c); }
+#if defined(VF_ONE_LANE)
+VF_HD float fma_(float a, float b, float c) { return a * b + c; }
+VF_HD double fma_(double a, double b, double c) { return a * b + c; }
+#else
+VF_HD float fma_(float a, float b, float c) { return fused_(a, b, c); }
+VF_HD double fma_(double a, double b, double c) { return fused_(a, b, c); }
+#endif
 // 1 / x, within an ulp, of x in [2^-100, 2^100]
 VF_HD float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
@@ -241,7 +249,7 @@ VF_HD LogDifference<V> log_difference(V l, V x) {
   const V one = lit<V>(1), up = p.mantissa + one, down = p.mantissa - one, inverse = one / up;
   // s = down / up and what its rounding, and that of up, left over
   const V s = down * inverse, lost = p.mantissa - (up - one);
-  const V rest = (fma_(lit<V>(0) - s, up, down) - s * lost) * inverse;
+  const V rest = (fused_(lit<V>(0) - s, up, down) - s * lost) * inverse;
   const V big = s + s, small = fma_(p.exponent, lit<V>(tail), fma_(lit<V>(2), rest, atanh_excess(s)));
   const V whole = p.exponent * lit<V>(head);
   return {whole + (big + small), ((l - whole) - big) - small};

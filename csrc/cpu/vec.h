@@ -1,10 +1,6 @@
-// What the loops compute with: Wide<T>, on which vmath.h's primitives work. It is made of at::vec::Vectorized, or is T
-// itself on x86 without AVX2, for which at::vec has nothing but arrays that take minutes to compile.
+// What the loops compute with: Wide<T>, on which vmath.h's primitives work. It is made of at::vec::Vectorized or, where
+// one lane has to do, T itself.
 #pragma once
-
-#if defined(CPU_CAPABILITY_DEFAULT) && defined(__x86_64__)
-#define VF_ONE_LANE
-#endif
 
 #if defined(VF_ONE_LANE)
 
@@ -67,6 +63,10 @@ VF_HD Vec<T> clamp_(Vec<T> x, Vec<T> lo, Vec<T> hi) {
 template <class T>
 VF_HD Vec<T> fma_(Vec<T> a, Vec<T> b, Vec<T> c) {
   return at::vec::fmadd(a, b, c);
+}
+template <class T>
+VF_HD Vec<T> fused_(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return fma_(a, b, c);
 }
 
 #if defined(CPU_CAPABILITY_AVX512)
@@ -206,6 +206,7 @@ VF_EACH_2(less_equal)
 VF_EACH_2(equal)
 VF_EACH_3(clamp_)
 VF_EACH_3(fma_)
+VF_EACH_3(fused_)
 
 template <class T>
 VF_HD Wide<T> ldexp_(Wide<T> m, Wide<T> n) {
