@@ -345,3 +345,19 @@ def test_a_likelihood_is_a_value() -> None:
     assert one != vaefast.Likelihood("discretized_logistic")
     assert len({one, vaefast.Likelihood("discretized_logistic", bins=17)}) == 1
     assert repr(one) == "Likelihood('discretized_logistic', bins=17, low=-1.0, high=1.0, floor=-7.0)"
+
+
+@pytest.mark.parametrize("count", [1e2, 1e4, 1e6])
+def test_a_rate_that_meets_its_count(backend: str, device: str, count: float) -> None:
+    """Within five standard deviations, where e^l - x l + log x! is 10 made of terms of 10^7. The gradient e^l - x is
+    held to 2e-9 of the count besides."""
+    log_rate = (torch.linspace(-5, 5, 2001, dtype=torch.float64) / count**0.5 + math.log(count)).float()
+    ours = Data((log_rate,), torch.full_like(log_rate, count)).to(device).leaves()
+    nll = loss(ours, "poisson", reduction="none")
+    sample = slice(None, None, 50)
+    exact = exact_nll("poisson", ours.target[sample].cpu(), (log_rate[sample],))
+    assert_within(nll[sample], exact, BOUND)
+    (gradient,) = torch.autograd.grad(nll.sum(), ours.recon)
+    expected = torch.exp(log_rate.double()) - count
+    error = (gradient.double().cpu() - expected).abs()
+    assert (error <= BOUND * expected.abs().clamp(min=1) + 2e-9 * count).all()
