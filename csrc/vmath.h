@@ -67,8 +67,15 @@ VF_HD float reciprocal(float x) {
 #endif
 }
 VF_HD double reciprocal(double x) { return 1 / x; }
+// of |x| < 2^22
+#if defined(VF_ONE_LANE)
+// what adding 1.5 * 2^mantissa rounds away; ::rint is a call
+VF_HD float rint_(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+VF_HD double rint_(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
+#else
 VF_HD float rint_(float x) { return ::rintf(x); }
 VF_HD double rint_(double x) { return ::rint(x); }
+#endif
 // Comparisons for select(): on a vector they give what its instruction set keeps masks in.
 VF_HD bool less(float a, float b) { return a < b; }
 VF_HD bool less(double a, double b) { return a < b; }
