@@ -94,22 +94,18 @@ struct LogParts {
   V mantissa, exponent;
 };
 
-VF_HD LogParts<float> log_parts(float x) {
-  int32_t bits;
-  memcpy(&bits, &x, 4);
-  const int32_t e = (bits - 0x3f3504f3) >> 23;
-  bits -= e << 23;
-  memcpy(&x, &bits, 4);
-  return {x, float(e)};
+// root: the bits of sqrt(1/2)
+template <class T, class I>
+VF_HD LogParts<T> split_bits(T x, I root, int mantissa) {
+  I bits;
+  memcpy(&bits, &x, sizeof(x));
+  const I e = (bits - root) >> mantissa;
+  bits -= e << mantissa;
+  memcpy(&x, &bits, sizeof(x));
+  return {x, T(e)};
 }
-VF_HD LogParts<double> log_parts(double x) {
-  int64_t bits;
-  memcpy(&bits, &x, 8);
-  const int64_t e = (bits - 0x3fe6a09e667f3bcd) >> 52;
-  bits -= e << 52;
-  memcpy(&x, &bits, 8);
-  return {x, double(e)};
-}
+VF_HD LogParts<float> log_parts(float x) { return split_bits(x, int32_t(0x3f3504f3), 23); }
+VF_HD LogParts<double> log_parts(double x) { return split_bits(x, int64_t(0x3fe6a09e667f3bcd), 52); }
 
 }  // namespace VF_ISA
 }  // namespace vaefast

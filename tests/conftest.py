@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 
 import vaefast
-from vaefast import _ops
+from vaefast import _ops, reference
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,6 +56,16 @@ def backend(request: pytest.FixtureRequest, device: str) -> Iterator[str]:
 def extension() -> object:
     require_native()
     return _ops._C
+
+
+@pytest.fixture(params=["native", "reference", "reference module"])
+def face(request: pytest.FixtureRequest, extension: object) -> Iterator[ModuleType]:
+    """Where a function is called: vaefast under either back end, or the reference itself."""
+    if request.param == "reference module":
+        yield reference
+        return
+    with vaefast.use_backend(request.param):
+        yield vaefast
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from inputs import FLOATING, LIKELIHOOD_CASES, REDUCTIONS, generator, training
 from torch import Tensor
 
 import vaefast
-from vaefast import Parameterization, reference
+from vaefast import Parameterization
 from vaefast.reference import LIKELIHOODS, PARAMETERIZATIONS
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -125,16 +125,6 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]
 CASES = [(name, *case[1:]) for case in BAD for name in TAKES[case[0]]]
 IDS = [f"{name}-{'-'.join(change)}-{k}" for k, (name, change, *_) in enumerate(CASES)]
-
-
-@pytest.fixture(params=["native", "reference", "reference module"])
-def face(request: pytest.FixtureRequest, extension: Any) -> Any:
-    """Where a function is called: vaefast under either back end, or the reference itself."""
-    if request.param == "reference module":
-        yield reference
-        return
-    with vaefast.use_backend(request.param):
-        yield vaefast
 
 
 @pytest.mark.parametrize(("name", "change", "error", "message"), CASES, ids=IDS)

@@ -26,7 +26,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 import vaefast
-from vaefast import Parameterization, reference
+from vaefast import Parameterization
 from vaefast.reference import PARAMETERIZATIONS
 
 WIDE = torch.float64
@@ -837,15 +837,6 @@ SHAPELESS = ({"free_bits": 1.0, "free_bits_per": "sample"}, {"capacity": 1.0})
 def arguments_of(name: str) -> dict[str, Any]:
     four = {key: torch.zeros(4, 3) for key in ("mu", "logvar", "prior_mu", "prior_logvar")}
     return {**four, "recon": torch.zeros(4, 5), "target": torch.zeros(4, 5)} if name.startswith("elbo") else four
-
-
-@pytest.fixture(params=["native", "reference", "reference module"])
-def face(request: pytest.FixtureRequest, extension: Any) -> Any:
-    if request.param == "reference module":
-        yield reference
-        return
-    with vaefast.use_backend(request.param):
-        yield vaefast
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD, ids=[str(case[0]) for case in BAD])
