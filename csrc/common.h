@@ -7,8 +7,10 @@
 
 #if defined(__CUDACC__)
 #define VF_HD __host__ __device__ __forceinline__
+#define VF_ROLLED _Pragma("unroll 1")  // before a loop that is to stay one
 #else
 #define VF_HD inline __attribute__((always_inline))
+#define VF_ROLLED _Pragma("GCC unroll 1")
 #endif
 
 // Code compiled once per instruction set lives in an inline namespace of that name: an inline function shared between
@@ -28,7 +30,7 @@ namespace vaefast {
 
 constexpr int kMaxDims = 8;
 constexpr int kMaxParams = 4;
-constexpr int kMaxOptions = 4;
+constexpr int kMaxOptions = 6;
 
 enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kBool };
 
@@ -149,6 +151,10 @@ struct ReconstructionProblem {
   Operand out_nll, out_grad[kMaxParams];
   Number grad_scale = 1.0;
   Sum sum;
+  // A mixture's space is its sites. The parameter and its gradient have `planes` of them, the target one for each of
+  // its channels (or just one), so many elements of memory apart.
+  int32_t planes = 1, channels = 0;
+  int64_t param_step = 0, target_step = 0, grad_step = 0;
 };
 
 // What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row]. Several

@@ -35,6 +35,78 @@ bool is_wide(const ReconstructionInputs& in) {
          std::any_of(in.params.begin(), in.params.end(), [](const Tensor& p) { return is_double(p); });
 }
 
+// What is known of a likelihood from its struct.
+struct Traits {
+  int required, params, options;
+  bool mixture;
+  std::vector<int> channels;
+  int (*params_of)(int channels);
+};
+
+template <class L>
+Traits traits_of() {
+  static_assert(L::params <= kMaxParams && kOptions<L> <= kMaxOptions);
+  Traits t{L::required, L::params, kOptions<L>, kMixture<L>, {}, nullptr};
+  if constexpr (kMixture<L>) {
+    t.channels = channels_of(typename L::Channels{});
+    t.params_of = L::params_of;
+  }
+  return t;
+}
+
+template <class... Ls>
+const Traits& traits_of(int64_t likelihood, TypeList<Ls...>) {
+  static const Traits traits[] = {traits_of<Ls>()...};
+  return traits[likelihood];
+}
+
+const Traits& traits_of(const ReconstructionSpec& spec) { return traits_of(spec.likelihood, Likelihoods{}); }
+
+// The space of a loss's elements, and how tensors are seen in it: a mixture's lie in planes along a dimension, of which
+// the first stands for all.
+class Sites {
+ public:
+  Sites(const ReconstructionInputs& in, const ReconstructionSpec& spec) : mixture_(traits_of(spec).mixture) {
+    const Tensor& recon = in.params.at(0);
+    if (mixture_) {
+      const auto dim = int64_t(spec.options.back());
+      dim_ = dim < 0 ? dim + recon.dim() : dim;
+      TORCH_CHECK_VALUE(dim_ > 0 && dim_ < recon.dim() && recon.sym_size(dim_) > 0, "vaefast: dim ", dim,
+                        " of a tensor with ", recon.dim(), " dimensions");
+      channels_ = traits_of(spec).channels[0] == 0 ? 0 : int(spec.options.at(spec.options.size() - 2));
+    }
+    lead_ = of(recon);
+  }
+
+  const Tensor& lead() const { return lead_; }
+  Tensor of(const Tensor& param) const { return mixture_ ? param.select(dim_, 0) : param; }
+  Tensor of_target(const Tensor& target) const {
+    if (!channels_) return target;
+    TORCH_CHECK_VALUE(target.dim() > dim_ && target.size(dim_) == channels_, "vaefast: target of shape ",
+                      target.sizes());
+    return target.select(dim_, 0);
+  }
+  int64_t step(const Tensor& param) const { return mixture_ ? param.stride(dim_) : 0; }
+  bool mixture() const { return mixture_; }
+
+  void set_planes(ReconstructionProblem& p, const ReconstructionInputs& in, const Traits& traits) const {
+    const Tensor& recon = in.params[0];
+    p.planes = int32_t(recon.size(dim_));
+    p.param_step = step(recon);
+    p.channels = channels_;
+    if (channels_) p.target_step = in.target.stride(dim_);
+    TORCH_CHECK_VALUE(std::count(traits.channels.begin(), traits.channels.end(), channels_), "vaefast: ", channels_,
+                      " channels");
+    TORCH_CHECK_VALUE(p.planes % (1 + traits.params_of(p.channels)) == 0, "vaefast: ", p.planes, " planes");
+  }
+
+ private:
+  bool mixture_;
+  int channels_ = 0;
+  int64_t dim_ = 0;
+  Tensor lead_;
+};
+
 bool no_compute(const ReconstructionInputs& in) { return in.params[0].is_meta() && in.target.is_meta(); }
 
 struct ReconstructionOutputs {
@@ -61,7 +133,8 @@ ReconstructionOutputs empty_grads(const ReconstructionInputs& in, const Mask& ma
 
 ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
   ReconstructionOutputs out = empty_grads(in, mask);
-  const Tensor& lead = in.params.at(0);
+  const Sites sites(in, spec);
+  const Tensor& lead = sites.lead();
   if (is_reduced(spec.reduction)) {
     out.nll = empty_sum(lead, spec.reduction, is_wide(in));
   } else {
@@ -73,32 +146,38 @@ ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const Recons
 }
 
 ReconstructionProblem reconstruction_problem(const ReconstructionInputs& in, const ReconstructionSpec& spec,
-                                             const ReconstructionOutputs& out, const Mask& mask, Layout& layout) {
+                                             const ReconstructionOutputs& out, const Mask& mask, const Sites& sites,
+                                             Layout& layout) {
   ReconstructionProblem p;
-  const Tensor& lead = in.params.at(0);
+  const Tensor target = sites.of_target(in.target);
   TORCH_CHECK_VALUE(in.params.size() <= kMaxParams, "vaefast: too many parameters");
-  TORCH_CHECK_VALUE(in.target.sizes() == lead.sizes(), "vaefast: recon has shape ", lead.sizes(), ", target ",
-                    in.target.sizes());
+  TORCH_CHECK_VALUE(target.sizes() == sites.lead().sizes(), "vaefast: recon has shape ", in.params.at(0).sizes(),
+                    ", target ", in.target.sizes());
+  if (sites.mixture()) sites.set_planes(p, in, traits_of(spec));
   p.likelihood = int32_t(spec.likelihood);
   std::copy(spec.options.begin(), spec.options.end(), p.options);
   p.nparams = int32_t(in.params.size());
   p.wide = is_wide(in);
-  for (size_t k = 0; k < in.params.size(); ++k) layout.add(p.param[k], in.params[k]);
-  layout.add(p.target, in.target);
+  for (size_t k = 0; k < in.params.size(); ++k) layout.add(p.param[k], sites.of(in.params[k]));
+  layout.add(p.target, target);
   if (in.weight) layout.add_weight(p.weight, *in.weight);
-  p.grad_scale = scale_of(spec.reduction, lead.sizes());
+  p.grad_scale = scale_of(spec.reduction, sites.lead().sizes());
   p.grad = !out.grads.empty();
   size_t next = 0;
   for (size_t k = 0; k < mask.size(); ++k) {
-    if (mask[k]) layout.add_output(p.out_grad[k], out.grads[next++]);
+    if (!mask[k]) continue;
+    const Tensor& grad = out.grads[next++];
+    layout.add_output(p.out_grad[k], sites.of(grad));
+    p.grad_step = sites.step(grad);
   }
   return p;
 }
 
 ReconstructionProblem forward_problem(const ReconstructionInputs& in, const ReconstructionSpec& spec,
                                       const ReconstructionOutputs& out, const Mask& mask) {
-  Layout layout(in.params.at(0), spec.reduction == Reduction::kPerSample);
-  ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
+  const Sites sites(in, spec);
+  Layout layout(sites.lead(), spec.reduction == Reduction::kPerSample);
+  ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, sites, layout);
   p.nll = true;
   if (is_reduced(spec.reduction)) {
     p.sum.out = out.nll.mutable_data_ptr();
@@ -113,9 +192,9 @@ ReconstructionProblem forward_problem(const ReconstructionInputs& in, const Reco
 ReconstructionProblem backward_problem(const Tensor& upstream, const ReconstructionInputs& in,
                                        const ReconstructionSpec& spec, const ReconstructionOutputs& out,
                                        const Mask& mask) {
-  const Tensor& lead = in.params.at(0);
-  Layout layout(lead, false);
-  ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, layout);
+  const Sites sites(in, spec);
+  Layout layout(sites.lead(), false);
+  ReconstructionProblem p = reconstruction_problem(in, spec, out, mask, sites, layout);
   p.wide = p.wide || is_double(upstream);
   layout.add_rows(p.upstream, upstream);
   layout.finish(p.space);
@@ -154,23 +233,12 @@ ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstrea
   return p;
 }
 
-struct Counts {
-  int required, params, options;
-};
-
-template <class... Ls>
-Counts counts_of(int64_t likelihood, TypeList<Ls...>) {
-  static_assert(((Ls::params <= kMaxParams && kOptions<Ls> <= kMaxOptions) && ...));
-  const Counts counts[] = {{Ls::required, Ls::params, kOptions<Ls>}...};
-  return counts[likelihood];
-}
-
 void check_counts(const ReconstructionInputs& in, const ReconstructionSpec& spec) {
-  const Counts count = counts_of(spec.likelihood, Likelihoods{});
+  const Traits& traits = traits_of(spec);
   const int given = int(in.params.size()), options = int(spec.options.size());
-  TORCH_CHECK_VALUE(given >= count.required && given <= count.params, "vaefast: ", given, " parameters, expected ",
-                    count.required, " to ", count.params);
-  TORCH_CHECK_VALUE(options == count.options, "vaefast: ", options, " options, expected ", count.options);
+  TORCH_CHECK_VALUE(given >= traits.required && given <= traits.params, "vaefast: ", given, " parameters, expected ",
+                    traits.required, " to ", traits.params);
+  TORCH_CHECK_VALUE(options == traits.options, "vaefast: ", options, " options, expected ", traits.options);
 }
 
 // One launch reads them all.

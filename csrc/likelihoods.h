@@ -1,9 +1,12 @@
 // The likelihoods: one struct each. eval(p, x) gives the nll of x in nats and its gradient in each given parameter;
 // p holds the first `required` to `params` of them, in the order of the entry in vaefast/reference.py. One that has
 // options, `options` numbers in that entry's order, takes them third: eval(p, x, o).
+// Those with Channels are mixtures (mixture.h), whose last option is the dimension along which their planes lie; the
+// one before it, if a target has any, the number of channels.
 // A new likelihood is a struct here, listed in Likelihoods, and that entry.
 #pragma once
 
+#include "mixture.h"
 #include "registry.h"
 #include "special.h"
 
@@ -64,7 +67,6 @@ struct Gaussian {
 struct Laplace {
   static constexpr const char* name = "laplace";
   static constexpr int required = 1, params = 2, options = 1;  // as Gaussian's
-  static constexpr double kLog2 = 0.69314718055994530942;
 
   template <class V>
   static VF_HD V sign(V d) {
@@ -208,13 +210,18 @@ struct DiscretizedLogistic {
   static constexpr const char* name = "discretized_logistic";
   static constexpr int required = 2, params = 2, options = 4;
 
-  // sigmoid(b) - sigmoid(a) = (1 - e^(a - b)) / ((1 + e^a) (1 + e^-b))
   template <class V>
   static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
+    return of(x - p[0], p[1], x, o);
+  }
+
+  // c = x - mean. sigmoid(b) - sigmoid(a) = (1 - e^(a - b)) / ((1 + e^a) (1 + e^-b))
+  template <class V>
+  static VF_HD Term<V, 2> of(V c, V log_scale, V x, const Options& o) {
     const V zero = lit<V>(0), one = lit<V>(1), least = lit<V>(o[3]), lo = lit<V>(o[1]), hi = lit<V>(o[2]);
     const V half = (hi - lo) * lit<V>(0.5) / (lit<V>(o[0]) - one);  // of a bin's width
-    const auto floored = less_equal(p[1], least);
-    const V inverse = exp_(zero - select(floored, least, p[1])), c = x - p[0], w = half * inverse;
+    const auto floored = less_equal(log_scale, least);
+    const V inverse = exp_(zero - select(floored, least, log_scale)), w = half * inverse;
     const auto a = softplus_terms((c - half) * inverse), b = softplus_terms((zero - c - half) * inverse);
     const auto low = less(x, fma_(half, lit<V>(0.5), lo)), high = less(hi - half * lit<V>(0.5), x);
     const V a_nll = fma_((c - half) * inverse, a.step, a.tail),
@@ -233,8 +240,67 @@ struct DiscretizedLogistic {
   }
 };
 
+// A class of K, of the logits.
+struct Categorical {
+  static constexpr const char* name = "categorical";
+  static constexpr int required = 1, params = 1, options = 1;
+  using Channels = Counts<0>;
+  static constexpr int params_of(int) { return 0; }
+};
+
+// Discretized logistics (and their options), in each channel about a mean to which the channels before it are added,
+// times the tanh of a coefficient each (Salimans et al. 2017, section 2.2). A component's parameters are a mean, a log
+// scale and a coefficient of each of three channels, or the first two of one.
+struct DiscretizedLogisticMixture {
+  static constexpr const char* name = "discretized_logistic_mixture";
+  static constexpr int required = 1, params = 1, options = DiscretizedLogistic::options + 2;
+  using Channels = Counts<1, 3>;
+  static constexpr int params_of(int channels) { return channels == 1 ? 2 : 9; }
+
+  // of a bin, roughly
+  template <class V>
+  static VF_HD V log_width(const Options& o) {
+    return log_parts((lit<V>(o[2]) - lit<V>(o[1])) / (lit<V>(o[0]) - lit<V>(1))).exponent * lit<V>(kLog2);
+  }
+
+  template <int C, class V>
+  static VF_HD V offset(const Options& o) {
+    return lit<V>(C) * log_width<V>(o);
+  }
+
+  template <int C, class S, class Emit, class V = typename S::V>
+  static VF_HD V log_prob(const S& site, int k, const Options& o, const Emit& emit) {
+    const V zero = lit<V>(0), shift = log_width<V>(o);
+    const int K = site.components();
+    V sum = zero;
+    VF_ROLLED
+    for (int c = 0; c < C; ++c) {
+      const V x = site.target(c);
+      V off = x - site.param(K * (1 + 3 * c) + k);
+      // coefficient n of the three is that of channels (1, 0), (2, 0), (2, 1)
+      const int first = c * (c - 1) / 2;
+      VF_ROLLED
+      for (int b = 0; b < c; ++b) {
+        const auto t = tanh_terms(site.param(K * (3 + 3 * (first + b)) + k));
+        off = fma_(zero - t.tanh, site.target(b), off);
+      }
+      const auto term = DiscretizedLogistic::of(off, site.param(K * (2 + 3 * c) + k), x, o);
+      sum = sum - (term.nll + shift);
+      emit(3 * c, zero - term.grad[0]);
+      emit(3 * c + 1, zero - term.grad[1]);
+      VF_ROLLED
+      for (int b = 0; b < c; ++b) {
+        const int n = 3 * (first + b) + 2;
+        emit(n, zero - term.grad[0] * site.target(b) * tanh_terms(site.param(K * (1 + n) + k)).slope);
+      }
+    }
+    return sum;
+  }
+};
+
 using Likelihoods = TypeList<Bernoulli, Gaussian, Laplace, BernoulliProbs, ContinuousBernoulli, StudentT, Poisson,
-                             NegativeBinomial, ZeroInflatedNegativeBinomial, DiscretizedLogistic>;
+                             NegativeBinomial, ZeroInflatedNegativeBinomial, DiscretizedLogistic, Categorical,
+                             DiscretizedLogisticMixture>;
 
 }  // namespace VF_ISA
 }  // namespace vaefast

@@ -11,6 +11,7 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
+constexpr double kLog2 = 0.69314718055994530942;
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 constexpr double kNaN = __builtin_nan("");
 

@@ -238,6 +238,21 @@ VF_HD SoftplusTerms<V> softplus_terms(V x) {
   return {select(positive, one, zero), tail, select(positive, r, rest), select(positive, rest, r)};
 }
 
+// tanh x and its derivative
+template <class V>
+struct TanhTerms {
+  V tanh, slope;
+};
+
+// With m = e^(-2 |x|) - 1: tanh |x| = -m / (2 + m), its derivative (2 e^-|x| / (2 + m))^2.
+template <class V>
+VF_HD TanhTerms<V> tanh_terms(V x) {
+  const V zero = lit<V>(0), two = lit<V>(2);
+  const auto e = exp_terms(lit<V>(-2) * abs_(x));
+  const V inverse = lit<V>(1) / (two + e.em1), t = (zero - e.em1) * inverse, root = two * e.root * inverse;
+  return {select(less(x, zero), zero - t, t), root * root};
+}
+
 // log x, and l - log x to some 1e-9 where they are near: log x comes in two parts, so that their difference keeps what
 // its parts would have rounded away. x > 0.
 template <class V>

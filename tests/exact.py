@@ -66,6 +66,32 @@ def _discretized_logistic(x: mpf, mean: mpf, log_scale: mpf, bins: float, low: f
     return softplus(a) if x > high - half / 2 else softplus(a) + softplus(-b) - mpmath.log(-mpmath.expm1(a - b))
 
 
+def _log_sum_exp(terms: list[mpf]) -> mpf:
+    return mpmath.log(sum(mpmath.exp(t) for t in terms))
+
+
+def _categorical(x: list[mpf], logits: list[mpf]) -> mpf:
+    return _log_sum_exp(logits) - logits[int(x[0])]
+
+
+def _discretized_logistic_mixture(x: list[mpf], planes: list[mpf], channels: float, **grid: float) -> mpf:
+    """PixelCNN++'s layout: K logits; then for each channel K means, K log scales and, of three channels, K couplings:
+    of the second's mean with the first channel, of the third's with the first, and with the second."""
+    channels, columns = int(channels), 2 if channels == 1 else 3
+    K = len(planes) // (1 + channels * columns)
+    rows = [planes[K * n : K * (n + 1)] for n in range(1 + channels * columns)]
+    joint = []
+    for k in range(K):
+        mean = [rows[1 + columns * c][k] for c in range(channels)]
+        if channels == 3:
+            first, second, third = (mpmath.tanh(rows[n][k]) for n in (3, 6, 9))
+            mean[1] += first * x[0]
+            mean[2] += second * x[0] + third * x[1]
+        scale = [rows[2 + columns * c][k] for c in range(channels)]
+        joint.append(rows[0][k] - sum(_discretized_logistic(*each, **grid) for each in zip(x, mean, scale)))
+    return _log_sum_exp(rows[0]) - _log_sum_exp(joint)
+
+
 NLL: dict[str, Callable[..., mpf]] = {
     "bernoulli_probs": _bernoulli_probs,
     "continuous_bernoulli": _continuous_bernoulli,
@@ -76,10 +102,23 @@ NLL: dict[str, Callable[..., mpf]] = {
     "discretized_logistic": _discretized_logistic,
 }
 
+# of one site: the numbers of the target and of the parameter along `dim`
+MIXTURES: dict[str, Callable[..., mpf]] = {
+    "categorical": _categorical,
+    "discretized_logistic_mixture": _discretized_logistic_mixture,
+}
+
 
 def nll(likelihood: str, target: Tensor, params: tuple[Tensor, ...], **options: float) -> Tensor:
     """-log p(target | params) in nats, elementwise, in float64; options as the registry's defaults unless given."""
     options = {**LIKELIHOODS[likelihood].options, **options}
+    if likelihood in MIXTURES:
+        dim = int(options.pop("dim"))
+        target = target if target.dim() == params[0].dim() else target.unsqueeze(dim)
+        x, planes = target.movedim(dim, -1), params[0].movedim(dim, -1)
+        sites = zip(x.flatten(0, -2).tolist(), planes.flatten(0, -2).tolist())
+        found = [float(MIXTURES[likelihood](list(map(mpf, xs)), list(map(mpf, ps)), **options)) for xs, ps in sites]
+        return torch.tensor(found, dtype=torch.float64).view(x.shape[:-1])
     if likelihood not in NLL:
         return -LIKELIHOODS[likelihood].distribution(*(p.double() for p in params), **options).log_prob(target.double())
     columns = [t.double().expand(target.shape).reshape(-1).tolist() for t in (target, *params)]

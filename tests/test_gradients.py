@@ -247,11 +247,15 @@ def test_upstream_gradient_of_many_losses(
     data = training(likelihood, count, (6, 50)).to(device).leaves()
     losses = vaefast.reconstruction_loss(data.recon, data.target, likelihood=likelihood, reduction=reduction)
     rows = torch.linspace(-2, 3, 6, device=device)
+
+    def by_rows(g: Tensor) -> Tensor:
+        return rows.view(-1, *[1] * (g.dim() - 1))
+
     weighted = torch.autograd.grad(
         losses, data.recon, rows if reduction == "per_sample" else rows[:, None].expand(6, 50)
     )
     total = vaefast.reconstruction_loss(data.recon, data.target, likelihood=likelihood, reduction="sum")
-    assert_all_close(weighted, [g * rows[:, None] for g in torch.autograd.grad(total, data.recon)])
+    assert_all_close(weighted, [g * by_rows(g) for g in torch.autograd.grad(total, data.recon)])
 
 
 @CASES

@@ -23,6 +23,8 @@ from inputs import (
     generator,
     gradients,
     nll_of,
+    over_planes,
+    sensitivity,
     training,
 )
 from torch import Tensor
@@ -37,7 +39,9 @@ BOUND = 2e-6
 
 
 def data_of(kind: str, likelihood: str, count: int) -> Data:
-    return extreme(likelihood, count) if kind == "extreme" else training(likelihood, count, (64, 130))
+    # 50 digits take their time
+    shape = (8, 65) if LIKELIHOODS[likelihood].planes else (64, 130)
+    return extreme(likelihood, count) if kind == "extreme" else training(likelihood, count, shape)
 
 
 def reduced(elementwise: Tensor, reduction: str) -> Tensor:
@@ -47,6 +51,14 @@ def reduced(elementwise: Tensor, reduction: str) -> Tensor:
         return getattr(elementwise, reduction)()
     rows = elementwise.flatten(1).sum(1)
     return rows if reduction == "per_sample" else rows.mean()
+
+
+def slack_of(kind: str, likelihood: str, data: Data) -> list[Tensor | float]:
+    """Beside the bound, for the nll and each gradient. A mixture's extremes have components so sharp that a rounding of
+    a mean moves the nll: no more than four such roundings."""
+    if kind != "extreme" or not LIKELIHOODS[likelihood].planes:
+        return [0.0] * (1 + len(data.recon))
+    return [4 * s for s in sensitivity(likelihood, data)]
 
 
 def loss(data: Data, likelihood: str, **options: Any) -> Tensor:
@@ -61,7 +73,8 @@ def test_values_against_distributions(backend: str, device: str, kind: str, like
     wide = data.to(torch.float64)
     exact = exact_nll(likelihood, wide.target, wide.recon)
     assert exact.isfinite().all()
-    assert_within(loss(data.to(device), likelihood, reduction="none"), exact, BOUND, "nll")
+    slack = slack_of(kind, likelihood, data)[0]
+    assert_within(loss(data.to(device), likelihood, reduction="none"), exact, BOUND, "nll", slack)
 
 
 @pytest.mark.isa
@@ -72,8 +85,9 @@ def test_gradients_against_float64(backend: str, device: str, kind: str, likelih
     ours, wide = data.to(device).leaves(), data.to(torch.float64).leaves()
     actual = torch.autograd.grad(loss(ours, likelihood, reduction="sum"), ours.recon)
     exact = torch.autograd.grad(nll_of(likelihood, wide).sum(), wide.recon)
-    for name, a, e in zip(LIKELIHOODS[likelihood].params, actual, exact):
-        assert_within(a, e, BOUND, f"d {name}")
+    slack = slack_of(kind, likelihood, data)[1:]
+    for name, a, e, s in zip(LIKELIHOODS[likelihood].params, actual, exact, slack):
+        assert_within(a, e, BOUND, f"d {name}", s)
 
 
 @pytest.mark.isa
@@ -148,8 +162,15 @@ def test_masked_elements_reach_nothing(
     """What a masked-out element holds, in the parameters or the data, is in neither the loss nor a gradient."""
     data = training(likelihood, count, (6, 37))
     on = torch.rand(6, 37, generator=generator(3)) > 0.3
-    clean = Data(tuple(p.where(on, torch.tensor(0.5)) for p in data.recon), data.target.where(on, torch.tensor(0.5)))
-    dirty = Data(tuple(p.where(on, torch.tensor(bad)) for p in data.recon), data.target.where(on, torch.tensor(bad)))
+
+    def masked(value: float) -> Data:
+        recon, target = (
+            [t.where(over_planes(likelihood, on, t), torch.tensor(value)) for t in each]
+            for each in (data.recon, (data.target,))
+        )
+        return Data(tuple(recon), target[0])
+
+    clean, dirty = masked(0.5), masked(bad)
     weight = (on if mask == "bool" else on.float()).to(device)
     found = []
     for d in (clean, dirty):
@@ -157,7 +178,8 @@ def test_masked_elements_reach_nothing(
         value = loss(leaf, likelihood, reduction=reduction, weight=weight)
         found.append([value, *gradients(value, leaf.recon)])
         for gradient in found[-1][1:]:
-            assert (gradient[~on.to(device)] == 0).all()
+            off = ~over_planes(likelihood, on, gradient).to(device)
+            assert (gradient[off.expand_as(gradient)] == 0).all()
     for c, d in zip(*found):
         assert d.isfinite().all()
         assert torch.equal(c, d)
@@ -192,7 +214,7 @@ def test_weights_broadcast(
 @CASES
 def test_all_ones_is_no_weight(backend: str, device: str, likelihood: str, count: int) -> None:
     data = training(likelihood, count).to(device)
-    ones = torch.ones_like(data.target)
+    ones = torch.ones(4, 7, device=device)
     assert torch.equal(loss(data, likelihood, weight=ones), loss(data, likelihood))
     assert torch.equal(loss(data, likelihood, weight=ones.bool()), loss(data, likelihood))
     assert loss(data, likelihood, weight=0 * ones).item() == 0

@@ -76,13 +76,23 @@ def scvi(recon: Tensors, x: Tensor, qz_m: Tensor, qz_v: Tensor, eps: float = 1e-
 
 
 def vdvae(recon: Tensors, x: Tensor, mu1: Tensor, logsigma1: Tensor, mu2: Tensor, logvar2: Tensor) -> Tensor:
-    """openai/vdvae: vae.py, VAE.forward; vae_helpers.py, discretized_mix_logistic_loss of one component without
-    coefficients, and gaussian_analytical_kl."""
-    centered_x, inv_stdv = x - recon[0], torch.exp(-torch.clamp(recon[1], min=-7.0))
+    """openai/vdvae: vae.py, VAE.forward; vae_helpers.py, discretized_mix_logistic_loss and gaussian_analytical_kl; with
+    the channels along dimension 1."""
+    x, planes = x.movedim(1, -1), recon[0].movedim(1, -1)
+    nr_mix = planes.shape[-1] // 10
+    logit_probs, rest = planes[..., :nr_mix], planes[..., nr_mix:].reshape(*x.shape, nr_mix * 3)
+    means, log_scales = rest[..., :nr_mix], torch.clamp(rest[..., nr_mix : 2 * nr_mix], min=-7.0)
+    coeffs = torch.tanh(rest[..., 2 * nr_mix :])
+    xs = x.unsqueeze(-1).expand(*x.shape, nr_mix)
+    m2 = means[..., 1, :] + coeffs[..., 0, :] * xs[..., 0, :]
+    m3 = means[..., 2, :] + coeffs[..., 1, :] * xs[..., 0, :] + coeffs[..., 2, :] * xs[..., 1, :]
+    centered_x = xs - torch.stack([means[..., 0, :], m2, m3], dim=-2)
+    inv_stdv = torch.exp(-log_scales)
     plus_in, min_in = inv_stdv * (centered_x + 1 / 255), inv_stdv * (centered_x - 1 / 255)
     inside = torch.log(torch.clamp(torch.sigmoid(plus_in) - torch.sigmoid(min_in), min=1e-12))
-    above = torch.where(x > 0.999, -F.softplus(min_in), inside)
-    log_probs = torch.where(x < -0.999, plus_in - F.softplus(plus_in), above)
+    above = torch.where(xs > 0.999, -F.softplus(min_in), inside)
+    log_probs = torch.where(xs < -0.999, plus_in - F.softplus(plus_in), above)
+    log_probs = torch.logsumexp(log_probs.sum(-2) + torch.log_softmax(logit_probs, -1), -1)
     logsigma2 = logvar2 / 2
     variances = (logsigma1.exp() ** 2 + (mu1 - mu2) ** 2) / (logsigma2.exp() ** 2)
     kl = -0.5 + logsigma2 - logsigma1 + 0.5 * variances
@@ -118,7 +128,7 @@ CASES = {
     "diffusers": Case(diffusers, ("gaussian", 1), images=True),
     "latent_diffusion": Case(latent_diffusion, ("laplace", 2), images=True),
     "scvi": Case(scvi, ("zero_inflated_negative_binomial", 3), "var"),
-    "vdvae": Case(vdvae, ("discretized_logistic", 2), "log_std", images=True, prior=True),
+    "vdvae": Case(vdvae, ("discretized_logistic_mixture", 1), "log_std", images=True, prior=True),
     "dreamer": Case(dreamer, ("gaussian", 1), "std", prior=True),
 }
 EVERY = pytest.mark.parametrize("name", list(PRESETS))

@@ -85,7 +85,9 @@ class Likelihood:
             (Without it and without a scale, the first two are half the squared, and the absolute, error.) Of the
             last two also ``eps=1e-8``, added to the mean as scvi-tools does. ``"gaussian_optimal"``:
             ``per_sample=False``, whether each sample has a variance of its own. ``"discretized_logistic"``:
-            ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the least log scale.
+            ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the least log scale; so does
+            ``"discretized_logistic_mixture"``, and ``channels=3`` or 1. ``"categorical"`` and that one: ``dim=1``, the dimension of ``recon``
+            along which the logits lie (negative ones count from the end).
 
     Raises:
         TypeError, ValueError: an unknown name or option, or a value that it does not take.
@@ -133,7 +135,7 @@ class Likelihood:
 LIKELIHOODS: dict[str, Likelihood] = {}
 
 
-def likelihood(value: str | Likelihood) -> Likelihood:
+def likelihood(value: object) -> Likelihood:
     if isinstance(value, Likelihood):
         return value
     if not isinstance(value, str):
@@ -341,20 +343,63 @@ def parameters(recon: object, likelihood: str, entry: LikelihoodEntry) -> list[T
     return params
 
 
+def loss_shape(first: Tensor, chosen: Likelihood) -> tuple[torch.Size, int]:
+    """The elementwise loss's shape; and for a mixture the dimension, counted from the front, that it lacks, else 0."""
+    if "dim" not in chosen.options:
+        return first.shape, 0
+    dim = int(chosen.options["dim"])
+    if not -first.dim() < dim < first.dim():
+        raise ValueError(
+            f"dim={dim} of likelihood {chosen.name!r} must be a dimension of recon behind the batch, whose shape is "
+            f"{tuple(first.shape)}"
+        )
+    dim %= first.dim()
+    return torch.Size((*first.shape[:dim], *first.shape[dim + 1 :])), dim
+
+
+def mixture(first: Tensor, target: Tensor, chosen: Likelihood, planes: dict[int, int]) -> torch.Size:
+    """The elementwise loss's shape, where recon and target go together along ``dim``."""
+    shape, dim = loss_shape(first, chosen)
+    channels = int(chosen.options.get("channels", 0))
+    count = planes[channels]
+    if first.shape[dim] == 0 or first.shape[dim] % count:
+        raise ValueError(
+            f"recon for {chosen!r} has {first.shape[dim]} planes along dim={dim}; each component has {count}, so "
+            f"it takes a multiple of {count}"
+        )
+    expected = (*shape[:dim], channels, *shape[dim:]) if channels else tuple(shape)
+    if target.shape != expected:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; {chosen!r} with recon of shape {tuple(first.shape)} takes {expected}"
+        )
+    return shape
+
+
+def indices(target: Tensor, value: object) -> Tensor:
+    """Classes as the kernels take them: whole numbers in float32, which has them up to 2^24."""
+    from .reference import entry_of
+
+    return target.float() if entry_of(likelihood(value)).support == "class" else target
+
+
 def reconstruction(
-    recon: object, target: object, weight: object, likelihood: str, entry: LikelihoodEntry
+    recon: object, target: object, weight: object, chosen: Likelihood, entry: LikelihoodEntry
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """The likelihood's parameters, the target, and the weight."""
-    params = parameters(recon, likelihood, entry)
+    params = parameters(recon, chosen.name, entry)
     first = params[0]
     target = floating("target", target)
-    same_shape("target", target, "recon", first.shape)
+    if entry.planes:
+        shape = mixture(first, target, chosen, entry.planes)
+    else:
+        shape = first.shape
+        same_shape("target", target, "recon", shape)
     same_device("target", target, "recon", first.device)
     if weight is None:
         return params, target, None
     if not (isinstance(weight, Tensor) and weight.dtype == torch.bool):
         weight = floating("weight", weight)
-    broadcasts("weight", weight, "recon", first.shape)
+    broadcasts("weight", weight, "recon's sites" if entry.planes else "recon", shape)
     same_device("weight", weight, "recon", first.device)
     return params, target, weight
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -75,3 +76,66 @@ class DiscretizedLogistic(D.Distribution):
         bin_ = ((value - self.low) / self.width).round()
         below = torch.where(bin_ <= 0, 0.0, self.cdf(value - self.width / 2))
         return torch.log(torch.where(bin_ >= self.bins - 1, 1.0, self.cdf(value + self.width / 2)) - below)
+
+
+class Classes(D.Distribution):
+    """A class by its logits along ``dim``; the mean is that of the one-hot vector, the probabilities."""
+
+    arg_constraints: ClassVar[dict[str, D.constraints.Constraint]] = {}
+
+    def __init__(self, logits: Tensor, dim: int) -> None:
+        self.logits, self.dim = logits, dim % logits.dim()
+        self.base = D.Categorical(logits=logits.movedim(dim, -1), validate_args=False)
+        super().__init__(self.base.batch_shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.softmax(self.dim)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        return self.base.sample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base.log_prob(value)
+
+
+class DiscretizedLogisticMixture(D.Distribution):
+    """Components' logits, means, log scales and, with three channels, couplings in planes along ``dim``; see
+    csrc/mixture.h. An event is a pixel: a draw has its channels along ``dim``."""
+
+    arg_constraints: ClassVar[dict[str, D.constraints.Constraint]] = {}
+
+    def __init__(self, planes: Tensor, dim: int, channels: int, floor: float, **grid: float) -> None:
+        self.dim, self.channels, self.floor, self.grid = dim % planes.dim(), channels, floor, grid
+        columns = 2 if channels == 1 else 3
+        self.logits, *self.rest = planes.movedim(dim, -1).unflatten(-1, (1 + channels * columns, -1)).unbind(-2)
+        self.columns = columns
+        super().__init__(self.logits.shape[:-1], validate_args=False)
+
+    def _channel(self, c: int, before: list[Tensor], pick: Callable[[Tensor], Tensor]) -> DiscretizedLogistic:
+        """Channel c's logistic, given those before it; ``pick`` chooses among the components."""
+        mean, log_scale = map(pick, self.rest[self.columns * c : self.columns * c + 2])
+        for b, x in enumerate(before):
+            mean = mean + torch.tanh(pick(self.rest[3 * (c * (c - 1) // 2 + b) + 2])) * x
+        return DiscretizedLogistic(mean, torch.exp(log_scale.clamp(min=self.floor)), **self.grid)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of one channel, exact. Of three, each component's channels follow from the means of those before them."""
+        found: list[Tensor] = []
+        for c in range(self.channels):
+            found.append(self._channel(c, found, lambda planes: planes).mean)
+        weights = self.logits.softmax(-1)
+        return torch.stack([(weights * mean).sum(-1) for mean in found], self.dim)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        k = D.Categorical(logits=self.logits, validate_args=False).sample(shape).unsqueeze(-1)
+
+        def pick(planes: Tensor) -> Tensor:
+            return planes.expand(*shape, *planes.shape).gather(-1, k).squeeze(-1)
+
+        drawn: list[Tensor] = []
+        for c in range(self.channels):
+            drawn.append(self._channel(c, drawn, pick).sample())
+        return torch.stack(drawn, len(shape) + self.dim)

@@ -397,9 +397,16 @@ def reconstruction_loss(
               them). A negative count gives NaN; one that is not whole goes through the gamma function.
             - ``"discretized_logistic"`` (mean, log_scale) of data on a grid, -1 to 1 in 256 steps unless
               :class:`Likelihood` says else (Salimans et al. 2017, equation 2).
+            - Mixtures, whose recon is one tensor of planes along dimension 1, or another ``dim`` of
+              :class:`Likelihood`: ``"categorical"`` logits ``[B, K, ...]`` with the classes ``[B, ...]`` as target,
+              whole numbers of any dtype (NaN for one that there is not). ``"discretized_logistic_mixture"``
+              ``[B, K (1 + 9), ...]`` with target ``[B, 3, ...]``, laid out as in PixelCNN++ and VDVAE: K logits, then
+              for each channel K means, K log scales and K couplings to the channels before it; with ``channels=1``
+              ``[B, K (1 + 2), ...]`` and ``[B, 1, ...]`` (Salimans et al. 2017, section 2.2). Their loss has an
+              element for each pixel, ``[B, ...]``.
 
             Normalising constants (log 2 pi, log x!) are included.
-        target: the data, the first parameter's shape; any floating dtype.
+        target: the data, the first parameter's shape but for mixtures; any floating dtype, and for classes any.
         likelihood: one of ``vaefast.LIKELIHOODS``, or a :class:`Likelihood` where its options are to be others.
         reduction: as for :func:`gaussian_kl`; ``"mean"`` divides by the number of elements, weighted or not.
         weight: broadcasts to the elementwise loss and multiplies it. Where it is 0 the element is not evaluated, so a
@@ -416,6 +423,8 @@ def reconstruction_loss(
         nll = vaefast.reconstruction_loss(logits, x)
         nll = vaefast.reconstruction_loss((mean, logvar), x, likelihood="gaussian")
     """
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        target = _args.indices(target, likelihood)
     given = recon if isinstance(recon, (tuple, list)) else (recon,)
     first = given[0] if given else None
     nll: Tensor | None = _ops.attempt(
@@ -424,7 +433,7 @@ def reconstruction_loss(
     if nll is not None:
         return nll
     chosen = _args.likelihood(likelihood)
-    params, target, weight = _args.reconstruction(recon, target, weight, chosen.name, reference.entry_of(chosen))
+    params, target, weight = _args.reconstruction(recon, target, weight, chosen, reference.entry_of(chosen))
     if chosen.name in reference.COMPOSED:
         return _optimal.gaussian_optimal(reconstruction_loss, params, target, weight, reduction, chosen)
     _args.choice("reduction", reduction, _args.REDUCTIONS)
@@ -490,6 +499,8 @@ def elbo_terms(
             likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
             free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
         )  # fmt: skip
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        target = _args.indices(target, likelihood)
     plain = free_bits == 0.0 and free_bits_per == "dim" and capacity is None and symmetric is False
     if plain and type(beta) in (float, int):
         given = recon if isinstance(recon, (tuple, list)) else (recon,)
@@ -506,7 +517,7 @@ def elbo_terms(
             return ELBOTerms(*terms)
     _args.reduction_for_elbo(reduction)
     chosen = _args.likelihood(likelihood)
-    params, target, weight = _args.reconstruction(recon, target, weight, chosen.name, reference.entry_of(chosen))
+    params, target, weight = _args.reconstruction(recon, target, weight, chosen, reference.entry_of(chosen))
     pair, options = _kl_options.checked(
         mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
         free_bits, free_bits_per, balance, capacity, symmetric,

@@ -30,7 +30,9 @@ def likelihood_mean(recon: Recon, likelihood: str | Likelihood = "bernoulli") ->
 
     Returns:
         ``[B, ...]``, the first parameter's shape and dtype; not finite where the likelihood has no mean (Student's t
-        with df <= 1).
+        with df <= 1). Of ``"categorical"`` the classes' probabilities, the mean of a one-hot vector. Of
+        ``"discretized_logistic_mixture"`` the target's shape; a later channel follows, in each component, from the
+        means of those before it.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
@@ -52,7 +54,8 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
         recon, likelihood: as for :func:`vaefast.reconstruction_loss`.
 
     Returns:
-        ``[B, ...]``, the first parameter's shape and dtype, without a gradient.
+        ``[B, ...]``, the first parameter's shape and dtype, or of a mixture the target's; without a gradient. Classes
+        are int64.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
@@ -67,4 +70,5 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
             f"{likelihood!r} takes its variance from data, so it has no draws; use 'gaussian' with a logvar"
         )
     p, dtype = _distribution(recon, likelihood)
-    return p.sample().to(dtype)
+    drawn = p.sample()
+    return drawn.to(dtype) if drawn.is_floating_point() else drawn

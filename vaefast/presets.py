@@ -7,7 +7,7 @@ a preset too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,7 +30,7 @@ class Preset:
             :func:`vaefast.elbo_terms`, with its defaults.
         scale: the reconstruction's factor under ``likelihood``; under another that the caller gives it is 1.
         per_dim: of ``"reconstruction"`` and ``"kl"``, the terms that are divided by the number of elements of a sample
-            of ``recon``; all their nats are then nats a dimension.
+            of ``target``; all their nats are then nats a dimension.
 
     Raises:
         ValueError, TypeError: by the call that uses it, for what :func:`vaefast.elbo_terms` does not take.
@@ -59,12 +59,12 @@ class Preset:
             for name, value in given.items()
         }
 
-    def weigh(self, terms: ELBOTerms, recon: Tensor | Sequence[Tensor], options: dict[str, Any]) -> ELBOTerms:
+    def weigh(self, terms: ELBOTerms, target: Tensor, options: dict[str, Any]) -> ELBOTerms:
         """The terms of the filled options with the preset's factors, and their sum."""
         scale = self.scale if options["likelihood"] == self.likelihood else 1.0
         if scale == 1.0 and not self.per_dim:
             return terms
-        size = max(1, math.prod((recon if isinstance(recon, Tensor) else recon[0]).shape[1:]))
+        size = max(1, math.prod(target.shape[1:]))
         nll = terms.reconstruction * (scale / size if "reconstruction" in self.per_dim else scale)
         kl = terms.kl / size if "kl" in self.per_dim else terms.kl
         return ELBOTerms(nll + options["beta"] * kl, nll, kl)
@@ -88,12 +88,12 @@ def filled(name: str | None, **given: Any) -> dict[str, Any]:
 
 
 def elbo_terms(
-    plain: Callable[..., ELBOTerms], name: object, recon: Tensor | Sequence[Tensor], *tensors: Any, **given: Any
+    plain: Callable[..., ELBOTerms], name: object, recon: object, target: Tensor, *tensors: Any, **given: Any
 ) -> ELBOTerms:
     """:func:`vaefast.elbo_terms` with a preset; ``plain`` is it without, of the path that calls."""
     preset = find(name)
     options = preset.fill(given)
-    return preset.weigh(plain(recon, *tensors, **options), recon, options)
+    return preset.weigh(plain(recon, target, *tensors, **options), target, options)
 
 
 # the squared and the absolute error, whose scale of 2 undoes the half of the Gaussian's
@@ -139,8 +139,8 @@ PRESETS: dict[str, Preset] = {
         "var",
     ),
     "vdvae": Preset(
-        "openai/vdvae: vae.py, VAE.forward; vae_helpers.py, gaussian_analytical_kl",
-        "discretized_logistic",
+        "openai/vdvae: vae.py, VAE.forward; vae_helpers.py, discretized_mix_logistic_loss, gaussian_analytical_kl",
+        "discretized_logistic_mixture",
         "log_std",
         per_dim=("reconstruction", "kl"),
     ),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from . import _args, _kl_options, _optimal
 from ._args import Likelihood, Parameterization, Real
-from ._distributions import DiscretizedLogistic, ZeroInflated
+from ._distributions import Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
 from ._kl_options import Pair
 from ._philox import draw_seed, normal
 
@@ -54,6 +54,7 @@ DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
     "log": lambda x: x,
     "positive": torch.exp,
     "unit": torch.sigmoid,
+    "planes": lambda x: x,
 }
 
 
@@ -70,6 +71,10 @@ class LikelihoodEntry:
     **options)`` is the torch.distributions object that draws, and that the tests hold it against. ``options`` are their
     defaults, in the struct's order, and ``check`` raises where their values do not go together. ``domains`` says of
     each parameter where it lives: a name in ``DOMAINS``; "log" is the logarithm of a scale or a rate.
+
+    A mixture has one parameter, whose planes lie along the dimension that its last option, ``dim``, names: logits, and
+    then each parameter of the components. ``planes`` says how many a component has, by the option ``channels``,
+    the target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape without ``dim``.
     """
 
     params: tuple[str, ...]
@@ -81,6 +86,7 @@ class LikelihoodEntry:
     domains: tuple[str, ...] = ("real", "log")
     options: dict[str, float] = field(default_factory=dict)
     check: Callable[..., None] = _anything
+    planes: dict[int, int] = field(default_factory=dict)
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
@@ -180,6 +186,46 @@ def _check_bins(bins: float, low: float, high: float, floor: float) -> None:
         raise ValueError(f"bins must be a whole number, at least 2, got {bins!r}")
     if not low < high:
         raise ValueError(f"low must be below high, got low={low!r}, high={high!r}")
+
+
+def _check_dim(dim: float) -> None:
+    if dim != int(dim) or dim == 0:
+        raise ValueError(f"dim must be a whole number and not 0, which is the batch, got {dim!r}")
+
+
+def _check_mixture(channels: float, dim: float, **grid: float) -> None:
+    _check_bins(**grid)
+    _check_dim(dim)
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, as there are couplings for, got {channels!r}")
+
+
+@_in_float64
+def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
+    logits = logits.movedim(int(dim), -1)
+    hit = x.unsqueeze(-1) == torch.arange(logits.shape[-1], device=x.device)
+    known = hit.any(-1, keepdim=True)
+    picked = torch.where(hit | ~known, torch.log_softmax(logits, -1), 0.0)
+    return -picked.sum(-1) * torch.where(known.squeeze(-1), 1.0, math.nan)
+
+
+@_in_float64
+def _discretized_logistic_mixture(
+    x: Tensor, planes: Tensor, channels: float, dim: float, **grid: float
+) -> Tensor:
+    """-log sum_k softmax(l)_k prod_c P(x_c | m_kc + sum_b<c tanh(a_kcb) x_b, ls_kc); Salimans et al. 2017
+    (arXiv:1701.05517), section 2.2."""
+    x = x.movedim(int(dim), -1).unsqueeze(-1)
+    columns = 2 if channels == 1 else 3
+    logits, *rest = planes.movedim(int(dim), -1).unflatten(-1, (1 + int(channels) * columns, -1)).unbind(-2)
+    nll = torch.zeros_like(logits)
+    couplings = iter(rest[2::3])
+    for c in range(int(channels)):
+        mean, log_scale = rest[columns * c : columns * c + 2]
+        for b in range(c):
+            mean = mean + torch.tanh(next(couplings)) * x[..., b, :]
+        nll = nll + _discretized_logistic(x[..., c, :].expand_as(mean), mean, log_scale, **grid)
+    return torch.logsumexp(logits, -1) - torch.logsumexp(logits - nll, -1)
 
 
 def _negative_binomial_distribution(mu: Tensor, theta: Tensor, eps: float) -> D.NegativeBinomial:
@@ -282,6 +328,30 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         ),
         options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0},
         check=_check_bins,
+    ),
+    "categorical": LikelihoodEntry(
+        ("logits",),
+        1,
+        "class",
+        "logsumexp(l) - l_x",
+        _categorical,
+        lambda logits, dim: Classes(logits, int(dim)),
+        domains=("planes",),
+        options={"dim": 1},
+        check=_check_dim,
+        planes={0: 1},
+    ),
+    "discretized_logistic_mixture": LikelihoodEntry(
+        ("planes",),
+        1,
+        "bins",
+        "-log sum_k softmax(l)_k prod_c DL(x_c; m_kc + sum_b<c tanh(a_kcb) x_b, ls_kc)",
+        _discretized_logistic_mixture,
+        lambda planes, channels, dim, **grid: DiscretizedLogisticMixture(planes, int(dim), int(channels), **grid),
+        domains=("planes",),
+        options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0, "channels": 3, "dim": 1},
+        check=_check_mixture,
+        planes={1: 3, 3: 10},
     ),
 }
 
@@ -616,7 +686,9 @@ def reconstruction_loss(
 ) -> Tensor:
     """See :func:`vaefast.reconstruction_loss`."""
     p = _args.likelihood(likelihood)
-    params, target, weight = _args.reconstruction(recon, target, weight, p.name, entry_of(p))
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        target = _args.indices(target, p)
+    params, target, weight = _args.reconstruction(recon, target, weight, p, entry_of(p))
     if p.name in COMPOSED:
         return _optimal.gaussian_optimal(reconstruction_loss, params, target, weight, reduction, p)
     _args.choice("reduction", reduction, _args.REDUCTIONS)
@@ -624,13 +696,17 @@ def reconstruction_loss(
     dtype = _compute_dtype(*params, target, weight)
     x, ps = target.to(dtype), [p.to(dtype) for p in params]
     narrow, nll_of = _promote(*params, target), functools.partial(LIKELIHOODS[p.name].nll, **p.options)
+    shape, dim = _args.loss_shape(params[0], p)
     if weight is None:
-        return _reduce(nll_of(x, *ps).expand_as(x), reduction, narrow)
+        return _reduce(nll_of(x, *ps).expand(shape), reduction, narrow)
     w = weight.to(dtype)
     on = w != 0
-    # masked elements are evaluated at 1, so that whatever they held reaches neither the loss nor a gradient
-    nll = nll_of(torch.where(on, x, 1.0), *(torch.where(on, p, 1.0) for p in ps))
-    return _reduce(torch.where(on, w * nll, 0.0), reduction, narrow)
+
+    def ones(t: Tensor) -> Tensor:
+        """Masked elements are evaluated at 1, so that whatever they held reaches neither the loss nor a gradient."""
+        return torch.where(on.expand(shape).unsqueeze(dim) if dim and t.dim() > len(shape) else on, t, 1.0)
+
+    return _reduce(torch.where(on, w * nll_of(ones(x), *map(ones, ps)), 0.0), reduction, narrow)
 
 
 def elbo_terms(

@@ -2,6 +2,7 @@
 
 #include "cpu/kernels.h"
 
+#include "cpu/mixture_tile.h"
 #include "cpu/noise.h"
 #include "cpu/tile.h"
 #include "likelihoods.h"
@@ -131,7 +132,7 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
 
 template <class T, class P, bool SAMPLE, bool KLD, Against A>
 void posterior_scaled(const PosteriorProblem& p, int64_t begin, int64_t end) {
-  for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
+  for_units(p.space, p.sum.partial, kUnit, kTile, begin, end, [&](const Tile& t) {
     if (!p.backward) return posterior_forward<T, P, SAMPLE, KLD, A>(p, t);
     if constexpr (!SAMPLE) {
       if (p.sum.out) return posterior_backward<T, P, SAMPLE, KLD, A, true>(p, t);
@@ -226,7 +227,7 @@ double rescale_tile(const ReconstructionProblem& p, const Tile& t) {
 
 template <class T, class L, int N>
 void reconstruction_units(const ReconstructionProblem& p, int64_t begin, int64_t end) {
-  for_units(p.space, p.sum.partial, kUnit, begin, end, [&](const Tile& t) {
+  for_units(p.space, p.sum.partial, kUnit, kTile, begin, end, [&](const Tile& t) {
     if (!p.grad) return reconstruction_tile<T, L, N, true, false>(p, t);
     return p.nll ? reconstruction_tile<T, L, N, true, true>(p, t) : reconstruction_tile<T, L, N, false, true>(p, t);
   });
@@ -241,11 +242,15 @@ void reconstruction_params(const ReconstructionProblem& p, int64_t begin, int64_
 template <class T>
 void reconstruction_typed(const ReconstructionProblem& p, int64_t begin, int64_t end) {
   if (p.kept) {
-    return for_units(p.space, nullptr, kUnit, begin, end, [&](const Tile& t) { return rescale_tile<T>(p, t); });
+    return for_units(p.space, nullptr, kUnit, kTile, begin, end, [&](const Tile& t) { return rescale_tile<T>(p, t); });
   }
   visit(p.likelihood, Likelihoods{}, [&](auto tag) {
     using L = typename decltype(tag)::type;
-    reconstruction_params<T, L, L::params>(p, begin, end);
+    if constexpr (kMixture<L>) {
+      mixture_units<T, L>(p, begin, end);
+    } else {
+      reconstruction_params<T, L, L::params>(p, begin, end);
+    }
   });
 }
 

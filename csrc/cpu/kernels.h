@@ -10,6 +10,14 @@ namespace vaefast {
 
 constexpr int64_t kUnit = 8192;
 
+// Of a mixture's sites, which are so many numbers each, it takes fewer; a tile of them has at most kSites.
+constexpr int kSites = 128;
+VF_HD int64_t unit_of(int planes) {
+  if (planes == 1) return kUnit;
+  const int64_t sites = kUnit / planes / 64 * 64;
+  return sites > 64 ? sites : 64;
+}
+
 struct CpuKernels {
   // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].
   void (*posterior)(const PosteriorProblem&, int64_t begin, int64_t end);

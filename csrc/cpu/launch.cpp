@@ -42,11 +42,11 @@ struct Units {
   int64_t per_row = 0, count = 0, cost = 0;  // cost of a unit, in elements
 
   Units() = default;
-  explicit Units(const Space& s) {
-    const int64_t cols = s.rows ? s.numel / s.rows : 0;
-    per_row = (cols + kUnit - 1) / kUnit;
+  explicit Units(const Space& s, int planes = 1) {
+    const int64_t cols = s.rows ? s.numel / s.rows : 0, unit = unit_of(planes);
+    per_row = (cols + unit - 1) / unit;
     count = per_row * s.rows;
-    cost = per_row ? (cols + per_row - 1) / per_row : 0;
+    cost = per_row ? (cols + per_row - 1) / per_row * planes : 0;
   }
 
   int64_t total() const { return count * cost; }
@@ -93,10 +93,10 @@ void finish(const Job& job, const Units& rec, const Units* post) {
 // a large sample. Asked beforehand, it takes 2 MB at a time.
 constexpr uintptr_t kHugePage = 1 << 21;
 
-void use_huge_pages(const Operand& out, const Space& space) {
+void use_huge_pages(const Operand& out, const Space& space, int64_t between_planes = 0) {
   if (!out.data || space.numel == 0) return;
   const int64_t size = out.dtype == DType::kDouble ? 8 : out.dtype == DType::kFloat ? 4 : 2;
-  int64_t last_element = 0;  // of a half of a larger result, what lies between its rows is the other half's
+  int64_t last_element = between_planes;  // of a half of a larger result, what lies between its rows is the other half's
   for (int d = 0; d < space.ndim; ++d) last_element += (space.size[d] - 1) * out.stride[d];
   const auto begin = reinterpret_cast<uintptr_t>(out.data), end = begin + uintptr_t((last_element + 1) * size);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
@@ -106,7 +106,7 @@ void use_huge_pages(const Operand& out, const Space& space) {
   }
 }
 #else
-void use_huge_pages(const Operand&, const Space&) {}
+void use_huge_pages(const Operand&, const Space&, int64_t = 0) {}
 #endif
 
 void prepare_outputs(const Job& job) {
@@ -118,7 +118,7 @@ void prepare_outputs(const Job& job) {
   }
   if (const ReconstructionProblem* r = job.reconstruction; r && !r->kept) {
     use_huge_pages(r->out_nll, r->space);
-    for (const Operand& out : r->out_grad) use_huge_pages(out, r->space);
+    for (const Operand& out : r->out_grad) use_huge_pages(out, r->space, (r->planes - 1) * r->grad_step);
   }
 }
 
@@ -127,7 +127,7 @@ void run(const at::Tensor&, Job& job) {
   prepare_outputs(job);
   const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
   ReconstructionProblem* r = job.reconstruction;
-  const Units rec = r ? Units(r->space) : Units();
+  const Units rec = r ? Units(r->space, r->planes) : Units();
   c10::SmallVector<Units, 1> post;
   int64_t count = rec.count, total = rec.total();
   for (int64_t i = 0; job.posterior && i < job.posteriors; ++i) {

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "registry.h"
 #include "vmath.h"
 
 namespace vaefast {
@@ -83,6 +84,13 @@ struct Store<double> {
   }
 };
 template <>
+struct Store<bool> {
+  template <class T>
+  static VF_HD bool from(T x) {
+    return x != 0;
+  }
+};
+template <>
 struct Store<BFloat16> {
   template <class T>
   static VF_HD BFloat16 from(T x) {
@@ -103,6 +111,23 @@ struct Store<Half> {
     return {uint16_t(sign | (magnitude > 0x7f800000u ? 0x7e00u : finite))};
   }
 };
+
+// f(Tag of what dtype stores).
+template <class F>
+VF_HD void visit(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat:
+      return f(Tag<float>{});
+    case DType::kDouble:
+      return f(Tag<double>{});
+    case DType::kHalf:
+      return f(Tag<Half>{});
+    case DType::kBFloat16:
+      return f(Tag<BFloat16>{});
+    case DType::kBool:
+      return f(Tag<bool>{});
+  }
+}
 
 // Calls f(first element's position in the tile, count, element offset in memory) for each run along the last dimension.
 template <class F>
@@ -181,23 +206,7 @@ const T* read(const Operand& op, const Tile& t, Buffer<T>& buffer) {
     for (int i = 0; i < t.n; ++i) to[i] = lit<T>(op.value);
     return to;
   }
-  switch (op.dtype) {
-    case DType::kFloat:
-      gather<T, float>(op, t, to);
-      break;
-    case DType::kDouble:
-      gather<T, double>(op, t, to);
-      break;
-    case DType::kHalf:
-      gather<T, Half>(op, t, to);
-      break;
-    case DType::kBFloat16:
-      gather<T, BFloat16>(op, t, to);
-      break;
-    case DType::kBool:
-      gather<T, bool>(op, t, to);
-      break;
-  }
+  visit(op.dtype, [&](auto tag) { gather<T, typename decltype(tag)::type>(op, t, to); });
   return to;
 }
 
@@ -211,22 +220,7 @@ T* writable(const Operand& op, const Tile& t, Buffer<T>& buffer) {
 template <class T>
 void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
   if (op.data == nullptr || in_place<T>(op, t)) return;
-  switch (op.dtype) {
-    case DType::kFloat:
-      scatter<T, float>(op, t, buffer.data);
-      break;
-    case DType::kDouble:
-      scatter<T, double>(op, t, buffer.data);
-      break;
-    case DType::kHalf:
-      scatter<T, Half>(op, t, buffer.data);
-      break;
-    case DType::kBFloat16:
-      scatter<T, BFloat16>(op, t, buffer.data);
-      break;
-    case DType::kBool:
-      break;
-  }
+  visit(op.dtype, [&](auto tag) { scatter<T, typename decltype(tag)::type>(op, t, buffer.data); });
 }
 
 // f(position) for each vector of the tile.
@@ -295,17 +289,18 @@ class Accumulator {
   Wide<T> sum_ = Wide<T>(T(0));
 };
 
-// Runs body(tile), which returns the tile's sum, over the units [begin, end).
+// Runs body(tile), which returns the tile's sum, over the units [begin, end); a unit is so many tiles of so many
+// elements.
 template <class F>
-void for_units(const Space& space, double* partial, int64_t unit, int64_t begin, int64_t end, F body) {
+void for_units(const Space& space, double* partial, int64_t unit, int tile, int64_t begin, int64_t end, F body) {
   const int64_t cols = space.rows ? space.numel / space.rows : 0;
   const int64_t per_row = (cols + unit - 1) / unit;
   for (int64_t u = begin; u < end; ++u) {
     const int64_t row = u / per_row, first = row * cols + (u % per_row) * unit;
     const int64_t limit = first + unit < (row + 1) * cols ? first + unit : (row + 1) * cols;
     double sum = 0;
-    for (int64_t start = first; start < limit; start += kTile) {
-      sum += body(Tile{space, start, int(limit - start < kTile ? limit - start : kTile)});
+    for (int64_t start = first; start < limit; start += tile) {
+      sum += body(Tile{space, start, int(limit - start < tile ? limit - start : tile)});
     }
     if (partial) partial[u] = sum;
   }

@@ -2,7 +2,7 @@
 // sum goes to its place in `partial`; the last block to finish adds those up in a fixed order. No torch types here.
 #pragma once
 
-#include "cuda/units.cuh"
+#include "cuda/mixture.cuh"
 
 namespace vaefast {
 
@@ -33,13 +33,14 @@ struct Geometry {
   int width = kThreads;
 };
 
+// each: elements that a thread has at least.
 template <class T>
-Geometry geometry_of(const Space& s) {
+Geometry geometry_of(const Space& s, int each = kPack<T> * kPacksPerThread) {
   Geometry g;
   g.cols = s.rows ? s.numel / s.rows : 0;
   // short rows share a block, a warp each; long ones are split
-  if (s.rows > 1 && g.cols <= int64_t(kWarp) * kPack<T> * kPacksPerThread) g.width = kWarp;
-  const int64_t least = int64_t(g.width) * kPack<T> * kPacksPerThread;
+  if (s.rows > 1 && g.cols <= int64_t(kWarp) * each) g.width = kWarp;
+  const int64_t least = int64_t(g.width) * each;
   g.unit = least * (g.width == kWarp ? 2 : 1 + s.numel / (least * kMaxUnits));
   // a row need not begin where a pack does
   const int64_t reach = g.cols + (s.rows > 1 ? kPack<T> - 1 : 0);
@@ -103,7 +104,11 @@ __device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t f
     const int64_t from = begin / kPack<T> * kPack<T> + int64_t(unit - row * g.per_row) * g.unit;
     const Unit u{from < begin ? begin : from, from + g.unit < end ? from + g.unit : end, lane, g.width};
     const bool first = unit == 0 && lane == 0;
-    sum = visit<T>(p.space.moves, [&](auto move) { return Work::template run<decltype(move)>(p, u, first); });
+    if constexpr (kMixtureWork<Work>) {
+      sum = Work::template run<Move<1>>(p, u, first);
+    } else {
+      sum = visit<T>(p.space.moves, [&](auto move) { return Work::template run<decltype(move)>(p, u, first); });
+    }
   }
   if (!Work::kSums || !p.sum.out) return;
   sum = group_sum(sum, g.width, shared);

@@ -47,7 +47,13 @@ void launch_reconstruction(const Launch& a, cudaStream_t stream) {
   if (a.reconstruction.kept) return launch<T, Rescale<T>, PosteriorBackward<T, false, true>>(a, stream);
   visit(a.reconstruction.likelihood, Likelihoods{}, [&](auto tag) {
     using L = typename decltype(tag)::type;
-    launch_params<T, L, L::params>(a, stream);
+    if constexpr (kMixture<L>) {
+      visit(a.reconstruction.channels, typename L::Channels{}, [&](auto channels) {
+        launch_with_kl<T, Mixture<T, L, decltype(channels)::value>>(a, stream);
+      });
+    } else {
+      launch_params<T, L, L::params>(a, stream);
+    }
   });
 }
 
@@ -131,7 +137,10 @@ void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   if (job.reconstruction) {
     a.reconstruction = *job.reconstruction;
     set_access<T>(a.reconstruction);
-    a.rec = geometry_of<T>(a.reconstruction.space);
+    Space& space = a.reconstruction.space;
+    const bool sites = a.reconstruction.planes > 1;
+    if (sites) space.moves = Moves::kSingle;
+    a.rec = sites ? geometry_of<T>(space, 1) : geometry_of<T>(space);
   }
   if (job.posterior) {
     a.posterior = *job.posterior;
