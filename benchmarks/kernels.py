@@ -38,7 +38,7 @@ class Kernel:
     Args:
         name: operator and variant.
         inputs: how many tensors ``call`` takes, full size.
-        moved: how many tensors it reads or writes.
+        moved: how many tensors it reads or writes; of a mixture's, whose target is smaller, those that are full size.
         call: from inputs and target to what is timed; the target lies in the likelihood's support.
         likelihood: whose support that is.
     """
@@ -104,13 +104,14 @@ def kernels() -> Iterator[Kernel]:
     for name, inputs, moved in (("sample", 3, 4), ("kl", 2, 4), ("kl, prior", 4, 8), ("sample, kl", 3, 5)):
         yield Kernel(f"posterior_backward {name}", inputs, moved, posterior_backward(name.split(", ")))
     for name, entry in LIKELIHOODS.items():
+        targets = 0 if entry.planes else 1
         for count in range(entry.required, len(entry.params) + 1):
             for grad in (False, True):
                 call = reconstruction_forward(name, count, grad)
                 label = f"reconstruction_forward {name} {count}" + (", gradient" if grad else "")
-                yield Kernel(label, count, count + 1 + count * grad, call, name)
+                yield Kernel(label, count, count + targets + count * grad, call, name)
             call = reconstruction_backward(name, count)
-            yield Kernel(f"reconstruction_backward {name} {count}", count, 2 * count + 1, call, name)
+            yield Kernel(f"reconstruction_backward {name} {count}", count, 2 * count + targets, call, name)
     yield Kernel("scale_", 1, 2, scale)
 
 
@@ -125,11 +126,16 @@ def target_of(name: str, params: Sequence[Tensor]) -> Tensor:
 
 
 def inputs_of(kernel: Kernel, elements: int, device: torch.device, dtype: torch.dtype) -> list[Tensor | None]:
-    """Random numbers; for a likelihood, its parameters where they live, and data."""
-    tensors = [torch.randn(elements, device=device, dtype=dtype) for _ in range(kernel.inputs)]
-    if not kernel.likelihood:
+    """Random numbers; for a likelihood, its parameters where they live, and data. A mixture has ten components."""
+    entry = LIKELIHOODS.get(kernel.likelihood)
+    shape: tuple[int, ...] = (elements,)
+    if entry and entry.planes:
+        planes = 10 * max(entry.planes.values())
+        shape = (64, planes, max(1, elements // (64 * planes)))
+    tensors = [torch.randn(shape, device=device, dtype=dtype) for _ in range(kernel.inputs)]
+    if entry is None:
         return [*tensors, None]
-    params = [DOMAINS[domain](t) for domain, t in zip(LIKELIHOODS[kernel.likelihood].domains, tensors)]
+    params = [DOMAINS[domain](t) for domain, t in zip(entry.domains, tensors)]
     return [*params, target_of(kernel.likelihood, params)]
 
 

@@ -119,6 +119,36 @@ def discretized(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     return -torch.where(x < -0.999, low, torch.where(x > 0.999, high, inner))
 
 
+# --- mixtures, channels in dimension 1
+
+
+def class_inputs(draw: Draw, B: int, K: int, X: int) -> list[Tensor]:
+    return [draw.uniform(B, X).mul(K).floor(), draw.normal(B, K, X, std=2.0).requires_grad_()]
+
+
+def cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, x.long(), reduction="none")
+
+
+def mixture_inputs(draw: Draw, B: int, K: int, X: int) -> list[Tensor]:
+    x = draw.uniform(B, 3, X).mul(255).round().div(127.5).sub(1)
+    return [x, draw.normal(B, 10 * K, X, std=0.5).requires_grad_()]
+
+
+def mixture(x: Tensor, planes: Tensor) -> Tensor:
+    """VDVAE (vae_helpers.py, discretized_mix_logistic_loss), which PixelCNN++'s became."""
+    x, planes = x.movedim(1, -1), planes.movedim(1, -1)
+    nr_mix = planes.shape[-1] // 10
+    rest = planes[..., nr_mix:].reshape(*x.shape, nr_mix * 3)
+    means, log_scales = rest[..., :nr_mix], torch.clamp(rest[..., nr_mix : 2 * nr_mix], min=-7.0)
+    coeffs = torch.tanh(rest[..., 2 * nr_mix :])
+    x = x.unsqueeze(-1).expand(*x.shape, nr_mix)
+    m2 = means[..., 1, :] + coeffs[..., 0, :] * x[..., 0, :]
+    m3 = means[..., 2, :] + coeffs[..., 1, :] * x[..., 0, :] + coeffs[..., 2, :] * x[..., 1, :]
+    nll = discretized(x, torch.stack([means[..., 0, :], m2, m3], dim=-2), log_scales)
+    return -torch.logsumexp(torch.log_softmax(planes[..., :nr_mix], dim=-1) - nll.sum(-2), -1)
+
+
 def one(name: Likelihood, what: str, make: Callable[..., list[Tensor]], nll: Nll, row: str, **sizes: int) -> Workload:
     def fused(x: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
         return (vaefast.reconstruction_loss(params, x, likelihood=name, reduction="sum"),)
@@ -139,4 +169,15 @@ REGISTERED = (
     one("continuous_bernoulli", "continuous Bernoulli", logits_inputs, continuous, "continuous-bernoulli", **IMAGE),
     one("student_t", "Student's t, scale and df a pixel", student_inputs, student, "student-t", **IMAGE),
     one("discretized_logistic", "256 bins of a logistic", grey_inputs, discretized, "discretized-logistic", **IMAGE),
+    one("categorical", "256 shades a pixel", class_inputs, cross_entropy, "categorical", B=16, K=256, X=1024),
+    one(
+        "discretized_logistic_mixture",
+        "ten mixed logistics of 32x32x3",
+        mixture_inputs,
+        mixture,
+        "logistic-mixture",
+        B=16,
+        K=10,
+        X=1024,
+    ),  # fmt: skip
 )

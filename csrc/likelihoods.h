@@ -298,9 +298,9 @@ struct DiscretizedLogisticMixture {
   }
 };
 
-using Likelihoods = TypeList<Bernoulli, Gaussian, Laplace, BernoulliProbs, ContinuousBernoulli, StudentT, Poisson,
-                             NegativeBinomial, ZeroInflatedNegativeBinomial, DiscretizedLogistic, Categorical,
-                             DiscretizedLogisticMixture>;
+using Likelihoods =
+    TypeList<Bernoulli, Gaussian, Laplace, BernoulliProbs, ContinuousBernoulli, StudentT, Poisson, NegativeBinomial,
+             ZeroInflatedNegativeBinomial, DiscretizedLogistic, Categorical, DiscretizedLogisticMixture>;
 
 }  // namespace VF_ISA
 }  // namespace vaefast

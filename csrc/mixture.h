@@ -36,6 +36,10 @@ constexpr bool kMixture = false;
 template <class L>
 constexpr bool kMixture<L, std::void_t<typename L::Channels>> = true;
 
+// The parameters of a component, beside its logit.
+template <class L, int C>
+constexpr int kComponentParams = L::params_of(C);
+
 // log sum of e^a, one a after the other, as e^most * sum
 template <class V>
 struct LogSumExp {
@@ -71,7 +75,7 @@ VF_HD V mixture_nll(const S& site, int K, const Options& o) {
     const V l = site.param(k);
     most = select(less(most, l), l, most);
   }
-  if constexpr (L::params_of(C) == 0) {
+  if constexpr (kComponentParams<L, C> == 0) {
     const V x = site.target(0);
     V picked = lit<V>(__builtin_nan(""));  // what it stays where there is no such class
     VF_ROLLED
@@ -96,8 +100,8 @@ VF_HD V mixture_nll(const S& site, int K, const Options& o) {
       const V l = site.param(k) - most;
       sum = sum + exp_(l);
       const V log_joint = l + L::template log_prob<C>(site, k, o, [&](int j, V d) {
-        if (site.keeps()) site.keep(K * (1 + j) + k, d);
-      });
+                            if (site.keeps()) site.keep(K * (1 + j) + k, d);
+                          });
       if (site.keeps()) site.keep(k, log_joint);
       joint.add(log_joint);
     }
@@ -111,7 +115,7 @@ VF_HD V mixture_nll(const S& site, int K, const Options& o) {
         if (site.keeps()) {
           const V w = share(site.kept(k));
           VF_ROLLED
-          for (int j = 0; j < L::params_of(C); ++j) {
+          for (int j = 0; j < kComponentParams<L, C>; ++j) {
             const int plane = K * (1 + j) + k;
             site.grad(plane, w * site.kept(plane));
           }

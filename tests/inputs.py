@@ -238,16 +238,15 @@ def sensitivity(likelihood: str, data: Data) -> list[Tensor]:
     for seed in range(8):
         g = generator(seed)
         moved = [
-            t * (1 + 2**-23 * (2 * torch.rand(t.shape, generator=g, dtype=t.dtype) - 1)) for t in (*wide.recon, wide.target)
+            t * (1 + 2**-23 * (2 * torch.rand(t.shape, generator=g, dtype=t.dtype) - 1))
+            for t in (*wide.recon, wide.target)
         ]
         near = results(Data(tuple(moved[:-1]), wide.target if whole else moved[-1]))
         found = [torch.maximum(f, (a - b).abs()) for f, a, b in zip(found, near, at)]
     return found
 
 
-def assert_within(
-    actual: Tensor, exact: Tensor, tolerance: float, what: str = "", slack: Tensor | float = 0.0
-) -> None:
+def assert_within(actual: Tensor, exact: Tensor, tolerance: float, what: str = "", slack: Tensor | float = 0.0) -> None:
     """|actual - exact| <= tolerance * max(1, |exact|) + slack, in float64; the same infinities and NaNs."""
     a, e = actual.detach().double().cpu(), exact.detach().double().cpu()
     assert a.shape == e.shape, f"{what}: {tuple(a.shape)} is not {tuple(e.shape)}"

@@ -326,9 +326,11 @@ def test_every_kernel_is_measured(extension: object, tmp_path: Path) -> None:
 
 
 def test_every_kernel_has_its_predictions() -> None:
-    """Under the name that it is timed by and for as many bytes, for every GPU."""
-    timed = {kernel.name: kernel.moved for kernel in kernels.kernels()}
-    works = [f"{name.title().replace('_', '')}, {count}" for name, count in LIKELIHOOD_CASES]
+    """Under the name that it is timed by and for as many bytes, for every GPU; but for mixtures, whose loops over
+    components are not told apart in the machine code."""
+    plain = {name for name, entry in reference.LIKELIHOODS.items() if not entry.planes}
+    timed = {kernel.name: kernel.moved for kernel in kernels.kernels() if kernel.likelihood in {"", *plain}}
+    works = [f"{name.title().replace('_', '')}, {count}" for name, count in LIKELIHOOD_CASES if name in plain]
     held = [f"float: Reconstruction<{work}> + PosteriorForward<false, true>" for work in works]
     assert {o.name: o.loads + o.stores for o in operations(held)} == timed
     predicted = predictions.committed()

@@ -210,9 +210,7 @@ def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
 
 
 @_in_float64
-def _discretized_logistic_mixture(
-    x: Tensor, planes: Tensor, channels: float, dim: float, **grid: float
-) -> Tensor:
+def _discretized_logistic_mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: float) -> Tensor:
     """-log sum_k softmax(l)_k prod_c P(x_c | m_kc + sum_b<c tanh(a_kcb) x_b, ls_kc); Salimans et al. 2017
     (arXiv:1701.05517), section 2.2."""
     x = x.movedim(int(dim), -1).unsqueeze(-1)

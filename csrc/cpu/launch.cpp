@@ -96,7 +96,8 @@ constexpr uintptr_t kHugePage = 1 << 21;
 void use_huge_pages(const Operand& out, const Space& space, int64_t between_planes = 0) {
   if (!out.data || space.numel == 0) return;
   const int64_t size = out.dtype == DType::kDouble ? 8 : out.dtype == DType::kFloat ? 4 : 2;
-  int64_t last_element = between_planes;  // of a half of a larger result, what lies between its rows is the other half's
+  int64_t last_element =
+      between_planes;  // of a half of a larger result, what lies between its rows is the other half's
   for (int d = 0; d < space.ndim; ++d) last_element += (space.size[d] - 1) * out.stride[d];
   const auto begin = reinterpret_cast<uintptr_t>(out.data), end = begin + uintptr_t((last_element + 1) * size);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;

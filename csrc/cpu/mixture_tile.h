@@ -130,7 +130,7 @@ double mixture_tile(const ReconstructionProblem& p, const Tile& t, const Scratch
   Site<T, GRAD> site{read(param, t, scratch.params()),
                      read(target, t, scratch.target()),
                      GRAD ? writable(gradient, t, scratch.grads()) : Planes<T>{},
-                     p.planes / (1 + L::params_of(C)),
+                     p.planes / (1 + kComponentParams<L, C>),
                      0,
                      factor,
                      factor,
@@ -235,7 +235,7 @@ void mixture_units(const ReconstructionProblem& p, int64_t begin, int64_t end) {
   visit(p.channels, typename L::Channels{}, [&](auto channels) {
     constexpr int C = decltype(channels)::value;
     for_units(p.space, p.sum.partial, unit_of(p.planes), kSites, begin, end, [&](const Tile& t) {
-      if constexpr (L::params_of(C) == 0) {
+      if constexpr (kComponentParams<L, C> == 0) {
         if (p.param_step == 1 && p.space.numel > 1) {
           return p.grad ? class_rows<T, true>(p, t, scratch) : class_rows<T, false>(p, t, scratch);
         }

@@ -74,7 +74,7 @@ struct Mixture {
       decode_optional<M>(p.weight, fetch_optional<T, M>(p.weight, at), weight);
       decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
       const Site<T> site{p,
-                         p.planes / (1 + L::params_of(C)),
+                         p.planes / (1 + kComponentParams<L, C>),
                          site_offset(p.param[0], at),
                          site_offset(p.target, at),
                          site_offset(p.out_grad[0], at),

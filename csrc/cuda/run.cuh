@@ -48,9 +48,8 @@ void launch_reconstruction(const Launch& a, cudaStream_t stream) {
   visit(a.reconstruction.likelihood, Likelihoods{}, [&](auto tag) {
     using L = typename decltype(tag)::type;
     if constexpr (kMixture<L>) {
-      visit(a.reconstruction.channels, typename L::Channels{}, [&](auto channels) {
-        launch_with_kl<T, Mixture<T, L, decltype(channels)::value>>(a, stream);
-      });
+      visit(a.reconstruction.channels, typename L::Channels{},
+            [&](auto channels) { launch_with_kl<T, Mixture<T, L, decltype(channels)::value>>(a, stream); });
     } else {
       launch_params<T, L, L::params>(a, stream);
     }

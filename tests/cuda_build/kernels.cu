@@ -24,9 +24,23 @@ void params(const void** out) {
   if constexpr (NP > L::required) params<T, L, NP - 1>(out);
 }
 
+template <class T, class L, int... Cs>
+void channels(Counts<Cs...>, const void** out) {
+  (with_kl<T, Mixture<T, L, Cs>>(out), ...);
+}
+
+template <class T, class L>
+void reconstruction(const void** out) {
+  if constexpr (kMixture<L>) {
+    channels<T, L>(typename L::Channels{}, out);
+  } else {
+    params<T, L, L::params>(out);
+  }
+}
+
 template <class T, class... Ls>
 void reconstructions(TypeList<Ls...>, const void** out) {
-  (params<T, Ls, Ls::params>(out), ...);
+  (reconstruction<T, Ls>(out), ...);
 }
 
 template <class T, template <class, bool, bool> class Work>

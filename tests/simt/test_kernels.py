@@ -20,6 +20,7 @@ from inputs import (
     PRIORS,
     REDUCTIONS,
     generator,
+    over_planes,
     posterior,
     training,
 )
@@ -207,7 +208,7 @@ def reconstruction_of(
     }
     recon = [LAYOUTS[layouts[k % 2]](p.to(dtypes[0])) for k, p in enumerate(data.recon)]
     if weight == "mask":
-        recon[0] = torch.where(on, recon[0], float("nan"))
+        recon[0] = torch.where(over_planes(likelihood, on, recon[0]), recon[0], float("nan"))
     return recon, LAYOUTS[layouts[1]](data.target.to(dtypes[1])), weights[weight]
 
 
