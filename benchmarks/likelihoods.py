@@ -179,5 +179,5 @@ REGISTERED = (
         B=16,
         K=10,
         X=1024,
-    ),  # fmt: skip
+    ),
 )

@@ -86,8 +86,8 @@ class Likelihood:
             last two also ``eps=1e-8``, added to the mean as scvi-tools does. ``"gaussian_optimal"``:
             ``per_sample=False``, whether each sample has a variance of its own. ``"discretized_logistic"``:
             ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the least log scale; so does
-            ``"discretized_logistic_mixture"``, and ``channels=3`` or 1. ``"categorical"`` and that one: ``dim=1``, the dimension of ``recon``
-            along which the logits lie (negative ones count from the end).
+            ``"discretized_logistic_mixture"``, and ``channels=3`` or 1. That one and ``"categorical"``: ``dim=1``, the
+            dimension of ``recon`` along which the logits lie (negative ones count from the end).
 
     Raises:
         TypeError, ValueError: an unknown name or option, or a value that it does not take.
@@ -370,7 +370,8 @@ def mixture(first: Tensor, target: Tensor, chosen: Likelihood, planes: dict[int,
     expected = (*shape[:dim], channels, *shape[dim:]) if channels else tuple(shape)
     if target.shape != expected:
         raise ValueError(
-            f"target has shape {tuple(target.shape)}; {chosen!r} with recon of shape {tuple(first.shape)} takes {expected}"
+            f"target has shape {tuple(target.shape)}; {chosen!r} with recon of shape {tuple(first.shape)} takes "
+            f"{expected}"
         )
     return shape
 

@@ -93,10 +93,12 @@ class Classes(D.Distribution):
         return self.logits.softmax(self.dim)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        return self.base.sample(torch.Size(sample_shape))
+        drawn: Tensor = self.base.sample(torch.Size(sample_shape))
+        return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.base.log_prob(value)
+        found: Tensor = self.base.log_prob(value)
+        return found
 
 
 class DiscretizedLogisticMixture(D.Distribution):

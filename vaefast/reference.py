@@ -73,8 +73,9 @@ class LikelihoodEntry:
     each parameter where it lives: a name in ``DOMAINS``; "log" is the logarithm of a scale or a rate.
 
     A mixture has one parameter, whose planes lie along the dimension that its last option, ``dim``, names: logits, and
-    then each parameter of the components. ``planes`` says how many a component has, by the option ``channels``,
-    the target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape without ``dim``.
+    then each parameter of the components. ``planes`` says how many a component has, by the option ``channels``, the
+    target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape
+    without ``dim``.
     """
 
     params: tuple[str, ...]
