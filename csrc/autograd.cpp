@@ -293,6 +293,21 @@ struct ReconstructionNode : torch::autograd::Function<ReconstructionNode> {
   }
 };
 
+// Latents so few that a launch for their gradients alone takes longer than the arithmetic.
+constexpr int64_t kFewLatents = 16384;
+
+// The posterior's gradients that an ELBO's forward writes for backward to find: on a device that computes them with the
+// KL, in float32 or float64, of few latents.
+Mask kept_mask(const PosteriorInputs& in, bool in_place) {
+  const Tensor given[] = {in.mu, in.raw, in.prior_mu.value_or(in.mu), in.prior_logvar.value_or(in.raw)};
+  const bool fits = std::all_of(std::begin(given), std::end(given), [&](const Tensor& t) {
+    return (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && t.sym_sizes() == in.mu.sym_sizes();
+  });
+  if (!in_place || !fits || !device_for(in.mu.device().type()).several || in.mu.numel() > kFewLatents) return {};
+  const Mask mask{wants_grad(in.mu), wants_grad(in.raw), wants_grad(in.prior_mu), wants_grad(in.prior_logvar)};
+  return any(mask) ? mask : Mask();
+}
+
 struct ElboNode : torch::autograd::Function<ElboNode> {
   static constexpr bool is_traceable = true;
 
@@ -303,8 +318,13 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
                                const Mask& wanted, bool in_place) {
     const ReconstructionInputs rec{params.vec(), target, weight};
     const PosteriorInputs post{mu, raw, prior_mu, prior_logvar, c10::nullopt, c10::nullopt, c10::nullopt};
-    Tensors out = dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, kept_mask(rec, rec_spec, wanted));
+    const Mask post_wanted = kept_mask(post, in_place);
+    Tensors out =
+        dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, kept_mask(rec, rec_spec, wanted), post_wanted);
     SavedReconstruction{rec, rec_spec, in_place, wanted, Tensors(out.begin() + 3, out.end())}.save(ctx, to_save(post));
+    if (!post_wanted.empty()) {
+      ctx->saved_data["kept"] = std::vector<int64_t>(post_wanted.begin(), post_wanted.end());
+    }
     ctx->saved_data["spec"] = post_spec.pack();
     ctx->saved_data["beta"] = beta;
     ctx->set_materialize_grads(false);
@@ -314,7 +334,15 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     const auto saved = ctx->get_saved_variables();
-    const auto rec = SavedReconstruction::load(ctx, saved, kPosteriorTensors);
+    auto rec = SavedReconstruction::load(ctx, saved, kPosteriorTensors);
+    Mask post_wanted;
+    Tensors post_kept;
+    if (const auto flags = ctx->saved_data.find("kept"); flags != ctx->saved_data.end()) {
+      for (int64_t flag : flags->second.toIntVector()) post_wanted.push_back(flag != 0);
+      const auto first = rec.kept.end() - count(post_wanted);
+      post_kept.assign(first, rec.kept.end());
+      rec.kept.erase(first, rec.kept.end());
+    }
     const PosteriorInputs post = posterior_of(saved, 0);
     Edges edges(ctx);
     Mask mask = edges.next(rec.in.params);
@@ -330,6 +358,15 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     if (rec.final()) {
       at::AutoDispatchBelowADInplaceOrView guard;
       Tensors all = kept_for(mask, rec.kept, rec.wanted);
+      // where all comes down from the loss, so do the gradients that forward kept of it
+      const bool loss_alone = upstream[0].defined() && !upstream[1].defined() && !upstream[2].defined();
+      if (loss_alone && !post_kept.empty() && all.size() == size_t(count(mask))) {
+        for (Tensor& g : kept_for(post_mask, post_kept, post_wanted)) all.push_back(std::move(g));
+        dispatched::scale_(all, upstream[0]);
+        spread(grads, 0, mask, Tensors(all.begin(), all.begin() + count(mask)));
+        spread(grads, params + 2, post_mask, Tensors(all.begin() + count(mask), all.end()));
+        return grads;
+      }
       const Tensors out = dispatched::elbo_backward_(all, maybe(dnll.grad), maybe(dkl.grad), dkl.factor, rec.in,
                                                      rec.spec, post, spec, mask, post_mask);
       all.insert(all.end(), out.begin(), out.end());
@@ -528,7 +565,7 @@ Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec
              const PosteriorSpec& post_spec, double beta, bool in_place) {
   check_no_grad(rec);
   const Mask wanted = wanted_grads(rec.params);
-  if (!any(wanted) && !wants_grad(post)) return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted);
+  if (!any(wanted) && !wants_grad(post)) return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted, {});
   return ElboNode::apply(at::TensorList(rec.params), rec.target, rec.weight, post.mu, post.raw, post.prior_mu,
                          post.prior_logvar, rec_spec, post_spec, beta, wanted, in_place);
 }

@@ -321,7 +321,7 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
 }
 
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-                     const PosteriorSpec& post_spec, double beta, const Mask& mask) {
+                     const PosteriorSpec& post_spec, double beta, const Mask& mask, const Mask& post_mask) {
   check_counts(rec, rec_spec);
   check_devices(rec, post);
   const Reduction r = rec_spec.reduction;
@@ -336,10 +336,14 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
     post_out.kl = empty_sum(post.mu, post_spec.reduction, wide);
   }
   const Tensor total = fresh_like(rec_out.nll);
+  const MaybeTensor none;
+  c10::optional<PosteriorGradients> grads;
+  if (!post_mask.empty()) grads.emplace(none, none, post, post_spec, post_mask);
   if (!no_compute(post.mu)) {
     TORCH_CHECK_VALUE(r == Reduction::kSum || rec.target.sizes()[0] == post.mu.sizes()[0], "vaefast: batches differ");
     ReconstructionProblem reconstruction = forward_problem(rec, rec_spec, rec_out, mask);
-    PosteriorProblem posterior = forward_problem(post, post_spec, post_out);
+    PosteriorProblem posterior =
+        grads ? grads->problem(beta, post_out.kl) : forward_problem(post, post_spec, post_out);
     reconstruction.wide = posterior.wide = wide;
     Job job;
     job.posterior = &posterior;
@@ -350,6 +354,9 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
   }
   Tensors result = rec_out.finish(rec, mask);
   result.insert(result.begin(), {total, rec_out.nll, post_out.kl});
+  if (grads) {
+    for (Tensor& g : grads->finish()) result.push_back(std::move(g));
+  }
   return result;
 }
 
@@ -395,8 +402,8 @@ Tensor by_rows(const Tensor& t, int64_t dim) {
 
 void scale_(const Tensors& kept, const Tensor& upstream) {
   if (kept.empty() || no_compute(kept[0])) return;
-  ReconstructionProblem p = rescale_problem(kept, upstream);
   if (is_one(upstream)) return;
+  ReconstructionProblem p = rescale_problem(kept, upstream);
   Job job;
   job.reconstruction = &p;
   run(kept[0], job);

@@ -106,9 +106,10 @@ Tensors reconstruction_forward(const ReconstructionInputs& in, const Reconstruct
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
                                 const Mask& mask);
 
-// loss, nll, kl, then gradients as reconstruction_forward's.
+// loss, nll, kl, then gradients as reconstruction_forward's, and the posterior's as far as post_mask, if there is one,
+// wants them; beta is in those.
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-                     const PosteriorSpec& post_spec, double beta, const Mask& mask);
+                     const PosteriorSpec& post_spec, double beta, const Mask& mask, const Mask& post_mask);
 
 // The gradients of an ELBO from those of its terms, nll and beta * kl: the reconstruction's, or where forward kept
 // them, nothing but `kept` multiplied in place; then the posterior's. dnll or dkl may be absent, and their parts with

@@ -107,10 +107,11 @@ Tensors op_reconstruction_backward(const Tensor& upstream, at::TensorList params
 Tensors op_elbo_forward(at::TensorList params, const Tensor& target, MaybeRef weight, Name likelihood, Numbers options,
                         const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv,
                         double plv_value, Name kind, double lo, double hi, double floor, double beta, Name reduction,
-                        c10::List<bool> mask) {
+                        c10::List<bool> mask, c10::List<bool> post_mask, MaybeDouble balance) {
   return elbo_forward({params.vec(), target, weight}, spec_of(likelihood, options, reduction),
                       {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
-                      spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true), beta, mask_of(mask));
+                      spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true, balance), beta,
+                      mask_of(mask), mask_of(post_mask));
 }
 
 Tensors op_elbo_backward_(at::TensorList kept, MaybeRef dnll, MaybeRef dkl, double beta, at::TensorList params,
@@ -330,13 +331,13 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
 }
 
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rs, const PosteriorInputs& post,
-                     const PosteriorSpec& ps, double beta, const Mask& mask) {
+                     const PosteriorSpec& ps, double beta, const Mask& mask, const Mask& post_mask) {
   at::AutoDispatchBelowADInplaceOrView guard;
   static const auto op = typed("vaefast::elbo_forward", op_elbo_forward);
   const Activation& a = ps.activation;
   return op.call(rec.params, rec.target, rec.weight, likelihood_name(rs), rs.options, post.mu, post.raw, post.prior_mu,
                  ps.prior_mu, post.prior_logvar, ps.prior_logvar, kind_of(ps), a.lo.wide, a.hi.wide, a.floor.wide, beta,
-                 name_of(rs.reduction), list_of(mask));
+                 name_of(rs.reduction), list_of(mask), list_of(post_mask), ps.balance);
 }
 
 Tensors elbo_backward_(const Tensors& kept, MaybeRef dnll, MaybeRef dkl, double beta, const ReconstructionInputs& rec,
@@ -397,7 +398,7 @@ TORCH_LIBRARY(vaefast, m) {
   m.def("_differentiable_reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
   m.def("elbo(" VF_R ", " VF_P ", " VF_A
         ", float beta, str reduction, float? balance=None) -> (Tensor, Tensor, Tensor)");
-  m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction, bool[] mask) -> Tensor[]");
+  m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A ", float beta, str reduction, bool[] mask, bool[] post_mask, float? balance=None) -> Tensor[]");
   m.def("elbo_backward_(Tensor(a!)[] kept, Tensor? dnll, Tensor? dkl, float beta, " VF_R ", " VF_P ", " VF_A
         ", str reduction, bool[] mask, bool[] post_mask, float? balance=None) -> Tensor[]");
   m.def("multi_posterior(" VF_M ", Tensor? seed, Generator? generator, " VF_A

@@ -29,7 +29,7 @@ Tensors reconstruction_forward(const ReconstructionInputs& in, const Reconstruct
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
                                 const Mask& mask);
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-                     const PosteriorSpec& post_spec, double beta, const Mask& mask);
+                     const PosteriorSpec& post_spec, double beta, const Mask& mask, const Mask& post_mask);
 Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const MaybeTensor& dkl, double beta,
                        const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
                        const PosteriorSpec& post_spec, const Mask& mask, const Mask& post_mask);

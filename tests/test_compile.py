@@ -116,7 +116,10 @@ SAMPLES: Samples = {
         (*data("gaussian", 2, True), *latents(True, "broadcast"), *PLAIN, 0.5, "sum", 0.8),
         (*data("bernoulli", 1, True), *latents(True), *PLAIN, 1.0, "per_sample"),
     ],
-    "elbo_forward": lambda: [(*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, 0.5, "sum", [True, False])],
+    "elbo_forward": lambda: [
+        (*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, 0.5, "sum", [True, False], []),
+        (*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, 0.5, "sum", [True, True], [True] * 4, 0.8),
+    ],
     "elbo_backward_": lambda: [
         (
             kept,

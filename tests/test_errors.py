@@ -251,7 +251,7 @@ def recon_back(up=one, params=(rec,), target=x, weight=None, name="bernoulli", r
 def elbo(params=(rec,), target=x, p=P, beta=1.0, reduction="sum", mask=None):
     if mask is None:
         return ops.elbo(list(params), target, None, "bernoulli", [], *p, *A, beta, reduction)
-    return ops.elbo_forward(list(params), target, None, "bernoulli", [], *p, *A, beta, reduction, list(mask))
+    return ops.elbo_forward(list(params), target, None, "bernoulli", [], *p, *A, beta, reduction, list(mask), [])
 def elbo_back(kept=(), dnll=one, dkl=one, params=(rec,), mask=(True,), post_mask=(True, True, False, False)):
     recon = list(params), x, None, "bernoulli", []
     return ops.elbo_backward_(list(kept), dnll, dkl, 1.0, *recon, *P, *A, "sum", list(mask), list(post_mask))
