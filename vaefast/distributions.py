@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributions as D
 from torch.distributions import constraints
-from torch.distributions.kl import register_kl
+from torch.distributions.kl import _KL_MEMOIZE, register_kl
 from torch.distributions.utils import broadcast_all, lazy_property
 
 from . import _normal
@@ -207,5 +207,8 @@ class Normal(D.Normal):
         return 0.5 + 0.5 * math.log(2 * math.pi) + log_std
 
 
-for _pair in ((Normal, Normal), (Normal, D.Normal), (D.Normal, Normal)):
+_PAIRS = ((Normal, Normal), (Normal, D.Normal), (D.Normal, Normal))
+for _pair in _PAIRS:
     register_kl(*_pair)(_normal.kl)
+# as after a first call: torch.compile cannot trace torch's search for the most specific pair
+_KL_MEMOIZE.update(dict.fromkeys(_PAIRS, _normal.kl))

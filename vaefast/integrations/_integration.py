@@ -19,40 +19,44 @@ _ABSENT = object()
 class Integration:
     """Replacements that hold while someone asks for them.
 
-    ``install(undo, self)`` makes them and leaves on the stack ``undo`` how to restore what was there. The user is one
+    ``install(undo, noise)`` makes them and leaves on the stack ``undo`` how to restore what was there. The user is one
     of those who ask; another integration that rests on this one is another, so that neither takes it from the other.
     """
 
-    def __init__(self, install: Callable[[ExitStack, Integration], None]) -> None:
+    def __init__(self, install: Callable[[ExitStack, str], None]) -> None:
         self._install = install
-        self._undo: ExitStack | None = None
-        self._held: dict[str, str] = {}  # who asks, and for which noise; the last comes last
-
-    @property
-    def noise(self) -> str:
-        return next(reversed(self._held.values()), "philox")
+        self._undo = ExitStack()
+        self._held: dict[str, str] = {}  # who asks, and for which noise; the last is heard
+        self.noise: str | None = None  # None while nothing is replaced
 
     def hold(self, who: str, noise: str) -> None:
         _args.choice("noise", noise, _args.NOISE)
-        if self._held.get(who) == noise:
-            return
-        self.release(who)
+        before = dict(self._held)
+        self._held.pop(who, None)
         self._held[who] = noise
-        if self._undo is not None:
-            return
         try:
-            with ExitStack() as undo:
-                self._install(undo, self)
-                self._undo = undo.pop_all()
+            self._settle()
         except BaseException:
-            del self._held[who]
+            self._held = before
             raise
 
     def release(self, who: str) -> None:
         self._held.pop(who, None)
-        if not self._held and self._undo is not None:
-            undo, self._undo = self._undo, None
-            undo.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        wanted = next(reversed(self._held.values()), None)
+        if wanted == self.noise:
+            return
+        # also for another noise: the replacements hold it as a constant, which torch.compile traces
+        self._undo.close()
+        self.noise = None
+        if wanted is None:
+            return
+        with ExitStack() as undo:
+            self._install(undo, wanted)
+            self._undo = undo.pop_all()
+        self.noise = wanted
 
     def enable(self, noise: str = "philox") -> None:
         """Takes the fused path from here on, for the whole process; again, it changes the noise alone.
@@ -127,16 +131,18 @@ def replace(undo: ExitStack, owner: Any, name: str, value: object) -> None:
 def replace_kl(undo: ExitStack, pairs: Iterable[tuple[type, type]], function: Callable[..., Any]) -> None:
     for pair in pairs:
         before = kl._KL_REGISTRY.get(pair)
-        kl.register_kl(*pair)(function)
-        undo.callback(_restore_kl, pair, before)
+        _set_kl(pair, function)
+        undo.callback(_set_kl, pair, before)
 
 
-def _restore_kl(pair: tuple[type, type], before: Callable[..., Any] | None) -> None:
-    if before is None:
+def _set_kl(pair: tuple[type, type], function: Callable[..., Any] | None) -> None:
+    if function is None:
         del kl._KL_REGISTRY[pair]
     else:
-        kl._KL_REGISTRY[pair] = before
-    kl._KL_MEMOIZE.clear()
+        kl._KL_REGISTRY[pair] = function
+    # what torch found for pairs of types is found again, and not forgotten: torch.compile cannot trace the search
+    for known in {*kl._KL_MEMOIZE, pair}:
+        kl._KL_MEMOIZE[known] = kl._dispatch_kl(*known)
 
 
 def replace_imported(undo: ExitStack, package: str, old: object, new: object) -> None:

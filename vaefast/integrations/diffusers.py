@@ -32,7 +32,7 @@ from ._integration import Integration, library, replace
 __all__ = ["disable", "enable", "enabled"]
 
 
-def _fused(cls: Any, integration: Integration) -> Any:
+def _fused(cls: Any, noise: str) -> Any:
     """The subclass of diffusers' class."""
     clamp: Parameterization = _DIFFUSERS
 
@@ -67,7 +67,7 @@ def _fused(cls: Any, integration: Integration) -> Any:
         def sample(self, generator: Any = None) -> Tensor:
             if self.deterministic or not (generator is None or isinstance(generator, torch.Generator)):
                 return super().sample(generator)  # type: ignore[no-any-return]
-            if integration.noise == "philox":
+            if noise == "philox":
                 return self._q.sample(generator)
             mean, raw = self.parameters.chunk(2, 1)
             randn = library("diffusers.utils.torch_utils", "diffusers").randn_tensor
@@ -112,10 +112,10 @@ def _covered(parameters: object, deterministic: object) -> bool:
     )
 
 
-def _install(undo: ExitStack, integration: Integration) -> None:
+def _install(undo: ExitStack, noise: str) -> None:
     # its constructor is what every module has, whenever and under whatever name it imported the class
     cls = library("diffusers.models.autoencoders.vae", "diffusers").DiagonalGaussianDistribution
-    fused, theirs = _fused(cls, integration), cls.__init__
+    fused, theirs = _fused(cls, noise), cls.__init__
 
     def __init__(self: Any, parameters: Tensor, deterministic: bool = False) -> None:
         if type(self) is not cls or not _covered(parameters, deterministic):

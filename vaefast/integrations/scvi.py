@@ -48,7 +48,7 @@ def _covered(log_fn: object, lgamma_fn: object, x: Tensor, *params: Tensor) -> b
     )
 
 
-def _install(undo: ExitStack, integration: Integration) -> None:
+def _install(undo: ExitStack, noise: str) -> None:
     module = library("scvi.distributions._negative_binomial", "scvi-tools")
     nb: Callable[..., Tensor] = module.log_nb_positive
     zinb: Callable[..., Tensor] = module.log_zinb_positive
@@ -80,7 +80,7 @@ def _install(undo: ExitStack, integration: Integration) -> None:
 
     replace_imported(undo, "scvi", nb, log_nb_positive)
     replace_imported(undo, "scvi", zinb, log_zinb_positive)
-    torch_distributions.integration.hold("scvi", integration.noise)
+    torch_distributions.integration.hold("scvi", noise)
     undo.callback(torch_distributions.integration.release, "scvi")
 
 

@@ -29,7 +29,7 @@ from ._integration import Integration, replace, replace_kl
 __all__ = ["disable", "enable", "enabled"]
 
 
-def replace_methods(undo: ExitStack, cls: type[Normal], integration: Integration) -> None:
+def replace_methods(undo: ExitStack, cls: type[Normal], noise: str) -> None:
     """Fused methods for cls, which fall back on its own, or on those that it inherits."""
 
     def before(name: str) -> Callable[..., Tensor]:
@@ -41,14 +41,14 @@ def replace_methods(undo: ExitStack, cls: type[Normal], integration: Integration
     def rsample(self: Normal, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         found = None
         if _normal.covered(self):
-            found = _normal.rsample(self, self._extended_shape(sample_shape), integration.noise)
+            found = _normal.rsample(self, self._extended_shape(sample_shape), noise)
         return theirs["rsample"](self, sample_shape) if found is None else found
 
     def sample(self: Normal, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         found = None
         if _normal.covered(self):
             with torch.no_grad():
-                found = _normal.rsample(self, self._extended_shape(sample_shape), integration.noise)
+                found = _normal.rsample(self, self._extended_shape(sample_shape), noise)
         return theirs["sample"](self, sample_shape) if found is None else found
 
     def log_prob(self: Normal, value: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def replace_methods(undo: ExitStack, cls: type[Normal], integration: Integration
         replace(undo, cls, name, method)
 
 
-def _install(undo: ExitStack, integration: Integration) -> None:
-    replace_methods(undo, Normal, integration)
+def _install(undo: ExitStack, noise: str) -> None:
+    replace_methods(undo, Normal, noise)
     replace_kl(undo, [(Normal, Normal)], _normal.kl)
 
 
