@@ -107,6 +107,8 @@ def test_torch_program(extension: object, calls: dict[str, int]) -> None:
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=0)
     with integrations.torch_distributions.enabled():
         philox = train()
+        with torch.inference_mode():
+            assert Normal(0.0, 1.0).expand((3,)).sample((2,)).shape == (2, 3)
     assert philox != fused
     assert abs(sum(philox) / sum(plain) - 1) < 0.05  # other noise
     assert train() == plain
@@ -125,6 +127,7 @@ def test_samples_and_what_is_built_of_normals(extension: object) -> None:
     plain = everything()
     with integrations.torch_distributions.enabled(noise="torch"):
         fused = everything()
+    assert fused[0].shape == (4, 5, 3)
     for a, e in zip(fused, plain):
         assert a.dtype == e.dtype and a.requires_grad == e.requires_grad
         assert_within(a, e, 2e-6)
@@ -144,6 +147,7 @@ def test_what_the_kernels_do_not_cover_is_torchs(extension: object, calls: dict[
         assert torch.equal(a, e)
     per_row = torch.func.vmap(lambda m: kl_divergence(Normal(m, 1.0, False), Normal(0.0, 1.0)).sum())(x)
     assert_within(per_row, (0.5 * x**2).sum(1), 1e-6)
+    assert Normal(x.view(1, 1, 1, 1, 1, 1, 4, 3, 1), 1.0).rsample().shape[-3:] == (4, 3, 1)  # nine dimensions
     with vaefast.use_backend("reference"):
         Normal(x, 1.0).rsample()
     with warnings.catch_warnings():
@@ -398,6 +402,16 @@ class TestDiffusers:
         for a, e in [*zip(fused, plain), *zip(*grads)]:
             assert a.shape == e.shape and a.dtype == e.dtype
             assert_within(a, e, tolerance)
+
+    def test_compiled_ones_stay_theirs(self, extension: object, calls: dict[str, int]) -> None:
+        cls = optional("diffusers.models.autoencoders.vae").DiagonalGaussianDistribution
+        moments = torch.randn(2, 8, 4, 6, generator=generator(0))
+        torch._dynamo.reset()
+        with integrations.diffusers.enabled():
+            compiled = torch.compile(lambda m: cls(m).kl(), fullgraph=True, backend="aot_eager")(moments)
+            assert not calls
+            assert_within(compiled, cls(moments).kl(), 1e-6)
+        torch._dynamo.reset()
 
     def test_off_is_off_and_what_was_made_stays(self, extension: object) -> None:
         cls = optional("diffusers.models.autoencoders.vae").DiagonalGaussianDistribution

@@ -58,7 +58,7 @@ class Normal(D.Normal):
     Example::
 
         q = vaefast.distributions.Normal(mu, logvar=logvar)
-        loss = -p.log_prob(x).sum() + kl_divergence(q, Normal(0.0, 1.0)).sum()
+        kl = torch.distributions.kl_divergence(q, vaefast.distributions.Normal(0.0, 1.0)).sum(-1)
     """
 
     arg_constraints = {  # noqa: RUF012 (torch declares it)
