@@ -1,7 +1,8 @@
 """diffusers' ``DiagonalGaussianDistribution``: ``sample``, ``kl`` and ``nll`` by :class:`vaefast.DiagonalGaussian`.
 
 What is made while this is on is of a subclass, and stays fused. ``mean``, ``logvar``, ``std`` and ``var`` are computed
-when read. What the kernels have nothing for stays diffusers': subclasses, lists of generators, deterministic ones,
+when read, from ``parameters``; setting one of them does not move its samples. No gradient passes on the edges of the
+clamp, -30 and 20, where ``torch.clamp`` lets it. What the kernels have nothing for stays diffusers': subclasses, lists of generators, deterministic ones,
 code under ``torch.compile``, which fuses by itself.
 
 Rombach et al. 2022 (arXiv:2112.10752).
@@ -24,7 +25,6 @@ import torch
 from torch import Tensor
 
 from .. import _normal, _ops
-from .._args import Parameterization
 from ..functional import reparameterize
 from ..packed import _DIFFUSERS, DiagonalGaussian
 from ._integration import Integration, library, replace
@@ -34,7 +34,6 @@ __all__ = ["disable", "enable", "enabled"]
 
 def _fused(cls: Any, noise: str) -> Any:
     """The subclass of diffusers' class."""
-    clamp: Parameterization = _DIFFUSERS
 
     class FusedDiagonalGaussian(cls):
         parameters: Tensor
@@ -46,7 +45,7 @@ def _fused(cls: Any, noise: str) -> Any:
 
         @property
         def _q(self) -> DiagonalGaussian:
-            return DiagonalGaussian(self.parameters, clamp=clamp.clamp)
+            return DiagonalGaussian(self.parameters)
 
         @cached_property
         def mean(self) -> Tensor:
@@ -72,12 +71,12 @@ def _fused(cls: Any, noise: str) -> Any:
             mean, raw = self.parameters.chunk(2, 1)
             randn = library("diffusers.utils.torch_utils", "diffusers").randn_tensor
             eps = randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-            return reparameterize(mean, raw, parameterization=clamp, eps=eps)
+            return reparameterize(mean, raw, parameterization=_DIFFUSERS, eps=eps)
 
         def kl(self, other: Any = None) -> Tensor:
             if self.deterministic or not (other is None or self._alike(other)):
                 return super().kl(other)  # type: ignore[no-any-return]
-            prior = None if other is None else DiagonalGaussian(other.parameters, clamp=clamp.clamp)
+            prior = None if other is None else DiagonalGaussian(other.parameters)
             if self.parameters.dim() == 4:
                 return self._q.kl(prior).to(self.parameters.dtype)
             # theirs sums over these three whatever there is, also for videos
