@@ -2,8 +2,8 @@
 
 What is made while this is on is of a subclass, and stays fused. ``mean``, ``logvar``, ``std`` and ``var`` are computed
 when read, from ``parameters``; setting one of them does not move its samples. No gradient passes on the edges of the
-clamp, -30 and 20, where ``torch.clamp`` lets it. What the kernels have nothing for stays diffusers': subclasses, lists of generators, deterministic ones,
-code under ``torch.compile``, which fuses by itself.
+clamp, -30 and 20, where ``torch.clamp`` lets it. What the kernels have nothing for stays diffusers': subclasses, lists
+of generators, deterministic ones, code under ``torch.compile``, which fuses by itself.
 
 Rombach et al. 2022 (arXiv:2112.10752).
 
