@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from . import diagnostics, presets, reference, schedules
 from ._args import Likelihood, Parameterization
 from ._build import show_config
@@ -52,3 +55,10 @@ __all__ = [
     "show_config",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # imported when asked for: few programs do, and the first registers KLs with torch
+    if name in ("distributions", "integrations"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,110 @@
+"""The normals of torch.distributions through the kernels: what ``vaefast.distributions`` and the integrations share.
+
+Each function returns None where the kernels have nothing for the tensors, so that the caller does what PyTorch does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+from torch.distributions.kl import _KL_REGISTRY
+
+from . import _ops
+from ._args import FLOATING
+from .functional import gaussian_kl, reconstruction_loss, reparameterize
+
+# what a distribution may be given, and the parameterization that it is
+SCALES = {"scale": "std", "logvar": "logvar", "log_std": "log_std"}
+
+_formula: Callable[[Normal, Normal], Tensor] = _KL_REGISTRY[Normal, Normal]
+
+
+class Parameters(NamedTuple):
+    """loc and one of ``SCALES``, of one shape."""
+
+    loc: Tensor
+    raw: Tensor
+    given: str
+
+    @property
+    def logvar(self) -> Tensor:
+        """float32 at least: a half's log variance would be off by what its density multiplies."""
+        raw = self.raw if self.raw.dtype.itemsize > 2 else self.raw.float()
+        return raw if self.given == "logvar" else 2 * (raw if self.given == "log_std" else raw.log())
+
+
+def parameters(d: Normal) -> Parameters:
+    given: str = getattr(d, "_given", "scale")  # torch's own have a scale
+    return Parameters(d.loc, getattr(d, given), given)
+
+
+def usable(*tensors: object) -> bool:
+    """Whether vaefast's functions take these; a traced graph would hold one seed for good."""
+    first = tensors[0]
+    return torch._C._get_tracing_state() is None and all(
+        isinstance(t, Tensor)
+        and t.dtype in FLOATING
+        and isinstance(first, Tensor)
+        and t.device == first.device
+        for t in tensors
+    )  # fmt: skip
+
+
+def covered(d: Normal) -> bool:
+    """Whether the kernels, and not the reference, would do the work."""
+    return usable(d.loc) and _ops.native_for(d.loc)
+
+
+def _promoted(*tensors: Tensor) -> torch.dtype:
+    """torch.result_type of floating tensors, which torch.compile does not trace: 0-d ones count among themselves."""
+    dims = any(t.dim() for t in tensors)
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() or not dims))
+
+
+def rsample(d: Normal, shape: torch.Size, noise: str = "philox") -> Tensor | None:
+    loc, raw, given = parameters(d)
+    if not usable(loc, raw):
+        return None
+    loc = loc.to(_promoted(loc, raw))
+    return reparameterize(loc.expand(shape), raw.expand(shape), parameterization=SCALES[given], noise=noise)
+
+
+def log_prob(d: Normal, value: object) -> Tensor | None:
+    q = parameters(d)
+    if not usable(q.loc, q.raw, value):
+        return None
+    assert isinstance(value, Tensor)
+    dtype = _promoted(value, q.loc, q.raw)
+    recon, target = torch.broadcast_tensors(q.loc, value)
+    if value.requires_grad:
+        # the kernels have no gradient for the target, but a density knows no difference between it and the mean
+        recon, target = target, recon
+        if target.requires_grad:
+            wide = torch.promote_types(dtype, torch.float32)
+            recon = recon.to(wide) - target.to(wide)
+            target = torch.zeros((), dtype=wide, device=recon.device).expand(recon.shape)
+    nll = reconstruction_loss((recon, q.logvar), target, likelihood="gaussian", reduction="none")
+    return -nll.to(dtype)
+
+
+def kl(p: Normal, q: Normal) -> Tensor:
+    """KL(p || q) for every pair of normals: one function, so that no pair of types is ambiguous.
+
+    Plain ones of torch keep torch's formula where there are no kernels for them.
+    """
+    (loc, raw, given), prior = parameters(p), parameters(q)
+    plain = not (hasattr(p, "_given") or hasattr(q, "_given"))
+    if not usable(loc, raw, prior.loc, prior.raw) or (plain and not _ops.native_for(loc)):
+        return _formula(p, q)
+    shape = torch.broadcast_shapes(loc.shape, prior.loc.shape)
+    dtype = _promoted(loc, raw, prior.loc, prior.raw)
+    found = gaussian_kl(
+        loc.expand(shape), raw.expand(shape), prior.loc, prior.logvar,
+        parameterization=SCALES[given], reduction="none",
+    )  # fmt: skip
+    return found.to(dtype)

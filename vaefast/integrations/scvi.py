@@ -1,0 +1,88 @@
+"""scvi-tools: ``log_nb_positive`` and ``log_zinb_positive``, with them the count distributions' ``log_prob``, fused,
+and by :mod:`vaefast.integrations.torch_distributions` its models' normals.
+
+scvi-tools adds its ``eps`` to the dispersion too, within a logarithm, which moves a value by about ``eps`` = 1e-8.
+A negative count, against which it warns, gives NaN here. Other ``log_fn`` and ``lgamma_fn`` than PyTorch's (JAX's,
+MPS's) and counts with a gradient stay scvi-tools'.
+
+Lopez et al. 2018 (scVI), supplementary.
+
+Example::
+
+    vaefast.integrations.scvi.enable()
+    model = scvi.model.SCVI(adata)
+    model.train()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _normal, _ops
+from .._args import Likelihood
+from ..functional import reconstruction_loss
+from . import torch_distributions
+from ._integration import Integration, library, replace_imported
+
+__all__ = ["disable", "enable", "enabled"]
+
+
+def _log_prob(name: str, eps: float, x: Tensor, mu: Tensor, theta: Tensor, *more: Tensor) -> Tensor:
+    mu, x = torch.broadcast_tensors(mu, x, theta, *more)[:2]
+    likelihood = name if eps == 1e-8 else Likelihood(name, eps=eps)
+    return -reconstruction_loss((mu, theta, *more), x, likelihood=likelihood, reduction="none")
+
+
+def _covered(log_fn: object, lgamma_fn: object, x: Tensor, *params: Tensor) -> bool:
+    return (
+        log_fn is torch.log
+        and lgamma_fn is torch.lgamma
+        and _normal.usable(x, *params)
+        and not x.requires_grad
+        and _ops.native_for(x)
+    )
+
+
+def _install(undo: ExitStack, noise: str) -> None:
+    module = library("scvi.distributions._negative_binomial", "scvi-tools")
+    nb: Callable[..., Tensor] = module.log_nb_positive
+    zinb: Callable[..., Tensor] = module.log_zinb_positive
+
+    def log_nb_positive(
+        x: Any,
+        mu: Any,
+        theta: Any,
+        eps: float = 1e-8,
+        log_fn: Callable[..., Any] = torch.log,
+        lgamma_fn: Callable[..., Any] = torch.lgamma,
+    ) -> Any:
+        if _covered(log_fn, lgamma_fn, x, mu, theta):
+            return _log_prob("negative_binomial", eps, x, mu, theta)
+        return nb(x, mu, theta, eps, log_fn, lgamma_fn)
+
+    def log_zinb_positive(
+        x: Tensor,
+        mu: Tensor,
+        theta: Tensor,
+        pi: Tensor,
+        eps: float = 1e-8,
+        log_fn: Callable[..., Any] = torch.log,
+        lgamma_fn: Callable[..., Any] = torch.lgamma,
+    ) -> Tensor:
+        if _covered(log_fn, lgamma_fn, x, mu, theta, pi):
+            return _log_prob("zero_inflated_negative_binomial", eps, x, mu, theta, pi)
+        return zinb(x, mu, theta, pi, eps, log_fn, lgamma_fn)
+
+    replace_imported(undo, "scvi", nb, log_nb_positive)
+    replace_imported(undo, "scvi", zinb, log_zinb_positive)
+    torch_distributions.integration.hold("scvi", noise)
+    undo.callback(torch_distributions.integration.release, "scvi")
+
+
+integration = Integration(_install)
+enable, disable, enabled = integration.enable, integration.disable, integration.enabled

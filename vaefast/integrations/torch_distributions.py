@@ -1,0 +1,72 @@
+"""``torch.distributions.Normal``: ``rsample``, ``sample``, ``log_prob`` and the KL between two, fused.
+
+Subclasses, Pyro's and scvi-tools' among them, and what is built of normals (``Independent``, ``LogNormal``,
+``MixtureSameFamily``) come along. Its ``entropy`` is a logarithm and has nothing to fuse. Construction still validates
+as torch does, which waits for a GPU: ``vaefast.distributions.Normal`` does not, or pass ``validate_args=False``.
+
+Kingma & Welling 2014 (arXiv:1312.6114), section 2.4 and appendix B.
+
+Example::
+
+    with vaefast.integrations.torch_distributions.enabled():
+        kl = kl_divergence(Normal(mu, std), Normal(0.0, 1.0))
+        z = Normal(mu, std).rsample()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from .. import _normal
+from ._integration import Integration, replace, replace_kl
+
+__all__ = ["disable", "enable", "enabled"]
+
+
+def replace_methods(undo: ExitStack, cls: type[Normal], noise: str) -> None:
+    """Fused methods for cls, which fall back on its own, or on those that it inherits."""
+
+    def before(name: str) -> Callable[..., Tensor]:
+        own: Callable[..., Tensor] | None = vars(cls).get(name)
+        return own or (lambda self, *args: getattr(super(cls, self), name)(*args))
+
+    theirs = {name: before(name) for name in ("rsample", "sample", "log_prob")}
+
+    def rsample(self: Normal, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        found = None
+        if _normal.covered(self):
+            found = _normal.rsample(self, self._extended_shape(sample_shape), noise)
+        return theirs["rsample"](self, sample_shape) if found is None else found
+
+    def sample(self: Normal, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        found = None
+        if _normal.covered(self):
+            with torch.no_grad():
+                found = _normal.rsample(self, self._extended_shape(sample_shape), noise)
+        return theirs["sample"](self, sample_shape) if found is None else found
+
+    def log_prob(self: Normal, value: Tensor) -> Tensor:
+        found = None
+        if _normal.covered(self):
+            if self._validate_args:
+                self._validate_sample(value)
+            found = _normal.log_prob(self, value)
+        return theirs["log_prob"](self, value) if found is None else found
+
+    for name, method in (("rsample", rsample), ("sample", sample), ("log_prob", log_prob)):
+        replace(undo, cls, name, method)
+
+
+def _install(undo: ExitStack, noise: str) -> None:
+    replace_methods(undo, Normal, noise)
+    replace_kl(undo, [(Normal, Normal)], _normal.kl)
+
+
+integration = Integration(_install)
+enable, disable, enabled = integration.enable, integration.disable, integration.enabled
