@@ -16,7 +16,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples test test-install test-pypi test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
+.PHONY: help build demo examples test test-install test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test-pypi:  ## against scvi-tools, diffusers and Pyro themselves, in $(PYPI_VENV
 	$(PYPI_VENV)/bin/pip install 'setuptools>=77' ninja numpy
 	$(PYPI_VENV)/bin/pip install --no-build-isolation '.[test,pypi]'
 	$(PYPI_VENV)/bin/pytest -m pypi $(ARGS)
+
+programs: test-pypi  ## Pyro's, diffusers', scvi-tools' and pytorch/examples' VAEs, unchanged, with and without vaefast
+	$(PYPI_VENV)/bin/python -m benchmarks.programs $(ARGS)
 
 test-cuda-build:  ## what nvcc makes of the kernels, in $(CUDA_VENV); no GPU needed, many minutes
 	$(MAKE) $(CUDA_VENV)/.torch VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
