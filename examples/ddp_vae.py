@@ -17,6 +17,7 @@ Written to --out: checkpoint-* (torch.distributed.checkpoint, which either strat
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,30 +74,31 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self.model, self.optimizer)
-        # a rank's noise goes on from its generator's state, so each has an entry of its own
+        # a rank's noise goes on from its generator's state, so each has an entry of its own; the history is text, as
+        # entries of lists would be looked for one by one, and loading has no list yet
         noise = {f"noise.{dist.get_rank()}": noise_state(self.device)}
-        return {"model": model, "optimizer": optimizer, "history": self.history, **noise}
+        return {"model": model, "optimizer": optimizer, "history": json.dumps(self.history), **noise}
 
     def save(self, out: Path) -> None:
-        shared = {"ranks": dist.get_world_size()}
-        dcp.save({**self.state(), **shared}, checkpoint_id=out / f"checkpoint-{len(self.history):05d}")
+        ranks = {"ranks": dist.get_world_size()}
+        dcp.save({**self.state(), **ranks}, checkpoint_id=out / f"checkpoint-{len(self.history):05d}")
 
     def load(self, out: Path) -> None:
         """From the newest checkpoint that is whole: its metadata is written last."""
         whole = sorted(path.parent for path in out.glob("checkpoint-*/.metadata"))
         if not whole:
             raise SystemExit(f"--resume: there is no checkpoint in {out}")
-        shared = {"ranks": 0}
-        dcp.load(shared, checkpoint_id=whole[-1])
-        if shared["ranks"] != dist.get_world_size():
+        saved = {"ranks": 0}
+        dcp.load(saved, checkpoint_id=whole[-1])
+        if saved["ranks"] != dist.get_world_size():
             raise SystemExit(
-                f"--resume: {whole[-1]} is of {shared['ranks']} ranks and these are {dist.get_world_size()}; their "
+                f"--resume: {whole[-1]} is of {saved['ranks']} ranks and these are {dist.get_world_size()}; their "
                 "noise and their shares of a batch would be others, so it could not go on as if never stopped"
             )
         state = self.state()
         dcp.load(state, checkpoint_id=whole[-1])
         set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        self.history = state["history"]
+        self.history = json.loads(state["history"])
         set_noise_state(state[f"noise.{dist.get_rank()}"], self.device)
 
 
@@ -176,7 +178,8 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     metrics |= {"epochs": len(t.history), "history": t.history}
     if first and t.history:
         common.print_bounds({f"{part} digits, epoch {len(t.history)}": bound for part, bound in t.history[-1].items()})
-        common.write(metrics, args)
+        (args.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        print(f"\nmetrics.json and checkpoints are in {args.out}")
     return metrics
 
 
