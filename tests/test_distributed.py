@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from examples_by_path import EXAMPLES
-from ranks import LATENT, OPTIONS, SHARES, data, everything, example, gradients, model, start
+from examples_by_path import EXAMPLES, load_example
+from ranks import LATENT, OPTIONS, SAME, SHARES, data, everything, example, gradients, model, start
 from torch import distributed as dist
 
 import vaefast
@@ -183,26 +183,34 @@ def test_strategies_train_alike_and_load_each_others_checkpoints(runs: tuple[Res
     torch.testing.assert_close(bounds(rank["fsdp to ddp"]), bounds(rank["ddp", "whole"]), rtol=1e-4, atol=1e-4)
 
 
-def test_torchrun_and_another_number_of_ranks(runs: tuple[Results, Path]) -> None:
-    """As one types it; and a checkpoint of two ranks is no one's else."""
-
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
-        args = ["--device", "cpu", "--epochs", "4", "--out", str(runs[1] / "ddp-whole"), "--resume"]
-        path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            [sys.executable, *command, str(EXAMPLES / "ddp_vae.py"), *args],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-
-    refused = run()
-    assert refused.returncode != 0
-    assert "is of 2 ranks and these are 1" in refused.stderr
-    done = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+def test_torchrun(runs: tuple[Results, Path]) -> None:
+    """As one types it, and going on where the run above ended."""
+    out = runs[1] / "ddp-whole"
+    path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(EXAMPLES / "ddp_vae.py"), *SAME, "--epochs", "4", "--out", str(out), "--resume"],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((runs[1] / "ddp-whole" / "metrics.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["ranks"], metrics["epochs"], len(metrics["history"])) == (2, 4, 4)
     assert metrics["history"][:3] == runs[0][0]["ddp", "whole"]
     assert f"{metrics['history'][-1]['held_out']['elbo']:.2f}" in done.stdout
+
+
+def test_one_process_needs_no_torchrun_but_checkpoints_of_its_own(
+    runs: tuple[Results, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    main = load_example("ddp_vae").main
+    with pytest.raises(SystemExit, match="is of 2 ranks and these are 1"):
+        main([*SAME, "--epochs", "4", "--out", str(runs[1] / "ddp-parts"), "--resume"])
+    with pytest.raises(SystemExit, match="there is no checkpoint"):
+        main([*SAME, "--out", str(tmp_path), "--resume"])
+    history = main([*SAME, "--epochs", "1", "--out", str(tmp_path)])["history"]
+    # other noise on other shares: alike, and no more
+    assert history[0]["held_out"] == pytest.approx(runs[0][0]["ddp", "whole"][0]["held_out"], rel=0.05, abs=0.05)
 
 
 def arguments() -> tuple[torch.Tensor, ...]:
