@@ -5,6 +5,8 @@ VENV   ?= .venv
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ARGS   ?=
+# processes of make ddp
+RANKS  ?= 2
 # for the CUDA kernels, on a machine that has nvcc of the same major version, with or without a GPU
 CUDA_VENV  ?= .venv-cuda
 CUDA_TORCH ?= torch==2.15.0
@@ -16,7 +18,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples test test-install test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
+.PHONY: help build demo examples ddp test test-install test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +51,9 @@ examples: demo  ## the demo, and hierarchical, count and lossless VAEs (out/); t
 	$(BIN)/python examples/counts_vae.py $(ARGS)
 	$(BIN)/python examples/discretized_vae.py $(ARGS)
 	$(BIN)/python examples/ppca_identity.py
+
+ddp: $(VENV)/.built  ## a VAE on two processes (out/ddp); make ddp RANKS=4 ARGS='--strategy fsdp'
+	$(BIN)/torchrun --standalone --nproc-per-node $(RANKS) examples/ddp_vae.py $(ARGS)
 
 test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
 	$(BIN)/pytest -m 'not install and not cuda_build' $(ARGS)

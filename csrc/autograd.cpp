@@ -565,7 +565,8 @@ Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec
              const PosteriorSpec& post_spec, double beta, bool in_place) {
   check_no_grad(rec);
   const Mask wanted = wanted_grads(rec.params);
-  if (!any(wanted) && !wants_grad(post)) return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted, {});
+  if (!any(wanted) && !wants_grad(post))
+    return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted, {});
   return ElboNode::apply(at::TensorList(rec.params), rec.target, rec.weight, post.mu, post.raw, post.prior_mu,
                          post.prior_logvar, rec_spec, post_spec, beta, wanted, in_place);
 }

@@ -342,8 +342,7 @@ Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& 
   if (!no_compute(post.mu)) {
     TORCH_CHECK_VALUE(r == Reduction::kSum || rec.target.sizes()[0] == post.mu.sizes()[0], "vaefast: batches differ");
     ReconstructionProblem reconstruction = forward_problem(rec, rec_spec, rec_out, mask);
-    PosteriorProblem posterior =
-        grads ? grads->problem(beta, post_out.kl) : forward_problem(post, post_spec, post_out);
+    PosteriorProblem posterior = grads ? grads->problem(beta, post_out.kl) : forward_problem(post, post_spec, post_out);
     reconstruction.wide = posterior.wide = wide;
     Job job;
     job.posterior = &posterior;

@@ -82,13 +82,13 @@ VF_HD V mixture_nll(const S& site, int K, const Options& o) {
     for (int k = 0; k < K; ++k) {
       const V l = site.param(k) - most;
       sum = sum + exp_(l);
-      picked = select(equal(x, lit<V>(double(k))), l, picked);
+      picked = select(equal(x, V(typename Lane<V>::type(k))), l, picked);
     }
     if (site.grads()) {
       const V inverse = lit<V>(1) / sum, none = select(equal(picked, picked), zero, picked);
       VF_ROLLED
       for (int k = 0; k < K; ++k) {
-        const V hit = select(equal(x, lit<V>(double(k))), lit<V>(1), none);
+        const V hit = select(equal(x, V(typename Lane<V>::type(k))), lit<V>(1), none);
         site.grad(k, fma_(exp_(site.param(k) - most), inverse, zero - hit));
       }
     }

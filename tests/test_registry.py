@@ -26,9 +26,9 @@ CONTRACT = {
     "reduction='sum' generator=None",
     "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None",
     "elbo_loss": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
-    "parameterization='logvar' reduction='batchmean' weight=None " + KL_OPTIONS + " preset=None",
+    "parameterization='logvar' reduction='batchmean' weight=None " + KL_OPTIONS + " preset=None process_group=None",
     "elbo_terms": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
-    "parameterization='logvar' reduction='batchmean' weight=None " + KL_OPTIONS + " preset=None",
+    "parameterization='logvar' reduction='batchmean' weight=None " + KL_OPTIONS + " preset=None process_group=None",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import diagnostics, presets, reference, schedules
+from . import diagnostics, distributed, presets, reference, schedules
 from ._args import Likelihood, Parameterization
 from ._build import show_config
 from ._ops import available_backends, use_backend
@@ -38,6 +38,7 @@ __all__ = [
     "Parameterization",
     "available_backends",
     "diagnostics",
+    "distributed",
     "elbo_loss",
     "elbo_terms",
     "gaussian_kl",

@@ -6,14 +6,18 @@ Everything is in nats. ``B`` is the batch, dimension 0; ``[B, ...]`` is any shap
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import _args, _kl_options, _ops, _optimal, presets, reference
+from . import _args, _kl_options, _ops, _optimal, distributed, presets, reference
 from ._args import Likelihood, Parameterization, Real
 from ._kl_options import Pair
 from .reference import ELBOTerms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Recon = Tensor | Sequence[Tensor]
 Prior = Tensor | float | int | None
@@ -464,6 +468,7 @@ def elbo_terms(
     capacity: Tensor | Real | None = None,
     symmetric: bool = False,
     preset: str | None = None,
+    process_group: ProcessGroup | str | None = None,
 ) -> ELBOTerms:
     """The negative ELBO and its two terms: ``loss = -E_q[log p(x|z)] + beta * KL(q || p)``, each differentiable.
 
@@ -481,6 +486,13 @@ def elbo_terms(
             its factors on the terms. An argument that differs from its default here wins over the preset's. To let a
             default win, write it so that it differs: ``Likelihood("bernoulli")``, ``Parameterization("logvar")``, a
             0-d tensor for ``beta``.
+        process_group: None, or the ranks over which DDP or FSDP averages gradients: a
+            ``torch.distributed.ProcessGroup``, or ``"world"``. ``"batchmean"``, the one reduction that it takes, is
+            then ``N / B`` times the sum over this rank's samples, with N ranks and B samples on all of them: its mean
+            over the ranks, and so the gradients', is that of one process with the whole batch, also where local batches
+            differ or are empty. Every rank must make the call: it takes one all-reduce of 8 bytes. ``capacity`` and
+            ``free_bits_per="batch_dim"`` go by means over the global batch, which takes one more, of that many numbers.
+            See :mod:`vaefast.distributed`.
 
     Returns:
         ``ELBOTerms(loss, reconstruction, kl)``, a NamedTuple, in nats.
@@ -496,6 +508,13 @@ def elbo_terms(
     if preset is not None:
         return presets.elbo_terms(
             elbo_terms, preset, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
+            likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
+            free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+            process_group=process_group,
+        )  # fmt: skip
+    if process_group is not None:
+        return distributed.elbo_terms(
+            elbo_terms, gaussian_kl, process_group, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
             likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
             free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
         )  # fmt: skip
@@ -558,6 +577,7 @@ def elbo_loss(
     capacity: Tensor | Real | None = None,
     symmetric: bool = False,
     preset: str | None = None,
+    process_group: ProcessGroup | str | None = None,
 ) -> Tensor:
     """The negative ELBO in nats, to be minimised: :func:`elbo_terms` without the parts.
 
@@ -572,5 +592,5 @@ def elbo_loss(
         recon, target, mu, logvar, prior_mu, prior_logvar,
         likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction, weight=weight,
         free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
-        preset=preset,
+        preset=preset, process_group=process_group,
     ).loss  # fmt: skip

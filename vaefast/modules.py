@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from . import _args, presets
+from . import _args, distributed, presets
 from ._args import KLOptions, Likelihood, Parameterization, Real
 from .functional import Prior, Recon, elbo_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class ELBOLoss(nn.Module):
@@ -16,6 +21,7 @@ class ELBOLoss(nn.Module):
         likelihood, beta, parameterization, reduction: as for :func:`vaefast.elbo_terms`.
         free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`vaefast.gaussian_kl`.
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
+        process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
 
     Shape:
         as for :func:`vaefast.elbo_loss`; the result is in nats.
@@ -42,6 +48,7 @@ class ELBOLoss(nn.Module):
         capacity: Tensor | Real | None = None,
         symmetric: bool = False,
         preset: str | None = None,
+        process_group: ProcessGroup | str | None = None,
     ) -> None:
         super().__init__()
         options = presets.filled(
@@ -53,6 +60,8 @@ class ELBOLoss(nn.Module):
         _args.reduction_for_elbo(self.reduction)
         self.likelihood = options.pop("likelihood")
         _args.likelihood(self.likelihood)
+        distributed.check(process_group, self.reduction, self.likelihood)
+        self.process_group = process_group
         self.beta = _args.factor("beta", options.pop("beta"))
         self.parameterization = _args.parameterization(options.pop("parameterization"))
         self.kl_options = _args.kl_options(**options)
@@ -82,11 +91,13 @@ class ELBOLoss(nn.Module):
             weight=weight,
             **self.kl_options._asdict(),
             preset=self.preset,
+            process_group=self.process_group,
         )
 
     def extra_repr(self) -> str:
         return (
             ("" if self.preset is None else f"preset={self.preset!r}, ")
+            + ("" if self.process_group is None else f"process_group={self.process_group!r}, ")
             + f"likelihood={self.likelihood!r}, beta={self.beta!r}, "
             f"parameterization={self.parameterization!r}, reduction={self.reduction!r}"
             + "".join(

@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from ._args import Likelihood, Parameterization, Real
 from ._distributions import Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
 from ._kl_options import Pair
 from ._philox import draw_seed, normal
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = [
     "LIKELIHOODS",
@@ -727,6 +730,7 @@ def elbo_terms(
     capacity: Tensor | Real | None = None,
     symmetric: bool = False,
     preset: str | None = None,
+    process_group: ProcessGroup | str | None = None,
 ) -> ELBOTerms:
     """See :func:`vaefast.elbo_terms`."""
     if preset is not None:
@@ -734,6 +738,15 @@ def elbo_terms(
 
         return presets.elbo_terms(
             elbo_terms, preset, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
+            likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
+            free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+            process_group=process_group,
+        )  # fmt: skip
+    if process_group is not None:
+        from . import distributed  # which has the KL's options, and they this module
+
+        return distributed.elbo_terms(
+            elbo_terms, gaussian_kl, process_group, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
             likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
             free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
         )  # fmt: skip
@@ -770,6 +783,7 @@ def elbo_loss(
     capacity: Tensor | Real | None = None,
     symmetric: bool = False,
     preset: str | None = None,
+    process_group: ProcessGroup | str | None = None,
 ) -> Tensor:
     """See :func:`vaefast.elbo_loss`."""
     return elbo_terms(
@@ -790,4 +804,5 @@ def elbo_loss(
         capacity=capacity,
         symmetric=symmetric,
         preset=preset,
+        process_group=process_group,
     ).loss

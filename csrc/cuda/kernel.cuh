@@ -14,10 +14,11 @@ constexpr int kWarp = 32;
 constexpr int kPacksPerThread = 4;
 // Leaves 80 (128) registers a thread: what kernels need, and enough threads to hide memory's latency. A sample with its
 // KL, and what runs beside a gradient of the KL, need more of the first and, with more loads a thread, fewer of the
-// second.
+// second; a mixture in double, 168.
 template <class T, class Rec, class Post>
 constexpr int kBlocksPerSM =
-    sizeof(T) == 4 && !std::is_same_v<Post, PosteriorForward<T, true, true>> &&
+    sizeof(T) == 8 && kMixtureWork<Rec> ? 1
+    : sizeof(T) == 4 && !std::is_same_v<Post, PosteriorForward<T, true, true>> &&
             !std::is_same_v<Post, PosteriorBackward<T, true, true>> &&
             (std::is_same_v<Rec, Nothing> || !std::is_same_v<Post, PosteriorBackward<T, false, true>>)
         ? 3
@@ -93,7 +94,8 @@ __device__ inline Place place_of(const Geometry& g, uint32_t first_block) {
 }
 
 template <class Work, class Problem>
-__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
+__device__ __forceinline__ void run_block(const Problem& p, const Geometry& g, uint32_t first_block,
+                                          typename Work::T* shared) {
   using T = typename Work::T;
   const auto [unit, lane] = place_of(g, first_block);
   T sum = 0;
