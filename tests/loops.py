@@ -63,7 +63,7 @@ def everything(t: Inputs, d: Data) -> tuple[Tensor, list[Tensor]]:
         + vaefast.reconstruction_loss((t.mean, t.logvar), d.x, likelihood="gaussian")
         + vaefast.reconstruction_loss(t.classes, d.labels, likelihood="categorical", reduction="mean")
         + vaefast.elbo_loss(t.mean, d.x, t.mu, t.raw, likelihood="laplace", beta=0.5)
-        + vaefast.multi_tensor_gaussian_kl([t.mu, t.raw], [t.raw, t.mu])
+        + vaefast.multi_tensor_gaussian_kl([t.mu, t.raw], [t.raw, t.mu], reduction="sum") / len(t.mu)
     )
     samples = [z, again, packed, *many]
     return loss + sum(s.float().sin().sum() for s in samples), samples
