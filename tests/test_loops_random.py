@@ -1,4 +1,4 @@
-"""Random numbers in training loops: seeds, forks, generators, one of them a sample, their states, determinism, graphs."""
+"""Random numbers in training loops: seeds, forks, generators, also one a sample, their states, determinism, graphs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ DRAWS: dict[str, Draw] = {
     "num_samples": lambda m, r, **o: vaefast.reparameterize(m, r, num_samples=3, **o).transpose(0, 1),
     "torch noise": lambda m, r, **o: vaefast.reparameterize(m, r, noise="torch", **o),
     "packed": lambda m, r, **o: vaefast.DiagonalGaussian(torch.cat((m, r), 1), clamp=None).sample(**o),
-    "packed with its KL": lambda m, r, **o: (
-        vaefast.DiagonalGaussian(torch.cat((m, r), 1)).sample_with_kl(**o, reduction="sum")[0]
-    ),
+    "packed with its KL": lambda m, r, **o: vaefast.DiagonalGaussian(torch.cat((m, r), 1)).sample_with_kl(
+        **o, reduction="sum"
+    )[0],
 }
 BOTH = {**DRAWS, "multi": lambda m, r, **o: vaefast.multi_tensor_sample_with_kl([m, r], [r, m], **o)[0][1]}
 
