@@ -207,6 +207,7 @@ def test_generators_are_outside_graphs_and_fullgraph_says_why(native: str, name:
     zero = torch.zeros(4, LATENTS, device=native)
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"cannot trace a torch.Generator.*eps="):
         torch.compile(f, fullgraph=True, backend="eager")(zero, generator(1, native))
+
     class Module(nn.Module):
         def forward(self, m: Tensor) -> Tensor:
             return f(m, own)
