@@ -61,7 +61,7 @@ test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
 test-install: $(VENV)/.built  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
 	$(BIN)/pytest -m install $(ARGS)
 
-test-pypi:  ## against scvi-tools, diffusers and Pyro themselves, in $(PYPI_VENV); minutes
+test-pypi:  ## with scvi-tools, diffusers, Pyro, Lightning and accelerate themselves, in $(PYPI_VENV); minutes
 	$(MAKE) $(PYPI_VENV)/.torch VENV=$(PYPI_VENV)
 	$(PYPI_VENV)/bin/pip install 'setuptools>=77' ninja numpy
 	$(PYPI_VENV)/bin/pip install --no-build-isolation '.[test,pypi]'

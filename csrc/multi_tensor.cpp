@@ -40,7 +40,7 @@ void check_samples(const MultiInputs& in, Reduction r) {
   TORCH_CHECK_VALUE(r == Reduction::kPerSample || r == Reduction::kBatchMean,
                     "vaefast: KLs of tensors of other shapes add up per sample, or to one sum");
   for (const Tensor& mu : in.mus) {
-    TORCH_CHECK_VALUE(mu.dim() > 0 && mu.size(0) == in.mus[0].size(0), "vaefast: batches differ");
+    TORCH_CHECK_VALUE(mu.dim() > 0 && mu.sym_size(0) == in.mus[0].sym_size(0), "vaefast: batches differ");
   }
 }
 

@@ -387,6 +387,8 @@ def test_stands_for_diffusers_own(backend: str, device: str, deterministic: bool
         assert torch.allclose(a, e, rtol=1e-12) if isinstance(e, Tensor) else a == e
     assert torch.equal(q.mode(), expected.mode())
     assert q.sample(generator=generator(0)).shape == expected.sample(generator=generator(0)).shape
+    own = [generator(k) for k in range(len(moments))]  # one a sample, as pipelines pass them
+    assert q.sample(generator=own).shape == expected.sample(generator=own).shape
     x = expected.mode().detach() + 0.5
     calls: list[Callable[[Any, Any], Tensor]] = [
         lambda q, p: q.kl(),

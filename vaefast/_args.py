@@ -304,18 +304,40 @@ def prior(name: str, value: object, mu: Tensor) -> Tensor | float | None:
     return value
 
 
-def noise(kind: str, eps: object, generator: object, mu: Tensor) -> Tensor | None:
+def generators(value: object, x: Tensor, dim: int | None = 0) -> list[torch.Generator]:
+    """One generator, or a list of as many as there are samples along x's dimension ``dim``, if it has samples."""
+    if not isinstance(value, (list, tuple)):
+        if not isinstance(value, torch.Generator):
+            lists = "" if dim is None else "; a list of them, one a sample, is taken too"
+            raise TypeError(f"generator must be a torch.Generator, got {type(value).__name__}{lists}")
+        return [value]
+    if dim is None:
+        raise TypeError("generator must be one torch.Generator, got a list of them: there is no batch to divide among")
+    for k, each in enumerate(value):
+        if not isinstance(each, torch.Generator):
+            raise TypeError(f"generator[{k}] must be a torch.Generator, got {type(each).__name__}")
+    if x.dim() <= dim:
+        raise ValueError("a list of generators needs a batch dimension, but there is none; pass one torch.Generator")
+    if len(value) != x.shape[dim]:
+        raise ValueError(
+            f"generator is a list of {len(value)} but the batch (dimension 0) has {x.shape[dim]} samples; it takes one "
+            "for each, or one torch.Generator for all"
+        )
+    return list(value)
+
+
+def noise(kind: str, eps: object, generator: object, mu: Tensor, dim: int | None = 0) -> Tensor | None:
     choice("noise", kind, NOISE)
     if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+        found = generators(generator, mu, dim)
         if eps is not None:
             raise ValueError("eps and generator were both given; eps is the noise itself, so pass one of them")
-        if generator.device.type != mu.device.type:
-            raise ValueError(
-                f"generator is on {generator.device} but mu is on {mu.device}; "
-                f"make it with torch.Generator({mu.device.type!r})"
-            )
+        for each in found:
+            if each.device.type != mu.device.type:
+                raise ValueError(
+                    f"generator is on {each.device} but mu is on {mu.device}; "
+                    f"make it with torch.Generator({mu.device.type!r})"
+                )
     if eps is None:
         return None
     eps = floating("eps", eps)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _args, reference
 from ._args import KLOptions, Parameterization
+from ._generators import Generators
 
 Prior = Tensor | float | None
 
@@ -111,6 +112,17 @@ def balanced(alpha: float | None, kl: Callable[..., Tensor], q: Sequence[Tensor]
     return alpha * kl(*fixed_q, *p) + (1 - alpha) * kl(*q, *fixed_p)
 
 
+def sampled(
+    reparameterize: Callable[..., Tensor], pair: Pair, eps: Tensor | None, generator: Generators, noise: str
+) -> Tensor:
+    """The sample that one pass with the KL draws, by itself: in float64 where the prior alone asks for that."""
+    mu = pair.mu
+    if (eps is not None or noise == "philox") and reference._compute_dtype(*pair[:4]) == torch.float64:
+        mu = mu.double()
+    z = reparameterize(mu, pair.raw, parameterization=pair.p, eps=eps, generator=generator, noise=noise)
+    return z.to(pair.mu.dtype)
+
+
 def estimated(
     reparameterize: Callable[..., Tensor],
     pair: Pair,
@@ -118,7 +130,7 @@ def estimated(
     o: KLOptions,
     estimator: str,
     eps: Tensor | None,
-    generator: torch.Generator | None,
+    generator: Generators,
     noise: str,
 ) -> tuple[Tensor, Tensor]:
     """A sample z, and in the KL's place log q(z) - log p(z), with the options."""

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from . import _build
 from ._args import Likelihood, Parameterization, choice, is_real
+from ._generators import explain_to_compilers
 from ._philox import draw_seed
 
 BACKENDS = ("auto", "native", "reference")
@@ -146,6 +147,7 @@ def attempt(entry: str, x: Any, args: Callable[[], tuple[Any, ...]]) -> Any:
 
 
 def torch_noise(mu: Tensor, generator: torch.Generator | None) -> Tensor:
+    explain_to_compilers(generator)
     return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
 
 

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from ._generators import explain_to_compilers
+
 _MUL = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
@@ -18,6 +20,7 @@ _LOW = 0xFFFFFFFF
 
 def draw_seed(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Two int64 words, (seed, offset), from the default generator of like's device or from ``generator``, on any."""
+    explain_to_compilers(generator)
     device = like.device if generator is None else generator.device
     word = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
     return torch.cat((word, torch.zeros_like(word))).to(like.device)
@@ -70,4 +73,11 @@ def normal(seed: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Standard normal noise shaped like ``like``; float32, or float64 with 53-bit uniforms."""
     z = torch.empty_like(like, device="meta")
     flat = _flat_normal(seed, like.numel(), dtype)
-    return flat.as_strided(z.shape, z.stride()) if like.numel() else flat.reshape(z.shape)
+    if not like.numel():
+        return flat.reshape(z.shape)
+    if torch._C._functorch.get_dynamic_layer_stack_depth() > 0:
+        # under vmap a sample's strides skip over the others' elements, and as_strided is refused: their order is what
+        # counts. Not so while tracing, where to compare strides would be to compile for them.
+        order = sorted(range(z.dim()), key=z.stride, reverse=True)
+        return flat.view([z.shape[d] for d in order]).permute([order.index(d) for d in range(z.dim())])
+    return flat.as_strided(z.shape, z.stride())

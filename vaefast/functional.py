@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _args, _kl_options, _ops, _optimal, distributed, presets, reference
 from ._args import Likelihood, Parameterization, Real
+from ._generators import Generators, each_its_own
 from ._kl_options import Pair
 from .reference import ELBOTerms
 
@@ -60,7 +61,7 @@ def reparameterize(
     *,
     parameterization: str | Parameterization = "logvar",
     eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     noise: str = "philox",
     num_samples: int | None = None,
 ) -> Tensor:
@@ -74,7 +75,8 @@ def reparameterize(
         parameterization: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"``, ``"softplus"`` or a
             :class:`Parameterization`.
         eps: the noise to use, broadcasting to ``mu``; drawn if None.
-        generator: where the seed comes from; the default generator of ``mu``'s device if None.
+        generator: where the seed comes from; the default generator of ``mu``'s device if None. A list has one for each
+            of B samples, which is drawn as if it were alone in its batch; it is cut up for that, one kernel a sample.
         noise: ``"philox"`` draws from (seed, offset, element index) inside the kernel, so that only 16 bytes are kept
             for backward; ``"torch"`` draws :func:`torch.randn`'s own stream and keeps it.
         num_samples: K for K independent draws in one call, whose gradients add up. What is kept for backward does not
@@ -99,7 +101,14 @@ def reparameterize(
             return out[0]
     mu, logvar = _args.posterior(mu, logvar)
     p = _args.parameterization(parameterization)
-    eps = _args.noise(noise, eps, generator, mu)
+    dim = 0 if num_samples is None else 1
+    eps = _args.noise(noise, eps, generator, mu, dim)
+    if isinstance(generator, Sequence):
+
+        def draw(mu: Tensor, logvar: Tensor, own: torch.Generator | None) -> Tensor:
+            return reparameterize(mu, logvar, parameterization=p, generator=own, noise=noise)
+
+        return each_its_own(draw, (mu, logvar), generator, dim)
     if not _ops.native_for(mu, no_grad_to=(eps,)):
         return reference.reparameterize(mu, logvar, parameterization=p, eps=eps, generator=generator, noise=noise)
     eps = _ops.torch_noise(mu, generator) if eps is None and noise == "torch" else eps
@@ -209,7 +218,7 @@ def sample_with_kl(
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
     eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     noise: str = "philox",
     free_bits: float = 0.0,
     free_bits_per: str = "dim",
@@ -255,6 +264,9 @@ def sample_with_kl(
     eps = _args.noise(noise, eps, generator, mu)
     if estimator != "analytic":
         return _kl_options.estimated(reparameterize, pair, reduction, options, estimator, eps, generator, noise)
+    if isinstance(generator, Sequence):
+        z = _kl_options.sampled(reparameterize, pair, None, generator, noise)
+        return z, _kl_options.kl(_plain_kl, pair, reduction, options)
     if not _ops.native_for(mu, no_grad_to=(eps,)):
         return reference.sample_with_kl(
             mu, logvar, pair.prior_mu, pair.prior_logvar,
@@ -365,7 +377,7 @@ def multi_tensor_sample_with_kl(
     for mu in mus:
         pm, plv = _args.prior("prior_mu", prior_mu, mu), _args.prior("prior_logvar", prior_logvar, mu)
     _args.same_batches(mus, reduction)
-    _args.noise("philox", None, generator, mus[0])
+    _args.noise("philox", None, generator, mus[0], None)
     if not all(map(_ops.native_for, mus)):
         return reference.multi_tensor_sample_with_kl(
             mus, raws, pm, plv, parameterization=p, reduction=reduction, generator=generator

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -94,6 +95,14 @@ class ELBOLoss(nn.Module):
             process_group=self.process_group,
         )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ELBOLoss:
+        """What ``to``, ``cuda`` and ``half`` go by: a beta or a capacity in a tensor follows to the device."""
+        super()._apply(fn, recurse)
+        if not isinstance(self.beta, nn.Parameter):
+            self.beta = _followed(self.beta, fn)
+        self.kl_options = self.kl_options._replace(capacity=_followed(self.kl_options.capacity, fn))
+        return self
+
     def extra_repr(self) -> str:
         return (
             ("" if self.preset is None else f"preset={self.preset!r}, ")
@@ -106,3 +115,13 @@ class ELBOLoss(nn.Module):
                 if value != KLOptions._field_defaults[name]
             )
         )
+
+
+def _followed(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """The factor on the device that fn moves tensors to, in its own dtype: as a half, 1e-6 would lose its digits."""
+    if not isinstance(value, Tensor):
+        return value
+    moved = fn(value)
+    if moved.device == value.device:
+        return value
+    return moved.to(value.dtype) if value.is_meta else value.to(moved.device)

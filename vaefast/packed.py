@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _args, _ops, reference
 from ._args import Parameterization
+from ._generators import Generators, each_its_own
 from .functional import reconstruction_loss
 
 _DIFFUSERS = Parameterization("logvar", clamp=(-30.0, 20.0))
@@ -75,17 +76,18 @@ class DiagonalGaussian:
     def var(self) -> Tensor:
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: Generators = None) -> Tensor:
         """Draws ``z = mean + std * eps``, eps ~ N(0, I), differentiably.
 
         Args:
             generator: where the seed comes from, on any device; the default generator of the moments' device if None.
+                A list has one for each of B samples, which is drawn as if it were alone in its batch.
 
         Returns:
             ``[B, C, ...]``, dtype of ``moments``.
 
         Raises:
-            TypeError: a generator that is none.
+            TypeError, ValueError: a generator that is none; a list of another length than the batch.
 
         Example::
 
@@ -139,7 +141,7 @@ class DiagonalGaussian:
         self,
         other: DiagonalGaussian | None = None,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         reduction: str = "per_sample",
     ) -> tuple[Tensor, Tensor]:
         """:meth:`sample` and :meth:`kl` in one pass over ``moments``, and one backward.
@@ -199,16 +201,23 @@ class DiagonalGaussian:
     def _posterior(
         self,
         other: DiagonalGaussian | None,
-        generator: torch.Generator | None,
+        generator: Generators,
         reduction: str,
         *,
         sample: bool,
         kl: bool,
     ) -> list[Tensor]:
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+        if generator is not None:
+            _args.generators(generator, self.parameters, None if self.dim == 0 else 0)
         prior = None if other is None else (other.parameters, other._parameterization)
         found = _ops.packed_posterior if _ops.native_for(self.parameters) else reference.packed_posterior
+        if isinstance(generator, Sequence):
+
+            def draw(moments: Tensor, own: torch.Generator | None) -> Tensor:
+                return found(moments, self.dim, self._parameterization, None, own, "none", sample=True, kl=False)[0]
+
+            z = each_its_own(draw, (self.parameters,), generator)
+            return [z, *(self._posterior(other, None, reduction, sample=False, kl=True) if kl else ())]
         return found(
             self.parameters, self.dim, self._parameterization, prior, generator, reduction, sample=sample, kl=kl
         )

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from . import _args, _kl_options, _optimal
 from ._args import Likelihood, Parameterization, Real
 from ._distributions import Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
+from ._generators import Generators, each_its_own, explain_to_compilers
 from ._kl_options import Pair
 from ._philox import draw_seed, normal
 
@@ -486,7 +487,7 @@ def reparameterize(
     *,
     parameterization: str | Parameterization = "logvar",
     eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     noise: str = "philox",
     num_samples: int | None = None,
 ) -> Tensor:
@@ -495,8 +496,15 @@ def reparameterize(
     if num_samples is not None:
         mu, logvar = _args.samples(mu, logvar, num_samples)
     p = _args.parameterization(parameterization)
-    eps = _args.noise(noise, eps, generator, mu)
-    return _sample(mu, logvar, p, eps, None, generator, noise)
+    dim = 0 if num_samples is None else 1
+    eps = _args.noise(noise, eps, generator, mu, dim)
+
+    def draw(mu: Tensor, raw: Tensor, generator: torch.Generator | None) -> Tensor:
+        return _sample(mu, raw, p, eps, None, generator, noise)
+
+    if isinstance(generator, Sequence):
+        return each_its_own(draw, (mu, logvar), generator, dim)
+    return draw(mu, logvar, generator)
 
 
 def _sample(
@@ -510,6 +518,7 @@ def _sample(
 ) -> Tensor:
     dtype = _compute_dtype(mu, raw, eps)
     if eps is None and noise == "torch":
+        explain_to_compilers(generator)
         eps = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
     elif eps is None:
         eps = normal(draw_seed(mu, generator) if seed is None else seed, mu, dtype)
@@ -573,7 +582,7 @@ def sample_with_kl(
     parameterization: str | Parameterization = "logvar",
     reduction: str = "batchmean",
     eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     noise: str = "philox",
     free_bits: float = 0.0,
     free_bits_per: str = "dim",
@@ -591,7 +600,7 @@ def sample_with_kl(
     eps = _args.noise(noise, eps, generator, mu)
     if estimator != "analytic":
         return _kl_options.estimated(reparameterize, pair, reduction, options, estimator, eps, generator, noise)
-    z = reparameterize(mu, logvar, parameterization=pair.p, eps=eps, generator=generator, noise=noise)
+    z = _kl_options.sampled(reparameterize, pair, eps, generator, noise)
     return z, _kl_options.kl(plain_kl, pair, reduction, options)
 
 
@@ -658,7 +667,7 @@ def multi_tensor_sample_with_kl(
     mus, raws = _args.posteriors(mus, raws)
     p = _args.parameterization(parameterization)
     _args.same_batches(mus, reduction)
-    _args.noise("philox", None, generator, mus[0])
+    _args.noise("philox", None, generator, mus[0], None)
     seed = draw_seed(mus[0], generator)
     samples, kls, counter = [], [], torch.zeros_like(seed)
     for mu, raw in zip(mus, raws):
