@@ -70,7 +70,6 @@ def test_batch_sizes_do_not_recompile_after_the_second(native: str) -> None:
     assert compiled == [1, 2, 2, 2, 2]
 
 
-@pytest.mark.xfail(reason="the operator's check of the batches, csrc/multi_tensor.cpp, asks for a number (size(0))")
 @pytest.mark.parametrize("reduction", ["batchmean", "per_sample"])
 def test_batch_sizes_of_many_posteriors_do_not_recompile_after_the_second(native: str, reduction: str) -> None:
     counter = CompileCounterWithBackend("eager")
