@@ -94,8 +94,7 @@ __device__ inline Place place_of(const Geometry& g, uint32_t first_block) {
 }
 
 template <class Work, class Problem>
-__device__ __forceinline__ void run_block(const Problem& p, const Geometry& g, uint32_t first_block,
-                                          typename Work::T* shared) {
+__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
   using T = typename Work::T;
   const auto [unit, lane] = place_of(g, first_block);
   T sum = 0;
