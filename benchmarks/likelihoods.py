@@ -119,6 +119,16 @@ def discretized(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     return -torch.where(x < -0.999, low, torch.where(x > 0.999, high, inner))
 
 
+def optimal_inputs(draw: Draw, B: int, X: int) -> list[Tensor]:
+    return [draw.normal(B, X), draw.normal(B, X).requires_grad_()]
+
+
+def optimal(x: Tensor, mean: Tensor) -> Tensor:
+    """sigma-VAE (orybkin/sigma-vae-pytorch, model.py), its optimal sigma."""
+    log_sigma = ((x - mean) ** 2).mean().sqrt().log()
+    return 0.5 * torch.pow((x - mean) / log_sigma.exp(), 2) + log_sigma + 0.5 * math.log(2 * math.pi)
+
+
 # --- mixtures, channels in dimension 1
 
 
@@ -169,6 +179,7 @@ REGISTERED = (
     one("continuous_bernoulli", "continuous Bernoulli", logits_inputs, continuous, "continuous-bernoulli", **IMAGE),
     one("student_t", "Student's t, scale and df a pixel", student_inputs, student, "student-t", **IMAGE),
     one("discretized_logistic", "256 bins of a logistic", grey_inputs, discretized, "discretized-logistic", **IMAGE),
+    one("gaussian_optimal", "a Gaussian at its best variance", optimal_inputs, optimal, "gaussian-optimal", **IMAGE),
     one("categorical", "256 shades a pixel", class_inputs, cross_entropy, "categorical", B=16, K=256, X=1024),
     one(
         "discretized_logistic_mixture",
