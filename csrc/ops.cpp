@@ -399,7 +399,7 @@ TORCH_LIBRARY(vaefast, m) {
   m.def("elbo(" VF_R ", " VF_P ", " VF_A
         ", float beta, str reduction, float? balance=None) -> (Tensor, Tensor, Tensor)");
   m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A
-        ", float beta, str reduction, bool[] mask, bool[] post_mask, float? balance=None) -> Tensor[]");
+        ", float beta, str reduction, bool[] mask, bool[] post_mask=[], float? balance=None) -> Tensor[]");
   m.def("elbo_backward_(Tensor(a!)[] kept, Tensor? dnll, Tensor? dkl, float beta, " VF_R ", " VF_P ", " VF_A
         ", str reduction, bool[] mask, bool[] post_mask, float? balance=None) -> Tensor[]");
   m.def("multi_posterior(" VF_M ", Tensor? seed, Generator? generator, " VF_A
