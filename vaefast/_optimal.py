@@ -34,6 +34,11 @@ def gaussian_optimal(
         )
     per_row = "sum" if reduction in ("sum", "mean") and not chosen.options["per_sample"] else "per_sample"
     halves, first = loss(params, target, likelihood=reference.SQUARES, reduction=per_row, weight=weight), params[0]
+    if weight is None and per_row == "sum" and first.numel():
+        # halves over its own variance is n / 2, and has no gradient
+        n = first.numel()
+        whole = torch.log(halves) * (0.5 * n) + 0.5 * n * (math.log(4 * math.pi / n) + 1)
+        return whole if reduction == "sum" else whole / n
     counts = _counts(first, weight, per_row, halves)
     if chosen.options["per_sample"]:
         each = 0.5 * counts * (torch.log(2 * math.pi * (2 * halves / counts)) + 1)

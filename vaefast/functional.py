@@ -441,14 +441,16 @@ def reconstruction_loss(
     """
     if isinstance(target, Tensor) and not target.is_floating_point():
         target = _args.indices(target, likelihood)
-    given = recon if isinstance(recon, (tuple, list)) else (recon,)
-    first = given[0] if given else None
-    nll: Tensor | None = _ops.attempt(
-        "reconstruction", first, lambda: (given, target, weight, *_args.likelihood(likelihood).spec, reduction)
-    )
-    if nll is not None:
-        return nll
     chosen = _args.likelihood(likelihood)
+    if chosen.name not in reference.COMPOSED:
+        given = recon if isinstance(recon, (tuple, list)) else (recon,)
+        nll: Tensor | None = _ops.attempt(
+            "reconstruction",
+            given[0] if given else None,
+            lambda: (given, target, weight, *chosen.spec, reduction),
+        )
+        if nll is not None:
+            return nll
     params, target, weight = _args.reconstruction(recon, target, weight, chosen, reference.entry_of(chosen))
     if chosen.name in reference.COMPOSED:
         return _optimal.gaussian_optimal(reconstruction_loss, params, target, weight, reduction, chosen)
