@@ -12,13 +12,15 @@ CUDA_VENV  ?= .venv-cuda
 CUDA_TORCH ?= torch==2.15.0
 # for the packages that the tests compare with, and all that they bring
 PYPI_VENV  ?= .venv-pypi
+# the oldest torch that vaefast takes and the newest that it was tried with
+TORCHES    ?= 2.11.0 2.15.0
 
 BIN     := $(VENV)/bin
 NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples ddp test test-install test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
+.PHONY: help build demo examples ddp test test-install test-torches test-torch test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,11 +36,13 @@ $(VENV)/.torch: FORCE | $(BIN)/python
 	@[ "$$(cat $@ 2>/dev/null)" = '$(TORCH)' ] || { $(BIN)/pip install $(TORCH) && echo '$(TORCH)' > $@; }
 FORCE:
 
-# editable: Python edits count at once, and only a change of the compiled core or of the build comes here
+# editable: Python edits count at once, and only a change of the compiled core or of the build comes here. The compiled
+# core lies beside the sources, so that of another environment is replaced
 $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 	$(BIN)/pip install 'setuptools>=77' ninja numpy
 	$(BIN)/pip install --no-build-isolation -e '.[test,demo,bench,lint]'
 	@$(BIN)/python -c 'import vaefast; print(vaefast.show_config())'
+	@rm -f .venv*/.built
 	@touch $@
 
 build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV)
@@ -60,6 +64,16 @@ test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
 
 test-install: $(VENV)/.built  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
 	$(BIN)/pytest -m install $(ARGS)
+
+# what a torch could break; not the in-place build, which is one torch's
+test-torch: $(VENV)/.torch
+	$(BIN)/pip install 'setuptools>=77' ninja numpy
+	$(BIN)/pip install --no-build-isolation '.[test]'
+	$(BIN)/pytest tests/test_loops_*.py tests/test_compile.py tests/test_distribut*.py tests/test_integrations.py \
+		tests/test_modules.py tests/test_gradients.py tests/test_errors.py tests/test_backends.py $(ARGS)
+
+test-torches:  ## training loops, torch.compile and what else a torch could break, on $(TORCHES); minutes each
+	@for torch in $(TORCHES); do $(MAKE) test-torch TORCH=torch==$$torch VENV=.venv-torch-$$torch || exit 1; done
 
 test-pypi:  ## with scvi-tools, diffusers, Pyro, Lightning and accelerate themselves, in $(PYPI_VENV); minutes
 	$(MAKE) $(PYPI_VENV)/.torch VENV=$(PYPI_VENV)

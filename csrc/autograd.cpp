@@ -3,12 +3,12 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "archive.h"
 #include "device.h"
 #include "multi_tensor.h"
 #include "ops.h"
@@ -21,28 +21,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) : c10::nullopt; }
-
-// The saved tensors and numbers of a posterior, and their way back.
-constexpr size_t kPosteriorTensors = 6;
-
-variable_list to_save(const PosteriorInputs& in) {
-  return {in.mu,
-          in.raw,
-          in.prior_mu.value_or(Tensor()),
-          in.prior_logvar.value_or(Tensor()),
-          in.eps.value_or(Tensor()),
-          in.seed.value_or(Tensor())};
-}
-
-PosteriorInputs posterior_of(const variable_list& saved, size_t at) {
-  return {saved[at],
-          saved[at + 1],
-          maybe(saved[at + 2]),
-          maybe(saved[at + 3]),
-          maybe(saved[at + 4]),
-          maybe(saved[at + 5]),
-          c10::nullopt};
-}
 
 // Puts `values` at the places that the mask wants, undefined tensors elsewhere.
 void spread(variable_list& out, size_t at, const Mask& mask, Tensors values) {
@@ -140,15 +118,15 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
     PosteriorInputs in{mu, raw, prior_mu, prior_logvar, eps, seed, generator};
     Tensors out = dispatched::posterior_forward(in, spec);
     take_seed(out, in.seed, spec);
-    ctx->save_for_backward(to_save(in));
-    ctx->saved_data["spec"] = spec.pack();
+    Archive().put(in).put(spec).keep(ctx);
     ctx->set_materialize_grads(false);
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
-    const PosteriorInputs in = posterior_of(ctx->get_saved_variables(), 0);
+    Archived saved(ctx);
+    const auto in = saved.take<PosteriorInputs>();
+    const auto spec = saved.take<PosteriorSpec>();
     const Mask mask = Edges(ctx).next(in);
     variable_list grads(8);
     const auto [dz, dkl] = upstream_of(upstream, spec);
@@ -165,16 +143,15 @@ struct PackedNode : torch::autograd::Function<PackedNode> {
     PackedInputs in{moments, prior, seed, generator};
     Tensors out = dispatched::packed_forward(in, spec);
     take_seed(out, in.seed, spec.posterior);
-    ctx->save_for_backward({moments, prior.value_or(Tensor()), in.seed.value_or(Tensor())});
-    ctx->saved_data["spec"] = spec.pack();
+    Archive().put(in).put(spec).keep(ctx);
     ctx->set_materialize_grads(false);
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    const auto spec = PackedSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
-    const auto saved = ctx->get_saved_variables();
-    const PackedInputs in{saved[0], maybe(saved[1]), maybe(saved[2]), c10::nullopt};
+    Archived saved(ctx);
+    const auto in = saved.take<PackedInputs>();
+    const auto spec = saved.take<PackedSpec>();
     Edges edges(ctx);
     const bool moments = edges.next();
     const Mask mask{moments, edges.next(in.prior.has_value())};
@@ -221,41 +198,27 @@ Tensors rescaled(Tensors kept, const Tensor& upstream, bool in_place) {
   return kept;
 }
 
-// What the nodes with a reconstruction save: target, weight, parameters, kept gradients; and the numbers that go with
-// them.
+// What the nodes with a reconstruction save.
 struct SavedReconstruction {
   ReconstructionInputs in;
   ReconstructionSpec spec;
   bool in_place;
   Mask wanted;   // at forward
   Tensors kept;  // one for each wanted, or none
-  int64_t capture = capture_of(in.target);
+  int64_t capture;
 
-  void save(AutogradContext* ctx, variable_list saved) const {
-    saved.push_back(in.target);
-    saved.push_back(in.weight.value_or(Tensor()));
-    saved.insert(saved.end(), in.params.begin(), in.params.end());
-    saved.insert(saved.end(), kept.begin(), kept.end());
-    ctx->save_for_backward(std::move(saved));
-    std::vector<int64_t> numbers{spec.likelihood, int64_t(spec.reduction), in_place, capture};
-    numbers.insert(numbers.end(), wanted.begin(), wanted.end());
-    ctx->saved_data["reconstruction"] = std::move(numbers);
-    if (!spec.options.empty()) ctx->saved_data["options"] = spec.options;
+  static void put(Archive& archive, const ReconstructionInputs& in, const ReconstructionSpec& spec, bool in_place,
+                  const Mask& wanted, const Tensors& kept) {
+    archive.put(in).put(spec).put(double(in_place)).put(wanted).put(kept).put(double(capture_of(in.target)));
   }
 
-  static SavedReconstruction load(AutogradContext* ctx, const variable_list& saved, size_t at) {
-    const auto numbers = ctx->saved_data["reconstruction"].toIntVector();
-    const Mask wanted(numbers.begin() + 4, numbers.end());
-    const auto params = saved.begin() + at + 2, kept = params + wanted.size();
-    const auto options = ctx->saved_data.find("options");
-    return {{Tensors(params, kept), saved[at], maybe(saved[at + 1])},
-            {numbers[0], options == ctx->saved_data.end() ? std::vector<double>() : options->second.toDoubleVector(),
-             Reduction(numbers[1])},
-            numbers[2] != 0,
-            wanted,
-            Tensors(kept, saved.end()),
-            numbers[3]};
-  }
+  explicit SavedReconstruction(Archived& saved)
+      : in(saved.take<ReconstructionInputs>()),
+        spec(saved.take<ReconstructionSpec>()),
+        in_place(saved.take<bool>()),
+        wanted(saved.take<Mask>()),
+        kept(saved.take<Tensors>()),
+        capture(saved.take<int64_t>()) {}
 
   // No replay of a CUDA graph reads the kept gradients after the first, if the same graph makes them anew each time.
   bool final() const { return in_place && is_last_use() && capture == capture_of(in.target); }
@@ -280,12 +243,15 @@ struct ReconstructionNode : torch::autograd::Function<ReconstructionNode> {
                         const ReconstructionSpec& spec, const Mask& wanted, bool in_place) {
     const ReconstructionInputs in{params.vec(), target, weight};
     const Tensors out = dispatched::reconstruction_forward(in, spec, kept_mask(in, spec, wanted));
-    SavedReconstruction{in, spec, in_place, wanted, Tensors(out.begin() + 1, out.end())}.save(ctx, {});
+    Archive archive;
+    SavedReconstruction::put(archive, in, spec, in_place, wanted, Tensors(out.begin() + 1, out.end()));
+    archive.keep(ctx);
     return out[0];
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    const auto saved = SavedReconstruction::load(ctx, ctx->get_saved_variables(), 0);
+    Archived archived(ctx);
+    const SavedReconstruction saved(archived);
     const Mask mask = Edges(ctx).next(saved.in.params);
     variable_list grads(mask.size() + 5);
     if (any(mask)) spread(grads, 0, mask, saved.backward(upstream[0], mask));
@@ -321,29 +287,23 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     const Mask post_wanted = kept_mask(post, in_place);
     Tensors out =
         dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, kept_mask(rec, rec_spec, wanted), post_wanted);
-    SavedReconstruction{rec, rec_spec, in_place, wanted, Tensors(out.begin() + 3, out.end())}.save(ctx, to_save(post));
-    if (!post_wanted.empty()) {
-      ctx->saved_data["kept"] = std::vector<int64_t>(post_wanted.begin(), post_wanted.end());
-    }
-    ctx->saved_data["spec"] = post_spec.pack();
-    ctx->saved_data["beta"] = beta;
+    const auto post_kept = out.end() - count(post_wanted);
+    Archive archive;
+    SavedReconstruction::put(archive, rec, rec_spec, in_place, wanted, Tensors(out.begin() + 3, post_kept));
+    archive.put(post).put(post_spec).put(beta).put(post_wanted).put(Tensors(post_kept, out.end())).keep(ctx);
     ctx->set_materialize_grads(false);
     out.resize(3);
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    const auto saved = ctx->get_saved_variables();
-    auto rec = SavedReconstruction::load(ctx, saved, kPosteriorTensors);
-    Mask post_wanted;
-    Tensors post_kept;
-    if (const auto flags = ctx->saved_data.find("kept"); flags != ctx->saved_data.end()) {
-      for (int64_t flag : flags->second.toIntVector()) post_wanted.push_back(flag != 0);
-      const auto first = rec.kept.end() - count(post_wanted);
-      post_kept.assign(first, rec.kept.end());
-      rec.kept.erase(first, rec.kept.end());
-    }
-    const PosteriorInputs post = posterior_of(saved, 0);
+    Archived saved(ctx);
+    const SavedReconstruction rec(saved);
+    const auto post = saved.take<PosteriorInputs>();
+    const auto spec = saved.take<PosteriorSpec>();
+    const auto beta = saved.take<double>();
+    const auto post_wanted = saved.take<Mask>();
+    const auto post_kept = saved.take<Tensors>();
     Edges edges(ctx);
     Mask mask = edges.next(rec.in.params);
     edges.next();  // target
@@ -351,9 +311,8 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     Mask post_mask = edges.next(post);
     const size_t params = mask.size();
     variable_list grads(params + 11);
-    const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
     const Upstream dnll(upstream[0], upstream[1], 1.0, mask);
-    const Upstream dkl(upstream[0], upstream[2], ctx->saved_data["beta"].toDouble(), post_mask);
+    const Upstream dkl(upstream[0], upstream[2], beta, post_mask);
     if (!any(mask) && !any(post_mask)) return grads;
     if (rec.final()) {
       at::AutoDispatchBelowADInplaceOrView guard;
@@ -424,47 +383,30 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     const bool keep = keeps_gradients(in, spec);
     Tensors out = dispatched::multi_forward(in, spec, keep ? wanted : Mask());
     const size_t outputs = (spec.sample ? in.mus.size() : 0) + size_t(spec.kl);
-    auto next = out.begin() + outputs;
-    if (spec.sample && !seed) in.seed = *next++;
-    variable_list saved;
-    for (const Tensors* list : {&in.mus, &in.raws, &in.prior_mus, &in.prior_logvars}) {
-      saved.insert(saved.end(), list->begin(), list->end());
-    }
-    saved.push_back(in.seed.value_or(Tensor()));
-    saved.insert(saved.end(), next, out.end());
+    auto kept = out.begin() + outputs;
+    if (spec.sample && !seed) in.seed = *kept++;
+    Archive archive;
+    archive.put(in).put(spec).put(double(in_place)).put(wanted).put(Tensors(kept, out.end()));
+    archive.put(double(capture_of(in.mus.at(0)))).keep(ctx);
     out.resize(outputs);
-    ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["spec"] = spec.pack();
-    std::vector<int64_t> numbers{int64_t(in.mus.size()), !in.prior_mus.empty(), !in.prior_logvars.empty(), in_place,
-                                 capture_of(in.mus.at(0))};
-    numbers.insert(numbers.end(), wanted.begin(), wanted.end());
-    ctx->saved_data["multi"] = std::move(numbers);
     ctx->set_materialize_grads(false);
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    const auto spec = PosteriorSpec::unpack(ctx->saved_data["spec"].toDoubleVector());
-    const auto numbers = ctx->saved_data["multi"].toIntVector();
-    const size_t n = numbers[0];
-    const bool has_mus = numbers[1], has_logvars = numbers[2];
-    const Mask wanted(numbers.begin() + 5, numbers.end());
-    const auto saved = ctx->get_saved_variables();
-    MultiInputs in;
-    auto next = saved.begin();
-    const auto take = [&](Tensors& list, bool present) {
-      list.assign(next, next + (present ? n : 0));
-      next += list.size();
-    };
-    take(in.mus, true), take(in.raws, true), take(in.prior_mus, has_mus), take(in.prior_logvars, has_logvars);
-    const size_t inputs = next - saved.begin();
-    in.seed = maybe(*next++);
-    const Tensors kept(next, saved.end());
+    Archived saved(ctx);
+    const auto in = saved.take<MultiInputs>();
+    const auto spec = saved.take<PosteriorSpec>();
+    const auto in_place = saved.take<bool>();
+    const auto wanted = saved.take<Mask>();
+    const auto kept = saved.take<Tensors>();
+    const auto capture = saved.take<int64_t>();
+    const size_t n = in.mus.size(), inputs = n + in.raws.size() + in.prior_mus.size() + in.prior_logvars.size();
 
     Edges edges(ctx);
     Mask flags(inputs);
     for (size_t k = 0; k < inputs; ++k) flags[k] = edges.next();
-    const Mask mask = by_posterior(flags, n, has_mus, has_logvars);
+    const Mask mask = by_posterior(flags, n, !in.prior_mus.empty(), !in.prior_logvars.empty());
     const Tensor dkl = spec.kl ? upstream.back() : Tensor();
     const auto dz = upstream.begin(), dz_end = dz + (spec.sample ? n : 0);
     const bool samples = std::any_of(dz, dz_end, [](const Tensor& t) { return t.defined(); });
@@ -475,7 +417,7 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     if (at::GradMode::is_enabled()) {
       found = one_by_one({dz, dz_end}, dkl, in, spec, mask);
     } else if (!kept.empty()) {
-      const bool final = numbers[3] && is_last_use() && numbers[4] == capture_of(in.mus[0]);
+      const bool final = in_place && is_last_use() && capture == capture_of(in.mus[0]);
       found = rescaled(kept_for(mask, kept, wanted), dkl, final);
     } else {
       Tensors dzs;

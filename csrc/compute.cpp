@@ -401,8 +401,9 @@ Tensor by_rows(const Tensor& t, int64_t dim) {
 
 void scale_(const Tensors& kept, const Tensor& upstream) {
   if (kept.empty() || no_compute(kept[0])) return;
-  ReconstructionProblem p = rescale_problem(kept, upstream);
+  for (const Tensor& grad : kept) dtype_of(grad);
   if (is_one(upstream)) return;
+  ReconstructionProblem p = rescale_problem(kept, upstream);
   Job job;
   job.reconstruction = &p;
   run(kept[0], job);

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _build
+from . import _build, _functorch
 from ._args import Likelihood, Parameterization, choice, is_real
 from ._generators import explain_to_compilers
 from ._philox import draw_seed
@@ -103,7 +103,7 @@ def _uncovered(x: Tensor, no_grad_to: Sequence[Tensor | None]) -> str | None:
         return f"there are no kernels for {device} tensors"
     if x.dim() > MAX_DIMS:
         return f"there are more than {MAX_DIMS} dimensions"
-    if torch._C._functorch.get_dynamic_layer_stack_depth() > 0:
+    if _functorch.transforming():
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"
@@ -136,7 +136,7 @@ def attempt(entry: str, x: Any, args: Callable[[], tuple[Any, ...]]) -> Any:
         or _C is None
         or _backend == "reference"
         or forward_ad._current_level >= 0
-        or torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+        or _functorch.depth() > 0
         or not (x.is_cpu or x.device.type in _C.devices())
     ):
         return None

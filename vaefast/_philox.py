@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from ._functorch import transforming
 from ._generators import explain_to_compilers
 
 _MUL = (0xD2511F53, 0xCD9E8D57)
@@ -75,7 +76,7 @@ def normal(seed: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     flat = _flat_normal(seed, like.numel(), dtype)
     if not like.numel():
         return flat.reshape(z.shape)
-    if torch._C._functorch.get_dynamic_layer_stack_depth() > 0:
+    if transforming():
         # under vmap a sample's strides skip over the others' elements, and as_strided is refused: their order is what
         # counts. Not so while tracing, where to compare strides would be to compile for them.
         order = sorted(range(z.dim()), key=z.stride, reverse=True)

@@ -8,13 +8,13 @@
 
 namespace vaefast {
 
-constexpr int64_t kUnit = 8192;
+constexpr int64_t kUnit = 2048;
 
 // Of a mixture's sites, which are so many numbers each, it takes fewer; a tile of them has at most kSites.
 constexpr int kSites = 128;
 VF_HD int64_t unit_of(int planes) {
   if (planes == 1) return kUnit;
-  const int64_t sites = kUnit / planes / 64 * 64;
+  const int64_t sites = 4 * kUnit / planes / 64 * 64;
   return sites > 64 ? sites : 64;
 }
 

@@ -51,12 +51,12 @@ struct Units {
 
   int64_t total() const { return count * cost; }
 
-  // The units that start within elements [begin, end) of this task's share.
+  // The units whose middle lies within elements [begin, end) of this task's share.
   template <class F>
   void within(int64_t begin, int64_t end, F f) const {
     if (cost == 0) return;
-    const int64_t first = std::max<int64_t>(0, (begin + cost - 1) / cost);
-    const int64_t last = std::min(count, (end + cost - 1) / cost);
+    const int64_t first = std::max<int64_t>(0, (begin + cost / 2) / cost);
+    const int64_t last = std::min(count, (end + cost / 2) / cost);
     if (first < last) f(first, last);
   }
 };
