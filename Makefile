@@ -5,6 +5,8 @@ VENV   ?= .venv
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ARGS   ?=
+# what is installed with the package
+EXTRAS ?= test,demo,bench,lint
 # processes of make ddp
 RANKS  ?= 2
 # for the CUDA kernels, on a machine that has nvcc of the same major version, with or without a GPU
@@ -14,13 +16,15 @@ CUDA_TORCH ?= torch==2.15.0
 PYPI_VENV  ?= .venv-pypi
 # the oldest torch that vaefast takes and the newest that it was tried with
 TORCHES    ?= 2.11.0 2.15.0
+LOOPS      := tests/test_loops_*.py tests/test_compile.py tests/test_distribut*.py tests/test_integrations.py \
+	tests/test_modules.py tests/test_gradients.py tests/test_errors.py tests/test_backends.py
 
 BIN     := $(VENV)/bin
 NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples ddp test test-install test-torches test-torch test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
+.PHONY: help build demo examples ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +44,7 @@ FORCE:
 # core lies beside the sources, so that of another environment is replaced
 $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 	$(BIN)/pip install 'setuptools>=77' ninja numpy
-	$(BIN)/pip install --no-build-isolation -e '.[test,demo,bench,lint]'
+	$(BIN)/pip install --no-build-isolation -e '.[$(EXTRAS)]'
 	@$(BIN)/python -c 'import vaefast; print(vaefast.show_config())'
 	@rm -f .venv*/.built
 	@touch $@
@@ -65,20 +69,12 @@ test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
 test-install: $(VENV)/.built  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
 	$(BIN)/pytest -m install $(ARGS)
 
-# what a torch could break; not the in-place build, which is one torch's
-test-torch: $(VENV)/.torch
-	$(BIN)/pip install 'setuptools>=77' ninja numpy
-	$(BIN)/pip install --no-build-isolation '.[test]'
-	$(BIN)/pytest tests/test_loops_*.py tests/test_compile.py tests/test_distribut*.py tests/test_integrations.py \
-		tests/test_modules.py tests/test_gradients.py tests/test_errors.py tests/test_backends.py $(ARGS)
-
-test-torches:  ## training loops, torch.compile and what else a torch could break, on $(TORCHES); minutes each
-	@for torch in $(TORCHES); do $(MAKE) test-torch TORCH=torch==$$torch VENV=.venv-torch-$$torch || exit 1; done
+test-torches:  ## what a torch could break: torch.compile, training loops, autograd; on 2.11 and 2.15; minutes each
+	@for torch in $(TORCHES); do $(MAKE) test TORCH=torch==$$torch VENV=.venv-torch-$$torch ARGS='$(LOOPS) $(ARGS)' \
+		|| exit 1; done
 
 test-pypi:  ## with scvi-tools, diffusers, Pyro, Lightning and accelerate themselves, in $(PYPI_VENV); minutes
-	$(MAKE) $(PYPI_VENV)/.torch VENV=$(PYPI_VENV)
-	$(PYPI_VENV)/bin/pip install 'setuptools>=77' ninja numpy
-	$(PYPI_VENV)/bin/pip install --no-build-isolation '.[test,pypi]'
+	$(MAKE) build VENV=$(PYPI_VENV) EXTRAS=test,pypi
 	$(PYPI_VENV)/bin/pytest -m pypi $(ARGS)
 
 programs: test-pypi  ## Pyro's, diffusers', scvi-tools' and pytorch/examples' VAEs, unchanged, with and without vaefast

@@ -97,9 +97,7 @@ class Archived {
     take(in.mu), take(in.raw), take(in.prior_mu), take(in.prior_logvar), take(in.eps), take(in.seed);
   }
   void take(PackedInputs& in) { take(in.moments), take(in.prior), take(in.seed); }
-  void take(MultiInputs& in) {
-    take(in.mus), take(in.raws), take(in.prior_mus), take(in.prior_logvars), take(in.seed);
-  }
+  void take(MultiInputs& in) { take(in.mus), take(in.raws), take(in.prior_mus), take(in.prior_logvars), take(in.seed); }
   void take(ReconstructionInputs& in) { take(in.params), take(in.target), take(in.weight); }
 
   Tensors tensors_;

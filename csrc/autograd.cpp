@@ -191,7 +191,7 @@ Tensors kept_for(const Mask& mask, const Tensors& kept, const Mask& wanted) {
 Tensors rescaled(Tensors kept, const Tensor& upstream, bool in_place) {
   at::AutoDispatchBelowADInplaceOrView guard;
   if (in_place) {
-    dispatched::scale_(kept, upstream);
+    if (!is_one(upstream)) dispatched::scale_(kept, upstream);
     return kept;
   }
   for (Tensor& g : kept) g = (g * by_rows(upstream, g.dim())).to(g.scalar_type());
@@ -269,7 +269,7 @@ Mask kept_mask(const PosteriorInputs& in, bool in_place) {
   const bool fits = std::all_of(std::begin(given), std::end(given), [&](const Tensor& t) {
     return (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && t.sym_sizes() == in.mu.sym_sizes();
   });
-  if (!in_place || !fits || !device_for(in.mu.device().type()).several || in.mu.numel() > kFewLatents) return {};
+  if (!in_place || !fits || !device_for(in.mu.device().type()).both || in.mu.numel() > kFewLatents) return {};
   const Mask mask{wants_grad(in.mu), wants_grad(in.raw), wants_grad(in.prior_mu), wants_grad(in.prior_logvar)};
   return any(mask) ? mask : Mask();
 }
@@ -321,7 +321,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
       const bool loss_alone = upstream[0].defined() && !upstream[1].defined() && !upstream[2].defined();
       if (loss_alone && !post_kept.empty() && all.size() == size_t(count(mask))) {
         for (Tensor& g : kept_for(post_mask, post_kept, post_wanted)) all.push_back(std::move(g));
-        dispatched::scale_(all, upstream[0]);
+        if (!is_one(upstream[0])) dispatched::scale_(all, upstream[0]);
         spread(grads, 0, mask, Tensors(all.begin(), all.begin() + count(mask)));
         spread(grads, params + 2, post_mask, Tensors(all.begin() + count(mask), all.end()));
         return grads;
@@ -368,7 +368,7 @@ bool keeps_gradients(const MultiInputs& in, const PosteriorSpec& spec) {
     }
     return false;
   };
-  return !spec.sample && device_for(in.mus[0].device().type()).several && !half(in.mus) && !half(in.raws) &&
+  return !spec.sample && device_for(in.mus[0].device().type()).both && !half(in.mus) && !half(in.raws) &&
          !half(in.prior_mus) && !half(in.prior_logvars) &&
          (spec.reduction != Reduction::kPerSample || !(broadcast(in.prior_mus) || broadcast(in.prior_logvars)));
 }

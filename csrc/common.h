@@ -76,6 +76,7 @@ struct Operand {
   DType dtype = DType::kFloat;
   Access access = Access::kConstant;
   bool linear = false;  // element i of the space is element i of memory
+  uint8_t number = 0;   // which of a listed posterior's operands it is; see cuda/list.cuh
   uint32_t skip = 0;    // plain moves: bytes from where linear memory would go on to the next row
 };
 

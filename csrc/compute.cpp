@@ -201,14 +201,6 @@ ReconstructionProblem backward_problem(const Tensor& upstream, const Reconstruct
   return p;
 }
 
-// Whether it can be told here, without waiting for a device, that there is nothing to multiply by.
-bool is_one(const Tensor& t) {
-  if (t.numel() != 1 || !device_for(t.device().type()).synchronous) return false;
-  return t.scalar_type() == at::kDouble  ? *t.const_data_ptr<double>() == 1
-         : t.scalar_type() == at::kFloat ? *t.const_data_ptr<float>() == 1
-                                         : false;
-}
-
 // kept *= upstream, for as many as one problem takes of those that share the largest one's shape; the others,
 // parameters that were broadcast or a long list's, are multiplied here and now.
 ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstream) {
@@ -391,6 +383,13 @@ Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const Maybe
     for (Tensor& g : grads->finish()) result.push_back(std::move(g));
   }
   return result;
+}
+
+bool is_one(const Tensor& t) {
+  if (t.numel() != 1 || !device_for(t.device().type()).synchronous) return false;
+  return t.scalar_type() == at::kDouble  ? *t.const_data_ptr<double>() == 1
+         : t.scalar_type() == at::kFloat ? *t.const_data_ptr<float>() == 1
+                                         : false;
 }
 
 Tensor by_rows(const Tensor& t, int64_t dim) {

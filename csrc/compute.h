@@ -121,6 +121,9 @@ Tensors elbo_backward_(const Tensors& kept, const MaybeTensor& dnll, const Maybe
 // A tensor over dimension 0, or 0-d, as one that broadcasts over dim dimensions.
 Tensor by_rows(const Tensor& t, int64_t dim);
 
+// Whether it can be told here, without waiting for a device, that there is nothing to multiply by.
+bool is_one(const Tensor& upstream);
+
 // Each of kept *= upstream (0-d or [B]), in place.
 void scale_(const Tensors& kept, const Tensor& upstream);
 

@@ -13,7 +13,7 @@ struct Device {
   // Fills in where the noise of a sample of numel elements comes from; `save` [2] gets seed and counter for backward.
   void (*philox)(const c10::optional<at::Generator>& generator, int64_t numel, const at::Tensor& save,
                  Philox& philox) = nullptr;
-  bool several = false;      // takes several posteriors in one job
+  bool both = false;         // computes a KL and its gradients in one job
   bool synchronous = false;  // has done its work when run returns, so that what it wrote can be read
   // The graph that launches are being captured into, 0 for none; null where there is no such thing.
   uint64_t (*capture)(c10::Device device) = nullptr;

@@ -44,28 +44,14 @@ void check_samples(const MultiInputs& in, Reduction r) {
   }
 }
 
-// All problems at once, where the device can; their KLs' sum goes to `kl`, if that is defined.
-void run_all(const Tensor& on, std::vector<PosteriorProblem>& problems, const Tensor& kl) {
+// All problems at once; where they have sums, these have one place in common.
+void run_all(const Tensor& on, std::vector<PosteriorProblem>& problems) {
   const bool wide = std::any_of(problems.begin(), problems.end(), [](const PosteriorProblem& p) { return p.wide; });
-  Tensor parts;
-  const bool together = device_for(on.device().type()).several;
-  if (kl.defined() && !together) parts = at::empty({int64_t(problems.size()), kl.numel()}, kl.options());
-  for (size_t k = 0; k < problems.size(); ++k) {
-    problems[k].wide = wide;
-    if (parts.defined()) problems[k].sum.out = parts.select(0, k).mutable_data_ptr();
-  }
+  for (PosteriorProblem& p : problems) p.wide = wide;
   Job job;
   job.posterior = problems.data();
-  if (together) {
-    job.posteriors = int64_t(problems.size());
-    run(on, job);
-    return;
-  }
-  for (PosteriorProblem& p : problems) {
-    job.posterior = &p;
-    run(on, job);
-  }
-  if (parts.defined()) Tensor(kl).copy_(parts.sum(0).view(kl.sizes()));
+  job.posteriors = int64_t(problems.size());
+  run(on, job);
 }
 
 void give_counters(Philox& philox, Counters& counters, const Tensor& sample) {
@@ -134,14 +120,14 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
   if (seed.defined() && !no_compute(on)) {
     device_for(on.device().type()).philox(in.generator, words_for(in.mus), seed, philox);
   }
-  // what takes several at once also takes a KL and its gradients in one
-  const bool apart = !mask.empty() && !no_compute(on) && !device_for(on.device().type()).several;
+  const bool apart = !mask.empty() && !no_compute(on) && !device_for(on.device().type()).both;
   const MaybeTensor none;
   MultiGradients grads({}, none, in, spec, mask);
   Tensors result;
   std::vector<PosteriorProblem> problems, gradients;
   problems.reserve(n);
   Counters counters;
+  bool saved = false;  // the seed, by the first that draws at all
   for (size_t k = 0; k < n; ++k) {
     if (spec.sample) {
       out.z = fresh_like(in.mus[k]);
@@ -163,13 +149,14 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
         philox.linear = own.linear;
         philox.on = true;
         own = philox;
-        if (k > 0) own.save = nullptr;
+        if (saved || in.mus[k].numel() == 0) own.save = nullptr;
+        saved = saved || own.save;
       }
       give_counters(own, counters, in.mus[k]);
     }
   }
-  if (!no_compute(on)) run_all(on, problems, out.kl);
-  if (apart) run_all(on, gradients, Tensor());
+  if (!no_compute(on)) run_all(on, problems);
+  if (apart) run_all(on, gradients);
 
   if (spec.kl) result.push_back(out.kl);
   if (seed.defined()) result.push_back(seed);
@@ -197,7 +184,7 @@ Tensors multi_backward(const Tensors& dzs, const MaybeTensor& dkl, const MultiIn
       problems.push_back(grads[k].problem(1.0));
       if (reached.sample) give_counters(problems[k].philox, counters, in.mus[k]);
     }
-    run_all(on, problems, Tensor());
+    run_all(on, problems);
   }
   Tensors result;
   grads.finish(result);

@@ -502,6 +502,21 @@ def test_a_loss_is_one_launch(cuda: str, reduction: str) -> None:
         assert len(names) == 1, (k, names)
 
 
+@on_gpu
+def test_a_list_is_one_launch(cuda: str) -> None:
+    """Forward and backward each, whatever the number of tensors."""
+    mus, raws = ([torch.randn(32, 4 * n, device=cuda, requires_grad=True) for n in range(1, 100)] for _ in range(2))
+    kl, step = vaefast.multi_tensor_gaussian_kl, vaefast.multi_tensor_sample_with_kl
+    calls: dict[str, tuple[Callable[[], Any], int]] = {
+        "kl": (lambda: torch.autograd.grad(kl(mus, raws, reduction="sum"), mus + raws), 2),
+        "sample": (lambda: step([m.detach() for m in mus], [r.detach() for r in raws]), 1),
+    }
+    for what, (f, count) in calls.items():
+        f()
+        names = launches(f)
+        assert len(names) == count, (what, names)
+
+
 MIB = 1 << 20
 SLACK = 2 * MIB  # the allocator's rounding of large blocks, sums of blocks, scalars
 

@@ -44,6 +44,15 @@ def test_fullgraph_of_everything_draws_anew_in_every_call(native: str) -> None:
     assert_all_differ([z for _ in range(3) for z in run(f, t, d)])
 
 
+def test_fullgraph_where_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fallback is as compilable: nothing in it asks for what the build left."""
+    monkeypatch.setattr(vaefast._ops, "_C", None)
+    monkeypatch.setattr(vaefast._build, "info", lambda: 1 / 0)
+    f = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    t, d = inputs(), data()
+    assert_all_differ([z for _ in range(2) for z in run(f, t, d)])
+
+
 @pytest.mark.cuda
 def test_mode_reduce_overhead_on_cuda() -> None:
     """Everything in Inductor's own CUDA graphs; test_cuda.py has a step's details."""

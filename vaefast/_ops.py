@@ -97,7 +97,7 @@ def available_backends() -> tuple[str, ...]:
 def _uncovered(x: Tensor, no_grad_to: Sequence[Tensor | None]) -> str | None:
     """Why the kernels do not cover a call, or None."""
     if _C is None:
-        return f"the extension is not built ({_build.why_not_compiled()})"
+        return "the extension is not built"
     device = x.device.type
     if device != "cpu" and device != "meta" and device not in _C.devices():
         return f"there are no kernels for {device} tensors"
@@ -119,6 +119,7 @@ def native_for(x: Tensor, no_grad_to: Sequence[Tensor | None] = ()) -> bool:
         return False
     why = _uncovered(x, no_grad_to)
     if why is not None and _backend == "native":
+        why += f" ({_build.why_not_compiled()})" if _C is None else ""
         raise RuntimeError(f"use_backend('native'): {why}; use_backend('auto') falls back to the reference")
     return why is None
 

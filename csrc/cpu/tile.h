@@ -257,7 +257,7 @@ VF_HD void put(T* p, int i, Wide<T> x) {
   store_lanes(x, p + i);
 }
 
-// Vector partial sums of a tile, added up in double in lane order.
+// Vector partial sums of a tile, added up in double in an order of their own.
 template <class T>
 class Accumulator {
  public:
@@ -279,9 +279,16 @@ class Accumulator {
   double total() const {
     T lanes[kLanes<T>];
     store_lanes(sum_, lanes);
-    double s = 0;
-    for (T lane : lanes) s += double(lane);
-    return s;
+    // one chain of additions would take as long as a sixth of a tile
+    constexpr int kChains = kLanes<T> < 8 ? kLanes<T> : 8;
+    double s[kChains] = {};
+    for (int l = 0; l < kLanes<T>; l += kChains) {
+      for (int k = 0; k < kChains; ++k) s[k] += double(lanes[l + k]);
+    }
+    for (int half = kChains / 2; half > 0; half /= 2) {
+      for (int k = 0; k < half; ++k) s[k] += s[k + half];
+    }
+    return s[0];
   }
 
  private:

@@ -93,24 +93,34 @@ __device__ inline Place place_of(const Geometry& g, uint32_t first_block) {
   return {block * (kThreads / kWarp) + thread / kWarp, int(thread % kWarp)};
 }
 
+__device__ inline uint32_t row_of(const Geometry& g, uint32_t unit) {
+  return g.per_row == 1 ? unit : g.per_row == g.count ? 0 : unit / g.per_row;
+}
+
+// A thread's part of its unit's sum. `data` and `skipped`: see Unit.
+template <class Work, bool LISTED, class Problem>
+__device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t first_block,
+                                            void* const* data = nullptr, uint64_t skipped = 0) {
+  using T = typename Work::T;
+  const auto [unit, lane] = place_of(g, first_block);
+  if (unit >= g.count) return 0;
+  const uint32_t row = row_of(g, unit);
+  const int64_t begin = row * g.cols, end = begin + g.cols;
+  // cut where packs begin
+  const int64_t from = begin / kPack<T> * kPack<T> + int64_t(unit - row * g.per_row) * g.unit;
+  const Unit u{from < begin ? begin : from, from + g.unit < end ? from + g.unit : end, lane, g.width, data, skipped};
+  const bool first = unit == 0 && lane == 0 && (!LISTED || blockIdx.x == 0);
+  if constexpr (kMixtureWork<Work>) {
+    return Work::template run<Move<1>>(p, u, first);
+  } else {
+    return visit<T, LISTED>(p.space.moves, [&](auto move) { return Work::template run<decltype(move)>(p, u, first); });
+  }
+}
+
 template <class Work, class Problem>
 __device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
   using T = typename Work::T;
-  const auto [unit, lane] = place_of(g, first_block);
-  T sum = 0;
-  if (unit < g.count) {
-    const uint32_t row = g.per_row == 1 ? unit : g.per_row == g.count ? 0 : unit / g.per_row;
-    const int64_t begin = row * g.cols, end = begin + g.cols;
-    // cut where packs begin
-    const int64_t from = begin / kPack<T> * kPack<T> + int64_t(unit - row * g.per_row) * g.unit;
-    const Unit u{from < begin ? begin : from, from + g.unit < end ? from + g.unit : end, lane, g.width};
-    const bool first = unit == 0 && lane == 0;
-    if constexpr (kMixtureWork<Work>) {
-      sum = Work::template run<Move<1>>(p, u, first);
-    } else {
-      sum = visit<T>(p.space.moves, [&](auto move) { return Work::template run<decltype(move)>(p, u, first); });
-    }
-  }
+  T sum = run_unit<Work, false>(p, g, first_block);
   if (!Work::kSums || !p.sum.out) return;
   sum = group_sum(sum, g.width, shared);
   const Place at = place_of(g, first_block);

@@ -9,8 +9,8 @@ struct Stream {
   uint64_t key, counter;
 };
 
-// The seed and first counter of a launch; one thread keeps them for backward.
-__device__ inline Stream open_stream(const Philox& p, bool first_thread) {
+// The seed and first counter of a launch; one thread keeps them for backward. `skipped` counters are others'.
+__device__ inline Stream open_stream(const Philox& p, bool first_thread, uint64_t skipped) {
   const uint64_t key = p.seed ? uint64_t(*p.seed) : p.seed_value;
   const uint64_t offset = (p.offset ? uint64_t(*p.offset) : p.offset_value) + p.offset_add;
   const Stream s{key, offset >> p.offset_shift};
@@ -18,7 +18,7 @@ __device__ inline Stream open_stream(const Philox& p, bool first_thread) {
     p.save[0] = int64_t(s.key);
     p.save[1] = int64_t(s.counter);
   }
-  return s;
+  return {s.key, s.counter + skipped};
 }
 
 // Normals that are drawn together.

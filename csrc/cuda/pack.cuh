@@ -19,24 +19,25 @@ constexpr int kPack = sizeof(T) == 4 ? 4 : 1;
 
 inline int size_of(DType t) { return t == DType::kDouble ? 8 : t == DType::kFloat ? 4 : t == DType::kBool ? 1 : 2; }
 
-// One of Moves as a type: packs of N elements; S is what a plain move's linear operands hold, else void.
-template <int N_, class S_ = void>
+// One of Moves as a type: packs of N elements; S is what a plain move's linear operands hold, else void. Listed: each
+// posterior of a list has operands of its own.
+template <int N_, class S_ = void, bool LISTED = false>
 struct Move {
   using S = S_;
   static constexpr int N = N_;
-  static constexpr bool plain = !std::is_void_v<S>;
+  static constexpr bool plain = !std::is_void_v<S>, listed = LISTED;
 };
 
 // f(Move): what depends on it is decided once, outside the loops in f.
-template <class T, class F>
+template <class T, bool LISTED, class F>
 __device__ inline auto visit(Moves moves, const F& f) {
   if constexpr (kPack<T> > 1) {
-    if (moves == Moves::kPlain) return f(Move<kPack<T>, T>{});
-    if (moves == Moves::kPlainHalf) return f(Move<kPack<T>, __half>{});
-    if (moves == Moves::kPlainBFloat16) return f(Move<kPack<T>, __nv_bfloat16>{});
-    if (moves == Moves::kPacked) return f(Move<kPack<T>>{});
+    if (moves == Moves::kPlain) return f(Move<kPack<T>, T, LISTED>{});
+    if (moves == Moves::kPlainHalf) return f(Move<kPack<T>, __half, LISTED>{});
+    if (moves == Moves::kPlainBFloat16) return f(Move<kPack<T>, __nv_bfloat16, LISTED>{});
+    if (moves == Moves::kPacked) return f(Move<kPack<T>, void, LISTED>{});
   }
-  return f(Move<1>{});
+  return f(Move<1, void, LISTED>{});
 }
 
 // Elements start + lo .. start + hi - 1 of the space, where start is a multiple of N.
@@ -46,6 +47,7 @@ struct Pack {
   int lo, hi;
   int64_t outer = 0, column = 0;  // start's place before and in the last dimension, where the space has views
   uint32_t row = 0;               // the former, for plain moves
+  void* const* data = nullptr;    // listed moves: where each operand lies
 
   __device__ bool holds(int i) const { return i >= lo && i < hi; }
 };
@@ -78,9 +80,15 @@ __device__ inline int64_t view_offset(const Pack& at, const int64_t* stride) {
   return s.ndim > 1 ? offset + outer * stride[0] : offset;
 }
 
-template <class S>
+template <class M>
+__device__ inline void* data_of(const Operand& op, const Pack& at) {
+  if constexpr (M::listed) return at.data[op.number];
+  return op.data;
+}
+
+template <class S, class M>
 __device__ inline S* address(const Operand& op, const Pack& at) {
-  S* data = static_cast<S*>(op.data);
+  S* data = static_cast<S*>(data_of<M>(op, at));
   if (op.access == Access::kScalar) return data;
   return data + (op.access == Access::kLinear ? at.start : view_offset(at, op.stride));
 }
@@ -117,21 +125,21 @@ template <class S>
 using Raw = std::conditional_t<sizeof(S) == 4, uint32_t, uint16_t>;
 
 // Where plain moves find an operand's row, or the scalar for it; and a pack in the row.
-template <class S>
+template <class S, class M>
 __device__ inline S* plain_row(const Operand& op, const Pack& at) {
-  return reinterpret_cast<S*>(static_cast<char*>(op.data) + product(at.row, op.skip));
+  return reinterpret_cast<S*>(static_cast<char*>(data_of<M>(op, at)) + product(at.row, op.skip));
 }
 
-template <class S, int N>
-__device__ inline Chunk<S, N>* plain_address(const Operand& op, const Pack& at) {
-  return reinterpret_cast<Chunk<S, N>*>(plain_row<S>(op, at) + uint32_t(at.start));
+template <class S, class M>
+__device__ inline Chunk<S, M::N>* plain_address(const Operand& op, const Pack& at) {
+  return reinterpret_cast<Chunk<S, M::N>*>(plain_row<S, M>(op, at) + uint32_t(at.start));
 }
 
-template <class T, int N, class S>
+template <class T, class M, class S, int N = M::N>
 __device__ inline Bits<T, N> fetch_as(const Operand& op, const Pack& at) {
   using C = Chunk<S, N>;
   C chunk{};
-  const S* p = address<const S>(op, at);
+  const S* p = address<const S, M>(op, at);
   if (N > 1 && is_scalar(op)) {
     const S x = *p;
 #pragma unroll
@@ -147,11 +155,11 @@ __device__ inline Bits<T, N> fetch_as(const Operand& op, const Pack& at) {
   return Bits<T, N>::of(chunk);
 }
 
-template <class T, int N, class S>
+template <class T, class M, class S, int N = M::N>
 __device__ inline void put_as(const Operand& op, const Pack& at, const Bits<T, N>& bits) {
   using C = Chunk<S, N>;
   const C chunk = bits.template as<C>();
-  S* p = address<S>(op, at);
+  S* p = address<S, M>(op, at);
   if (N == 1 || (at.lo == 0 && at.hi == N)) {
     *reinterpret_cast<C*>(p) = chunk;
   } else {
@@ -166,14 +174,14 @@ __device__ inline void put_as(const Operand& op, const Pack& at, const Bits<T, N
 template <class T, class M, int N = M::N>
 __device__ inline Bits<T, N> fetch(const Operand& op, const Pack& at) {
   if constexpr (M::plain) {
-    const auto chunk = *plain_address<Raw<typename M::S>, N>(op, at);
+    const auto chunk = *plain_address<Raw<typename M::S>, M>(op, at);
     return Bits<T, N>::of(chunk);
   }
   if constexpr (sizeof(T) == 8) {
-    if (op.dtype == DType::kDouble) return fetch_as<T, N, uint64_t>(op, at);
+    if (op.dtype == DType::kDouble) return fetch_as<T, M, uint64_t>(op, at);
   }
-  if (op.dtype == DType::kFloat) return fetch_as<T, N, uint32_t>(op, at);
-  return op.dtype == DType::kBool ? fetch_as<T, N, uint8_t>(op, at) : fetch_as<T, N, uint16_t>(op, at);
+  if (op.dtype == DType::kFloat) return fetch_as<T, M, uint32_t>(op, at);
+  return op.dtype == DType::kBool ? fetch_as<T, M, uint8_t>(op, at) : fetch_as<T, M, uint16_t>(op, at);
 }
 
 // Of an operand that may be absent, or one number: then nothing is fetched, or that.
@@ -182,7 +190,7 @@ __device__ inline Bits<T, N> fetch_optional(const Operand& op, const Pack& at) {
   if (op.access == Access::kConstant) return {};
   if (M::plain && is_scalar(op)) {
     Bits<T, N> bits;
-    bits.word[0] = *plain_row<uint32_t>(op, at);
+    bits.word[0] = *plain_row<uint32_t, M>(op, at);
     return bits;
   }
   return fetch<T, M>(op, at);
@@ -246,14 +254,14 @@ __device__ inline void write(const Operand& op, const Pack& at, const T (&in)[N]
   if (op.access == Access::kConstant) return;
   if constexpr (M::plain) {
     using S = Raw<typename M::S>;
-    *plain_address<S, N>(op, at) = encode_as<typename M::S>(in).template as<Chunk<S, N>>();
+    *plain_address<S, M>(op, at) = encode_as<typename M::S>(in).template as<Chunk<S, N>>();
     return;
   }
   if constexpr (sizeof(T) == 8) {
-    if (op.dtype == DType::kDouble) return put_as<T, N, uint64_t>(op, at, encode_as<double>(in));
+    if (op.dtype == DType::kDouble) return put_as<T, M, uint64_t>(op, at, encode_as<double>(in));
   }
-  if (op.dtype == DType::kFloat) return put_as<T, N, uint32_t>(op, at, encode_as<float>(in));
-  put_as<T, N, uint16_t>(op, at, op.dtype == DType::kHalf ? encode_as<__half>(in) : encode_as<__nv_bfloat16>(in));
+  if (op.dtype == DType::kFloat) return put_as<T, M, uint32_t>(op, at, encode_as<float>(in));
+  put_as<T, M, uint16_t>(op, at, op.dtype == DType::kHalf ? encode_as<__half>(in) : encode_as<__nv_bfloat16>(in));
 }
 
 }  // namespace vaefast

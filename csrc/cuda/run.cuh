@@ -5,10 +5,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cuda/grid.cuh"
-#include "cuda/kernel.cuh"
+#include "cuda/list.cuh"
 #include "problem.h"
 
 namespace vaefast {
@@ -56,12 +57,16 @@ void launch_reconstruction(const Launch& a, cudaStream_t stream) {
   });
 }
 
-template <class T, template <class, bool, bool> class Work>
-void launch_posterior(const Launch& a, cudaStream_t stream) {
-  const PosteriorProblem& p = a.posterior;
-  if (!p.kl) return launch<T, Nothing, Work<T, true, false>>(a, stream);
-  return p.sample ? launch<T, Nothing, Work<T, true, true>>(a, stream)
-                  : launch<T, Nothing, Work<T, false, true>>(a, stream);
+// f(Tag of the work that a posterior asks for)
+template <class T, template <class, bool, bool> class Work, class F>
+void visit_outputs(const PosteriorProblem& p, const F& f) {
+  if (!p.kl) return f(Tag<Work<T, true, false>>{});
+  p.sample ? f(Tag<Work<T, true, true>>{}) : f(Tag<Work<T, false, true>>{});
+}
+
+template <class T, class F>
+void visit_posterior(const PosteriorProblem& p, const F& f) {
+  p.backward ? visit_outputs<T, PosteriorBackward>(p, f) : visit_outputs<T, PosteriorForward>(p, f);
 }
 
 // Decides how the loops reach each operand, and how they move them all. The first `full` operands are as large as the
@@ -119,11 +124,14 @@ void set_access(ReconstructionProblem& p) {
   set_access<T>(p.space, 1 + kMaxParams, operands);
 }
 
+inline std::vector<Operand*> operands_of(PosteriorProblem& p) {
+  return {&p.mu,    &p.raw,    &p.eps,     &p.dz,       &p.prior_mu,      &p.prior_logvar,     &p.dkl,
+          &p.out_z, &p.out_kl, &p.out_dmu, &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar};
+}
+
 template <class T>
 void set_access(PosteriorProblem& p) {
-  set_access<T>(p.space, 4,
-                {&p.mu, &p.raw, &p.eps, &p.dz, &p.prior_mu, &p.prior_logvar, &p.dkl, &p.out_z, &p.out_kl, &p.out_dmu,
-                 &p.out_draw, &p.out_dprior_mu, &p.out_dprior_logvar});
+  set_access<T>(p.space, 4, operands_of(p));
   if (p.philox.on && !p.philox.linear) {
     p.space.views = true;
     p.space.moves = Moves::kSingle;
@@ -131,7 +139,7 @@ void set_access(PosteriorProblem& p) {
 }
 
 template <class T>
-void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream) {
+void run_one(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   Launch a;
   if (job.reconstruction) {
     a.reconstruction = *job.reconstruction;
@@ -161,8 +169,75 @@ void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   }
   if (a.rec.blocks + a.post.blocks == 0) return;
   if (job.reconstruction) return launch_reconstruction<T>(a, stream);
-  a.posterior.backward ? launch_posterior<T, PosteriorBackward>(a, stream)
-                       : launch_posterior<T, PosteriorForward>(a, stream);
+  visit_posterior<T>(a.posterior, [&](auto work) { launch<T, Nothing, typename decltype(work)::type>(a, stream); });
+}
+
+// Whether two posteriors fit into one launch: the kernel goes by what it reads of the first alone.
+inline bool alike(PosteriorProblem& a, PosteriorProblem& b) {
+  if (a.space.views || b.space.views || a.space.moves != b.space.moves) return false;
+  const auto as = operands_of(a), bs = operands_of(b);
+  return std::equal(as.begin(), as.end(), bs.begin(), [](const Operand* x, const Operand* y) {
+    return x->access == y->access && (x->access == Access::kConstant || x->dtype == y->dtype);
+  });
+}
+
+// As many launches as there are kinds of posteriors in the list: one, for whole packs of contiguous tensors of one
+// dtype. Each leaves its units' sums; the last adds all of them up, in the list's order.
+template <class T>
+void run_list(const at::Tensor& on, const Job& job, cudaStream_t stream) {
+  std::vector<Listed> listed(job.posteriors);
+  std::vector<std::vector<int64_t>> launches;
+  uint32_t partials = 0;
+  for (int64_t k = 0; k < job.posteriors; ++k) {
+    PosteriorProblem& p = job.posterior[k];
+    set_access<T>(p);
+    const auto operands = operands_of(p);
+    for (size_t i = 0; i < operands.size(); ++i) {
+      operands[i]->number = uint8_t(i);
+      listed[k].data[i] = operands[i]->data;
+    }
+    listed[k].cut = geometry_of<T>(p.space);
+    listed[k].first_partial = std::exchange(partials, partials + listed[k].cut.per_row);
+    if (listed[k].cut.blocks == 0 && !p.sum.out) continue;
+    const auto fits = [&](const std::vector<int64_t>& ks) {
+      return ks.size() < kListed && alike(job.posterior[ks[0]], p);
+    };
+    const auto found = std::find_if(launches.begin(), launches.end(), fits);
+    (found == launches.end() ? launches.emplace_back() : *found).push_back(k);
+  }
+  at::Tensor partial;
+  for (const auto& ks : launches) {
+    ListLaunch a;
+    a.posterior = job.posterior[ks[0]];
+    int64_t blocks = 0;
+    for (int64_t k : ks) {
+      Listed& one = a.list[a.count++] = listed[k];
+      one.first_block = uint32_t(std::exchange(blocks, blocks + one.cut.blocks));
+      const Philox &own = job.posterior[k].philox, &first = a.posterior.philox;
+      one.skipped = (own.offset_add - first.offset_add) >> own.offset_shift;
+      if (own.save) a.posterior.philox.save = own.save;
+    }
+    if (Sum& sum = a.posterior.sum; sum.out) {
+      // a row of one partial sum would be taken for finished
+      a.sums.per_row = std::max(partials, 2u);
+      if (!partial.defined()) {
+        const auto options = on.options().dtype(at::kDouble);
+        const int64_t size = a.posterior.space.rows * a.sums.per_row;
+        partial = partials < 2 ? at::zeros({size}, options) : at::empty({size}, options);
+      }
+      sum.partial = partial.mutable_data_ptr<double>();
+      if (&ks == &launches.back()) a.counter = counter_for(on, stream);
+      blocks = std::max<int64_t>(blocks, 1);
+    }
+    visit_posterior<T>(a.posterior, [&](auto work) {
+      start(list_kernel<T, typename decltype(work)::type>, blocks, kThreads, stream, a);
+    });
+  }
+}
+
+template <class T>
+void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream) {
+  job.posteriors > 1 ? run_list<T>(on, job, stream) : run_one<T>(on, job, stream);
 }
 
 inline void run_on(const at::Tensor& on, const Job& job, cudaStream_t stream) {

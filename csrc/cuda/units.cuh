@@ -12,6 +12,9 @@ namespace vaefast {
 struct Unit {
   int64_t first, limit;
   int lane, width;
+  // of one of a list: where its operands lie, and how many Philox counters those before it have
+  void* const* data = nullptr;
+  uint64_t skipped = 0;
 };
 
 template <class M, class F>
@@ -21,6 +24,7 @@ __device__ inline void for_packs(const Space& space, const Unit& u, const F& f) 
     // whole packs, and few enough elements for 32 bits
     for (uint32_t start = uint32_t(u.first) + u.lane * N; start < uint32_t(u.limit); start += u.width * N) {
       Pack at{space, start, 0, N};
+      if constexpr (M::listed) at.data = u.data;
       if (space.views) at.row = uint32_t(product(start, space.reciprocal) >> 32) >> space.shift;
       f(at);
     }
@@ -28,6 +32,7 @@ __device__ inline void for_packs(const Space& space, const Unit& u, const F& f) 
     // packs begin at multiples of N whatever the unit, so that memory is aligned and a pack is one Philox counter
     for (int64_t start = u.first / N * N + u.lane * N; start < u.limit; start += u.width * N) {
       Pack at{space, start, 0, N};
+      if constexpr (M::listed) at.data = u.data;
       if (start < u.first) at.lo = int(u.first - start);
       if (u.limit - start < N) at.hi = int(u.limit - start);
       if (space.views) divide(space, start, space.size[space.ndim - 1], at.outer, at.column);
@@ -94,7 +99,7 @@ struct PosteriorForward {
   static __device__ T run(const PosteriorProblem& p, const Unit& u, bool first_thread) {
     constexpr int N = M::N;
     Stream stream{};
-    if (SAMPLE && p.philox.on) stream = open_stream(p.philox, first_thread);
+    if (SAMPLE && p.philox.on) stream = open_stream(p.philox, first_thread, M::listed ? u.skipped : 0);
     T sum = 0;
     for_packs<M>(p.space, u, [&](const Pack& at) {
       PosteriorPack<T, M, SAMPLE, KLD> x(p, at);
@@ -131,7 +136,7 @@ struct PosteriorBackward {
   static __device__ T run(const PosteriorProblem& p, const Unit& u, bool) {
     constexpr int N = M::N;
     Stream stream{};
-    if (SAMPLE && p.philox.on) stream = open_stream(p.philox, false);
+    if (SAMPLE && p.philox.on) stream = open_stream(p.philox, false, M::listed ? u.skipped : 0);
     const T factor = lit<T>(p.dkl_scale), prior_factor = lit<T>(p.dkl_prior_scale);
     for_packs<M>(p.space, u, [&](const Pack& at) {
       PosteriorPack<T, M, SAMPLE, KLD> x(p, at);

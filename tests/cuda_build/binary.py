@@ -70,14 +70,16 @@ def arguments(template: str) -> list[str]:
 
 @cache
 def short_name(symbol: str) -> str:
-    """``float: Reconstruction<Bernoulli, 1> + PosteriorForward<false, true>``, from a symbol of the library."""
+    """``float: Reconstruction<Bernoulli, 1> + PosteriorForward<false, true>`` or ``float: many PosteriorForward<...>``,
+    from a symbol of the library."""
     name = re.sub(r"\(.*\)$|\b(\w+::)+|^void ", "", output("c++filt", symbol).strip()).replace("> >", ">>")
     if not re.search(r"<(float|double)\b", name):
         return name
     arithmetic, *parts = arguments(name)
     plain = [part.replace(f"<{arithmetic}>", "").replace(f"<{arithmetic}, ", "<") for part in parts]
     works = [part for part in plain if part != "Nothing"]
-    return f"{arithmetic}: {' + '.join(works) or name.partition('<')[0]}"
+    many = "many " if name.startswith("list_kernel") else ""
+    return f"{arithmetic}: {many}{' + '.join(works) or name.partition('<')[0]}"
 
 
 def resources(library: Path) -> dict[tuple[str, int], Resources]:

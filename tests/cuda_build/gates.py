@@ -50,9 +50,9 @@ def within(name: str, taken: Resources, baseline: Mapping[str, Mapping[str, int]
 
 
 def vectors(name: str, kernel: Kernel) -> Iterator[str]:
-    """16 bytes at once, but for doubles, which go one by one (kPack in csrc/cuda/pack.cuh), as a mixture's sites do; and
-    the KL beside a mixture is a function that several kernels call. A KL alone, with its sum reduced, still holds the
-    store of an unreduced one."""
+    """16 bytes at once, but for doubles, which go one by one (kPack in csrc/cuda/pack.cuh), as a mixture's sites do;
+    and the KL beside a mixture is a function that several kernels call. A KL alone, with its sum reduced, still holds
+    the store of an unreduced one."""
     if name.startswith("double") or "Mixture<" in name:
         return
     for root in ("LDG", "STG"):

@@ -2,7 +2,7 @@
 // the kernels does to their machine code is seen in a minute, for one architecture. test_cuda_build.py compares the
 // list with the library's.
 
-#include "cuda/kernel.cuh"
+#include "cuda/list.cuh"
 
 namespace vaefast {
 
@@ -43,11 +43,17 @@ void reconstructions(TypeList<Ls...>, const void** out) {
   (reconstruction<T, Ls>(out), ...);
 }
 
+template <class T, class Post>
+void alone_and_listed(const void** out) {
+  out[0] = one<T, Nothing, Post>();
+  out[1] = reinterpret_cast<const void*>(list_kernel<T, Post>);
+}
+
 template <class T, template <class, bool, bool> class Work>
 void posteriors(const void** out) {
-  out[0] = one<T, Nothing, Work<T, true, false>>();
-  out[1] = one<T, Nothing, Work<T, true, true>>();
-  out[2] = one<T, Nothing, Work<T, false, true>>();
+  alone_and_listed<T, Work<T, true, false>>(out);
+  alone_and_listed<T, Work<T, true, true>>(out);
+  alone_and_listed<T, Work<T, false, true>>(out);
 }
 
 void all(const void** out) {

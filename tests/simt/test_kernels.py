@@ -372,3 +372,68 @@ def test_kept_gradients(shape: tuple[int, ...], layout: str, dtype: torch.dtype)
         upstream = torch.full_like(loss, factor)
         for a, e in zip(torch.autograd.grad(loss, leaves, upstream, retain_graph=factor != 0.5), wanted):
             assert_right(f"gradient times {factor}", a, factor * e, 3 * tolerance, roundings=2)
+
+
+# by kinds: whole packs (also of half precision), single elements, views, none; more than one launch has room for
+LISTS: dict[str, tuple[tuple[tuple[int, ...], str, torch.dtype], ...]] = {
+    "one kind": tuple(((6, n), "contiguous", torch.float32) for n in (4, 8, 400, 1028, 16, 2500)),
+    "odd sizes": tuple(((3, n), "contiguous", torch.float32) for n in (1, 7, 33, 4, 1025)),
+    "none at first": (((4, 0), "contiguous", torch.float32), *[((4, n), "contiguous", torch.float32) for n in (8, 3)]),
+    "none at all": (((4, 0), "contiguous", torch.float32),) * 2,
+    "long": tuple(((2, 4 + 4 * (n % 3)), "contiguous", torch.float32) for n in range(300)),
+    "mixed": tuple(
+        ((5, n), layout, dtype)
+        for n, layout, dtype in product(
+            (8, 5), ("contiguous", "transposed", "offset 1"), (torch.float32, torch.bfloat16)
+        )
+    ),
+    "one wide": (((5, 8), "contiguous", torch.float64), ((5, 12), "contiguous", torch.float32)),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists(name: str) -> None:
+    """Each list against the reference in float64, and its samples against the reference's noise."""
+    every = [posterior_of(shape, "logvar", "full", (dtype,) * 2, (layout,) * 2) for shape, layout, dtype in LISTS[name]]
+    mus, raws, pms, plvs = (list(each) for each in zip(*(e[:4] for e in every)))
+    for reduction in ("sum", "per_sample", "batchmean"):
+        check_lists(vaefast.multi_tensor_gaussian_kl, [mus, raws, pms, plvs], reduction=reduction)
+        check_lists(vaefast.multi_tensor_gaussian_kl, [mus, raws], reduction=reduction)
+    check_lists(vaefast.multi_tensor_sample_with_kl, [mus, raws])
+
+
+def check_lists(function: Callable[..., Any], lists: list[list[Tensor]], **options: Any) -> None:
+    leaves = spread(lists, lambda t: t.detach().requires_grad_())
+    wides = spread(lists, lambda t: t.detach().double().contiguous().requires_grad_())
+    arithmetic = torch.float64 if any(t.dtype == torch.float64 for t in tensors(lists)) else torch.float32
+    tolerance = ARITHMETIC[arithmetic]
+    torch.manual_seed(2)
+    ours = tensors(function(*leaves, **options))
+    if function is vaefast.multi_tensor_sample_with_kl:
+        tolerance += NOISE[arithmetic]
+        torch.manual_seed(2)
+        zeros = spread(lists[0], lambda t: torch.zeros_like(t, dtype=arithmetic))
+        noise, _ = reference.multi_tensor_sample_with_kl(zeros, zeros)
+        exact = [m + (0.5 * r).exp() * e.double() for m, r, e in zip(*wides, noise)]
+        exact.append(sum(reference.gaussian_kl(m, r, reduction="sum") for m, r in zip(*wides)))
+    else:
+        exact = tensors(getattr(reference, function.__name__)(*wides, **options))
+    upstream = [(1.5 + torch.rand(o.shape, generator=generator(5 + k))).to(o.dtype) for k, o in enumerate(ours)]
+    terms = max(1, sum(t.numel() for t in lists[0])) ** 0.5
+    for k, (a, e) in enumerate(zip(ours, exact)):
+        assert_right(f"result {k}", a, e, tolerance * (terms if a.dim() < 2 else 1))
+    got = torch.autograd.grad(ours, tensors(leaves), upstream)
+    wanted = torch.autograd.grad(exact, tensors(wides), [u.double() for u in upstream])
+    for k, (a, e) in enumerate(zip(got, wanted)):
+        assert_right(f"gradient {k}", a, e, tolerance, roundings=2)
+
+
+@pytest.mark.parametrize(("name", "count"), [("one kind", 1), ("none at all", 1), ("odd sizes", 2), ("long", 3)])
+def test_a_list_is_one_launch(name: str, count: int, launches: Callable[[], list[Any]]) -> None:
+    """Forward and backward; one for each kind of tensors, and for every 128 of them."""
+    every = [posterior_of(shape, "logvar", "none", (dtype,) * 2, (layout,) * 2) for shape, layout, dtype in LISTS[name]]
+    mus, raws = ([e[k].detach().requires_grad_() for e in every] for k in range(2))
+    torch.autograd.grad(vaefast.multi_tensor_gaussian_kl(mus, raws, reduction="sum"), mus + raws)
+    names = [launch.kernel for launch in launches()]
+    assert all("list_kernel" in name for name in names), names
+    assert len(names) == (2 * count if name != "none at all" else 1), names
