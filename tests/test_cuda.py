@@ -506,9 +506,10 @@ def test_a_loss_is_one_launch(cuda: str, reduction: str) -> None:
 def test_a_list_is_one_launch(cuda: str) -> None:
     """Forward and backward each, whatever the number of tensors."""
     mus, raws = ([torch.randn(32, 4 * n, device=cuda, requires_grad=True) for n in range(1, 100)] for _ in range(2))
+    one = torch.ones((), device=cuda)
     kl, step = vaefast.multi_tensor_gaussian_kl, vaefast.multi_tensor_sample_with_kl
     calls: dict[str, tuple[Callable[[], Any], int]] = {
-        "kl": (lambda: torch.autograd.grad(kl(mus, raws, reduction="sum"), mus + raws), 2),
+        "kl": (lambda: torch.autograd.grad(kl(mus, raws, reduction="sum"), mus + raws, one), 2),
         "sample": (lambda: step([m.detach() for m in mus], [r.detach() for r in raws]), 1),
     }
     for what, (f, count) in calls.items():
