@@ -12,6 +12,7 @@
 #include "device.h"
 #include "multi_tensor.h"
 #include "ops.h"
+#include "overwrite.h"
 
 namespace vaefast {
 
@@ -205,11 +206,14 @@ struct SavedReconstruction {
   bool in_place;
   Mask wanted;   // at forward
   Tensors kept;  // one for each wanted, or none
+  bool overwritten;
   int64_t capture;
 
-  static void put(Archive& archive, const ReconstructionInputs& in, const ReconstructionSpec& spec, bool in_place,
-                  const Mask& wanted, const Tensors& kept) {
-    archive.put(in).put(spec).put(double(in_place)).put(wanted).put(kept).put(double(capture_of(in.target)));
+  static void put(Archive& archive, ReconstructionInputs in, const ReconstructionSpec& spec, Overwrite overwrite,
+                  const Mask& wanted, Tensors kept, const Mask& over) {
+    if (any(over)) leave_to_gradients(in, kept, wanted, over);
+    archive.put(in).put(spec).put(double(overwrite != Overwrite::kNothing)).put(wanted).put(kept);
+    archive.put(double(any(over))).put(double(capture_of(in.target)));
   }
 
   explicit SavedReconstruction(Archived& saved)
@@ -218,6 +222,7 @@ struct SavedReconstruction {
         in_place(saved.take<bool>()),
         wanted(saved.take<Mask>()),
         kept(saved.take<Tensors>()),
+        overwritten(saved.take<bool>()),
         capture(saved.take<int64_t>()) {}
 
   // No replay of a CUDA graph reads the kept gradients after the first, if the same graph makes them anew each time.
@@ -225,9 +230,23 @@ struct SavedReconstruction {
 
   Tensors backward(const Tensor& upstream, const Mask& mask) const {
     if (kept.empty() || at::GradMode::is_enabled()) {
+      TORCH_CHECK(!overwritten,
+                  "vaefast: with overwrite_recon=True the gradient stands where recon stood, so that it "
+                  "cannot be differentiated again (create_graph=True); pass overwrite_recon=False");
       return dispatched::reconstruction_backward(upstream, in, spec, mask);
     }
     return rescaled(kept_for(mask, kept, wanted), upstream, final());
+  }
+
+ private:
+  // Parameters that were written over are saved as what they now are, apart from the graph that made them. Their new
+  // version stops whoever has saved them as they were, and whoever changes them before backward is stopped by it.
+  static void leave_to_gradients(ReconstructionInputs& in, Tensors& kept, const Mask& wanted, const Mask& over) {
+    for (size_t k = 0, next = 0; k < over.size(); next += wanted[k++]) {
+      if (!over[k]) continue;
+      in.params[k].unsafeGetTensorImpl()->bump_version();
+      in.params[k] = kept[next] = in.params[k].detach();
+    }
   }
 };
 
@@ -240,11 +259,14 @@ struct ReconstructionNode : torch::autograd::Function<ReconstructionNode> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, at::TensorList params, const Tensor& target, const MaybeTensor& weight,
-                        const ReconstructionSpec& spec, const Mask& wanted, bool in_place) {
+                        const ReconstructionSpec& spec, const Mask& wanted, Overwrite overwrite) {
     const ReconstructionInputs in{params.vec(), target, weight};
-    const Tensors out = dispatched::reconstruction_forward(in, spec, kept_mask(in, spec, wanted));
+    const Mask kept = kept_mask(in, spec, wanted);
+    const Mask over = overwrite == Overwrite::kParams ? overwritable(in, spec, kept, {}) : Mask();
+    const Tensors out =
+        any(over) ? reconstruction_forward(in, spec, kept, over) : dispatched::reconstruction_forward(in, spec, kept);
     Archive archive;
-    SavedReconstruction::put(archive, in, spec, in_place, wanted, Tensors(out.begin() + 1, out.end()));
+    SavedReconstruction::put(archive, in, spec, overwrite, wanted, Tensors(out.begin() + 1, out.end()), over);
     archive.keep(ctx);
     return out[0];
   }
@@ -264,12 +286,14 @@ constexpr int64_t kFewLatents = 16384;
 
 // The posterior's gradients that an ELBO's forward writes for backward to find: on a device that computes them with the
 // KL, in float32 or float64, of few latents.
-Mask kept_mask(const PosteriorInputs& in, bool in_place) {
+Mask kept_mask(const PosteriorInputs& in, Overwrite overwrite) {
   const Tensor given[] = {in.mu, in.raw, in.prior_mu.value_or(in.mu), in.prior_logvar.value_or(in.raw)};
   const bool fits = std::all_of(std::begin(given), std::end(given), [&](const Tensor& t) {
     return (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && t.sym_sizes() == in.mu.sym_sizes();
   });
-  if (!in_place || !fits || !device_for(in.mu.device().type()).both || in.mu.numel() > kFewLatents) return {};
+  if (overwrite == Overwrite::kNothing || !fits || !device_for(in.mu.device().type()).both ||
+      in.mu.numel() > kFewLatents)
+    return {};
   const Mask mask{wants_grad(in.mu), wants_grad(in.raw), wants_grad(in.prior_mu), wants_grad(in.prior_logvar)};
   return any(mask) ? mask : Mask();
 }
@@ -281,15 +305,19 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
                                const MaybeTensor& weight, const Tensor& mu, const Tensor& raw,
                                const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
                                const ReconstructionSpec& rec_spec, const PosteriorSpec& post_spec, double beta,
-                               const Mask& wanted, bool in_place) {
+                               const Mask& wanted, Overwrite overwrite) {
     const ReconstructionInputs rec{params.vec(), target, weight};
     const PosteriorInputs post{mu, raw, prior_mu, prior_logvar, c10::nullopt, c10::nullopt, c10::nullopt};
-    const Mask post_wanted = kept_mask(post, in_place);
-    Tensors out =
-        dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, kept_mask(rec, rec_spec, wanted), post_wanted);
+    const Mask kept = kept_mask(rec, rec_spec, wanted), post_wanted = kept_mask(post, overwrite);
+    Mask over;
+    if (overwrite == Overwrite::kParams) {
+      over = overwritable(rec, rec_spec, kept, {mu, raw, prior_mu, prior_logvar});
+    }
+    Tensors out = any(over) ? elbo_forward(rec, rec_spec, post, post_spec, beta, kept, post_wanted, over)
+                            : dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, kept, post_wanted);
     const auto post_kept = out.end() - count(post_wanted);
     Archive archive;
-    SavedReconstruction::put(archive, rec, rec_spec, in_place, wanted, Tensors(out.begin() + 3, post_kept));
+    SavedReconstruction::put(archive, rec, rec_spec, overwrite, wanted, Tensors(out.begin() + 3, post_kept), over);
     archive.put(post).put(post_spec).put(beta).put(post_wanted).put(Tensors(post_kept, out.end())).keep(ctx);
     ctx->set_materialize_grads(false);
     out.resize(3);
@@ -378,7 +406,7 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
 
   static variable_list forward(AutogradContext* ctx, at::TensorList mus, at::TensorList raws, at::TensorList prior_mus,
                                at::TensorList prior_logvars, const MaybeTensor& seed, const MaybeGenerator& generator,
-                               const PosteriorSpec& spec, const Mask& wanted, bool in_place) {
+                               const PosteriorSpec& spec, const Mask& wanted, Overwrite overwrite) {
     MultiInputs in{mus.vec(), raws.vec(), prior_mus.vec(), prior_logvars.vec(), seed, generator};
     const bool keep = keeps_gradients(in, spec);
     Tensors out = dispatched::multi_forward(in, spec, keep ? wanted : Mask());
@@ -386,7 +414,7 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     auto kept = out.begin() + outputs;
     if (spec.sample && !seed) in.seed = *kept++;
     Archive archive;
-    archive.put(in).put(spec).put(double(in_place)).put(wanted).put(Tensors(kept, out.end()));
+    archive.put(in).put(spec).put(double(overwrite != Overwrite::kNothing)).put(wanted).put(Tensors(kept, out.end()));
     archive.put(double(capture_of(in.mus.at(0)))).keep(ctx);
     out.resize(outputs);
     ctx->set_materialize_grads(false);
@@ -458,7 +486,7 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
 
 }  // namespace
 
-Tensors multi_posterior(const MultiInputs& in, const PosteriorSpec& spec, bool in_place) {
+Tensors multi_posterior(const MultiInputs& in, const PosteriorSpec& spec, Overwrite overwrite) {
   Mask flags;
   for (const Tensors* list : {&in.mus, &in.raws, &in.prior_mus, &in.prior_logvars}) {
     const Mask wanted = wanted_grads(*list);
@@ -475,7 +503,7 @@ Tensors multi_posterior(const MultiInputs& in, const PosteriorSpec& spec, bool i
   TORCH_CHECK_VALUE(lists, "vaefast: lists of different lengths");
   const Mask wanted = by_posterior(flags, n, !in.prior_mus.empty(), !in.prior_logvars.empty());
   return MultiNode::apply(at::TensorList(in.mus), at::TensorList(in.raws), at::TensorList(in.prior_mus),
-                          at::TensorList(in.prior_logvars), in.seed, in.generator, spec, wanted, in_place);
+                          at::TensorList(in.prior_logvars), in.seed, in.generator, spec, wanted, overwrite);
 }
 
 Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec) {
@@ -496,21 +524,21 @@ Tensors packed_posterior(const PackedInputs& in, const PackedSpec& spec) {
   return out;
 }
 
-Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, bool in_place) {
+Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, Overwrite overwrite) {
   check_no_grad(in);
   const Mask wanted = wanted_grads(in.params);
   if (!any(wanted)) return dispatched::reconstruction_forward(in, spec, wanted)[0];
-  return ReconstructionNode::apply(at::TensorList(in.params), in.target, in.weight, spec, wanted, in_place);
+  return ReconstructionNode::apply(at::TensorList(in.params), in.target, in.weight, spec, wanted, overwrite);
 }
 
 Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-             const PosteriorSpec& post_spec, double beta, bool in_place) {
+             const PosteriorSpec& post_spec, double beta, Overwrite overwrite) {
   check_no_grad(rec);
   const Mask wanted = wanted_grads(rec.params);
   if (!any(wanted) && !wants_grad(post))
     return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted, {});
   return ElboNode::apply(at::TensorList(rec.params), rec.target, rec.weight, post.mu, post.raw, post.prior_mu,
-                         post.prior_logvar, rec_spec, post_spec, beta, wanted, in_place);
+                         post.prior_logvar, rec_spec, post_spec, beta, wanted, overwrite);
 }
 
 }  // namespace vaefast

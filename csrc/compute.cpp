@@ -38,15 +38,16 @@ bool is_wide(const ReconstructionInputs& in) {
 // What is known of a likelihood from its struct.
 struct Traits {
   int required, params, options;
-  bool mixture;
-  std::vector<int> channels;
+  std::vector<int> channels;  // a mixture's
   int (*params_of)(int channels);
+
+  bool mixture() const { return !channels.empty(); }
 };
 
 template <class L>
 Traits traits_of() {
   static_assert(L::params <= kMaxParams && kOptions<L> <= kMaxOptions);
-  Traits t{L::required, L::params, kOptions<L>, kMixture<L>, {}, nullptr};
+  Traits t{L::required, L::params, kOptions<L>, {}, nullptr};
   if constexpr (kMixture<L>) {
     t.channels = channels_of(typename L::Channels{});
     t.params_of = L::params_of;
@@ -66,7 +67,7 @@ const Traits& traits_of(const ReconstructionSpec& spec) { return traits_of(spec.
 // the first stands for all.
 class Sites {
  public:
-  Sites(const ReconstructionInputs& in, const ReconstructionSpec& spec) : mixture_(traits_of(spec).mixture) {
+  Sites(const ReconstructionInputs& in, const ReconstructionSpec& spec) : mixture_(traits_of(spec).mixture()) {
     const Tensor& recon = in.params.at(0);
     if (mixture_) {
       const auto dim = int64_t(spec.options.back());
@@ -123,16 +124,19 @@ struct ReconstructionOutputs {
   }
 };
 
-ReconstructionOutputs empty_grads(const ReconstructionInputs& in, const Mask& mask) {
+ReconstructionOutputs empty_grads(const ReconstructionInputs& in, const Mask& mask, const Mask& over = {}) {
   ReconstructionOutputs out;
   for (size_t k = 0; k < mask.size(); ++k) {
-    if (mask[k]) out.grads.push_back(empty_grad(in.params.at(k), in.params.at(0), is_wide(in)));
+    if (!mask[k]) continue;
+    const Tensor& param = in.params.at(k);
+    out.grads.push_back(!over.empty() && over[k] ? param : empty_grad(param, in.params[0], is_wide(in)));
   }
   return out;
 }
 
-ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
-  ReconstructionOutputs out = empty_grads(in, mask);
+ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask,
+                                    const Mask& over) {
+  ReconstructionOutputs out = empty_grads(in, mask, over);
   const Sites sites(in, spec);
   const Tensor& lead = sites.lead();
   if (is_reduced(spec.reduction)) {
@@ -273,6 +277,12 @@ Activation activation_of(Name kind, double lo, double hi, double floor) {
 
 int64_t likelihood_of(Name name) { return index_of<Likelihoods>(name, "likelihood"); }
 
+// A mixture of components with parameters leaves intermediate numbers where the gradients will be.
+bool reads_first(const ReconstructionSpec& spec) {
+  const Traits& t = traits_of(spec);
+  return std::all_of(t.channels.begin(), t.channels.end(), [&](int c) { return t.params_of(c) == 0; });
+}
+
 bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
   if (spec.reduction == Reduction::kNone) return false;
   for (size_t k = 0; k < mask.size(); ++k) {
@@ -285,9 +295,10 @@ bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& s
   return true;
 }
 
-Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask) {
+Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask,
+                               const Mask& over) {
   check_counts(in, spec);
-  const ReconstructionOutputs out = empty_outputs(in, spec, mask);
+  const ReconstructionOutputs out = empty_outputs(in, spec, mask, over);
   if (!no_compute(in)) {
     ReconstructionProblem p = forward_problem(in, spec, out, mask);
     Job job;
@@ -313,13 +324,14 @@ Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInpu
 }
 
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-                     const PosteriorSpec& post_spec, double beta, const Mask& mask, const Mask& post_mask) {
+                     const PosteriorSpec& post_spec, double beta, const Mask& mask, const Mask& post_mask,
+                     const Mask& over) {
   check_counts(rec, rec_spec);
   check_devices(rec, post);
   const Reduction r = rec_spec.reduction;
   TORCH_CHECK_VALUE(r == Reduction::kPerSample || r == Reduction::kBatchMean || r == Reduction::kSum,
                     "vaefast: an ELBO's terms have different elements; they add up per sample");
-  ReconstructionOutputs rec_out = empty_outputs(rec, rec_spec, mask);
+  ReconstructionOutputs rec_out = empty_outputs(rec, rec_spec, mask, over);
   PosteriorOutputs post_out = empty_outputs(post, post_spec);
   const bool wide = is_wide(rec) || is_wide(post);
   if (is_wide(rec) != is_wide(post)) {

@@ -98,18 +98,24 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
 Tensors multi_backward(const Tensors& dz, const MaybeTensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
                        const Mask& mask);
 
+// Whether all that an element's gradients depend on is read before the first of them is written.
+bool reads_first(const ReconstructionSpec& spec);
+
 // Whether forward can keep the masked gradients, unscaled, for backward to multiply.
 bool keeps_gradients(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask);
 
-// nll, then the gradients that the mask wants, with the reduction's factor in them.
-Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask);
+// nll, then the gradients that the mask wants, with the reduction's factor in them; those of `over`, if it is given,
+// are the parameters themselves, written over.
+Tensors reconstruction_forward(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& mask,
+                               const Mask& over = {});
 Tensors reconstruction_backward(const Tensor& upstream, const ReconstructionInputs& in, const ReconstructionSpec& spec,
                                 const Mask& mask);
 
 // loss, nll, kl, then gradients as reconstruction_forward's, and the posterior's as far as post_mask, if there is one,
 // wants them; beta is in those.
 Tensors elbo_forward(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-                     const PosteriorSpec& post_spec, double beta, const Mask& mask, const Mask& post_mask);
+                     const PosteriorSpec& post_spec, double beta, const Mask& mask, const Mask& post_mask,
+                     const Mask& over = {});
 
 // The gradients of an ELBO from those of its terms, nll and beta * kl: the reconstruction's, or where forward kept
 // them, nothing but `kept` multiplied in place; then the posterior's. dnll or dkl may be absent, and their parts with

@@ -142,8 +142,14 @@ Tensors op_multi_backward(at::TensorList dz, MaybeRef dkl, at::TensorList mus, a
                         spec_of(pm, plv, kind, lo, hi, floor, reduction, !dz.empty(), dkl.has_value()), mask_of(mask));
 }
 
-// The operators as users call them. Traced calls come here through the dispatcher and stay functional; List is the one
-// argument that pybind11 and the dispatcher pass differently.
+// The operators as users call them. EAGER calls come here from pybind11, traced ones through the dispatcher: they stay
+// functional, whatever may be overwritten. Lists are what the two pass differently.
+template <bool EAGER>
+Overwrite overwrite_of(bool recon) {
+  if (!EAGER) return Overwrite::kNothing;
+  return recon ? Overwrite::kParams : Overwrite::kKept;
+}
+
 Tensors op_posterior(const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value,
                      MaybeRef eps, MaybeRef seed, MaybeGenerator generator, Name kind, double lo, double hi,
                      double floor, Name reduction, bool sample, bool kl, MaybeDouble balance) {
@@ -158,32 +164,33 @@ Tensors op_packed_posterior(const Tensor& moments, int64_t dim, MaybeRef prior, 
                           spec_of(dim, prior_lo, prior_hi, lo, hi, reduction, sample, kl));
 }
 
-template <bool IN_PLACE, class List, class Floats>
+template <bool EAGER, class List, class Floats>
 Tensor op_reconstruction(List params, const Tensor& target, MaybeRef weight, Name likelihood, const Floats& options,
-                         Name reduction) {
+                         Name reduction, bool overwrite_recon) {
   return reconstruction({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, options, reduction),
-                        IN_PLACE);
+                        overwrite_of<EAGER>(overwrite_recon));
 }
 
-template <bool IN_PLACE, class List, class Floats>
+template <bool EAGER, class List, class Floats>
 std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, MaybeRef weight, Name likelihood,
                                            const Floats& options, const Tensor& mu, const Tensor& raw, MaybeRef pm,
                                            double pm_value, MaybeRef plv, double plv_value, Name kind, double lo,
-                                           double hi, double floor, double beta, Name reduction, MaybeDouble balance) {
-  const Tensors out =
-      elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, options, reduction),
-           {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
-           spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true, balance), beta, IN_PLACE);
+                                           double hi, double floor, double beta, Name reduction, MaybeDouble balance,
+                                           bool overwrite_recon) {
+  const Tensors out = elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, options, reduction),
+                           {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
+                           spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true, balance), beta,
+                           overwrite_of<EAGER>(overwrite_recon));
   return {out[0], out[1], out[2]};
 }
 
-template <bool IN_PLACE, class List>
+template <bool EAGER, class List>
 Tensors op_multi(List mus, List raws, List pms, double pm, List plvs, double plv, MaybeRef seed,
                  MaybeGenerator generator, Name kind, double lo, double hi, double floor, Name reduction, bool sample,
                  bool kl) {
   const auto list = [](const List& l) { return Tensors(l.begin(), l.end()); };
   return multi_posterior({list(mus), list(raws), list(pms), list(plvs), seed, generator},
-                         spec_of(pm, plv, kind, lo, hi, floor, reduction, sample, kl), IN_PLACE);
+                         spec_of(pm, plv, kind, lo, hi, floor, reduction, sample, kl), overwrite_of<EAGER>(false));
 }
 
 template <class F>
@@ -392,12 +399,12 @@ TORCH_LIBRARY(vaefast, m) {
         random);
   m.def("packed_backward" VF_PACKED_BACKWARD);
   m.def("_differentiable_packed_backward" VF_PACKED_BACKWARD);
-  m.def("reconstruction(" VF_R ", str reduction) -> Tensor");
+  m.def("reconstruction(" VF_R ", str reduction, bool overwrite_recon=False) -> Tensor");
   m.def("reconstruction_forward(" VF_R ", str reduction, bool[] mask) -> Tensor[]");
   m.def("reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
   m.def("_differentiable_reconstruction_backward" VF_RECONSTRUCTION_BACKWARD);
   m.def("elbo(" VF_R ", " VF_P ", " VF_A
-        ", float beta, str reduction, float? balance=None) -> (Tensor, Tensor, Tensor)");
+        ", float beta, str reduction, float? balance=None, bool overwrite_recon=False) -> (Tensor, Tensor, Tensor)");
   m.def("elbo_forward(" VF_R ", " VF_P ", " VF_A
         ", float beta, str reduction, bool[] mask, bool[] post_mask=[], float? balance=None) -> Tensor[]");
   m.def("elbo_backward_(Tensor(a!)[] kept, Tensor? dnll, Tensor? dkl, float beta, " VF_R ", " VF_P ", " VF_A

@@ -1,21 +1,24 @@
-// The operators as users call them, with autograd. Dispatcher entries and pybind11 entries both come here. in_place
-// tells whether backward may overwrite what forward kept: eager calls may, traced ones must stay functional.
+// The operators as users call them, with autograd. Dispatcher entries and pybind11 entries both come here.
 #pragma once
 
 #include "compute.h"
 
 namespace vaefast {
 
+// What a call may write over: nothing, where it is traced and must stay functional; what it keeps for backward itself;
+// also the reconstruction's parameters, where the caller is done with them.
+enum class Overwrite { kNothing, kKept, kParams };
+
 Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec);
-Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, bool in_place);
+Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, Overwrite overwrite);
 Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-             const PosteriorSpec& post_spec, double beta, bool in_place);
+             const PosteriorSpec& post_spec, double beta, Overwrite overwrite);
 
 // [z][kl]
 Tensors packed_posterior(const PackedInputs& in, const PackedSpec& spec);
 
 // [z ...][kl]
-Tensors multi_posterior(const MultiInputs& in, const PosteriorSpec& spec, bool in_place);
+Tensors multi_posterior(const MultiInputs& in, const PosteriorSpec& spec, Overwrite overwrite);
 
 // The operators below autograd, through the dispatcher, so that modes and tensor subclasses see them.
 namespace dispatched {

@@ -24,11 +24,15 @@ CONTRACT = {
     "reduction='batchmean'",
     "multi_tensor_sample_with_kl": "mus raws prior_mu=0.0 prior_logvar=0.0 * parameterization='logvar' "
     "reduction='sum' generator=None",
-    "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None",
+    "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None overwrite_recon=False",
     "elbo_loss": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
-    "parameterization='logvar' reduction='batchmean' weight=None " + KL_OPTIONS + " preset=None process_group=None",
+    "parameterization='logvar' reduction='batchmean' weight=None "
+    + KL_OPTIONS
+    + " preset=None process_group=None overwrite_recon=False",
     "elbo_terms": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
-    "parameterization='logvar' reduction='batchmean' weight=None " + KL_OPTIONS + " preset=None process_group=None",
+    "parameterization='logvar' reduction='batchmean' weight=None "
+    + KL_OPTIONS
+    + " preset=None process_group=None overwrite_recon=False",
 }
 
 

@@ -150,6 +150,12 @@ def is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
@@ -465,14 +471,12 @@ def kl_options(
             f"free_bits_per={free_bits_per!r} does not go with reduction={reduction!r}: {why}. "
             f"Use one of {', '.join(map(repr, takes))}"
         )
-    if not isinstance(symmetric, bool):
-        raise TypeError(f"symmetric must be True or False, got {symmetric!r}")
     return KLOptions(
         float(free_bits),
         free_bits_per,
         kl_balance(balance),
         None if capacity is None else kl_capacity(capacity, reduction, free_bits),
-        symmetric,
+        flag("symmetric", symmetric),
     )
 
 

@@ -243,9 +243,16 @@ def multi_posterior(
 
 
 def reconstruction(
-    params: list[Tensor], target: Tensor, weight: Tensor | None, likelihood: Likelihood, reduction: str
+    params: list[Tensor],
+    target: Tensor,
+    weight: Tensor | None,
+    likelihood: Likelihood,
+    reduction: str,
+    overwrite_recon: bool,
 ) -> Tensor:
-    result: Tensor = _entry(params[0]).reconstruction(params, target, weight, *likelihood.spec, reduction)
+    result: Tensor = _entry(params[0]).reconstruction(
+        params, target, weight, *likelihood.spec, reduction, overwrite_recon
+    )
     return result
 
 
@@ -262,9 +269,10 @@ def elbo(
     beta: float,
     reduction: str,
     balance: float | None,
+    overwrite_recon: bool,
 ) -> Sequence[Tensor]:
     result: Sequence[Tensor] = _entry(mu).elbo(
         params, target, weight, *likelihood.spec, mu, raw, *split(prior_mu), *split(prior_logvar),
-        *p.spec, beta, reduction, balance,
+        *p.spec, beta, reduction, balance, overwrite_recon,
     )  # fmt: skip
     return result

@@ -175,6 +175,7 @@ def elbo_terms(
     beta: Tensor | float,
     weight: Tensor | None,
     parameterization: Any,
+    overwrite_recon: bool,
     **options: Any,
 ) -> ELBOTerms:
     """:func:`vaefast.elbo_terms` whose mean over the ranks is that of the global batch; ``plain`` and ``plain_kl`` are
@@ -193,7 +194,7 @@ def elbo_terms(
     terms = plain(
         recon, target, *pair[:4], likelihood=likelihood, beta=beta, weight=weight, parameterization=pair.p,
         # the mean of no samples is NaN, their sum is 0
-        reduction=reduction if batch else "sum", **inner,
+        reduction=reduction if batch else "sum", overwrite_recon=overwrite_recon, **inner,
     )  # fmt: skip
     scale = loss_scale(terms.loss, batch, process_group)
     # the loss apart: what is made of the two terms would take the backward pass out of its one kernel

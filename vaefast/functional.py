@@ -397,6 +397,7 @@ def reconstruction_loss(
     likelihood: str | Likelihood = "bernoulli",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
+    overwrite_recon: bool = False,
 ) -> Tensor:
     """The negative log-likelihood -log p(target | recon) in nats, loss and gradient in one pass.
 
@@ -427,6 +428,12 @@ def reconstruction_loss(
         reduction: as for :func:`gaussian_kl`; ``"mean"`` divides by the number of elements, weighted or not.
         weight: broadcasts to the elementwise loss and multiplies it. Where it is 0 the element is not evaluated, so a
             NaN there reaches neither loss nor gradient. A bool tensor is a mask.
+        overwrite_recon: permission to write the gradient over ``recon``, which saves a buffer of its size. Nothing may
+            read ``recon`` after the call, not this function with the same ``recon`` either. What autograd was to read
+            of it, such as the result that a sigmoid keeps, raises in backward, by ``recon``'s version counter; so does
+            ``create_graph``. Not used under torch.compile, without a kernel or a gradient to keep (float16,
+            ``reduction="none"``), for leaves, for parameters that are broadcast, for memory that another argument
+            shares, and for mixtures of logistics.
 
     Returns:
         The nll: float32 when reduced (float64 where an input is); ``"none"`` keeps the promoted dtype.
@@ -447,11 +454,12 @@ def reconstruction_loss(
         nll: Tensor | None = _ops.attempt(
             "reconstruction",
             given[0] if given else None,
-            lambda: (given, target, weight, *chosen.spec, reduction),
+            lambda: (given, target, weight, *chosen.spec, reduction, overwrite_recon),
         )
         if nll is not None:
             return nll
     params, target, weight = _args.reconstruction(recon, target, weight, chosen, reference.entry_of(chosen))
+    _args.flag("overwrite_recon", overwrite_recon)
     if chosen.name in reference.COMPOSED:
         return _optimal.gaussian_optimal(reconstruction_loss, params, target, weight, reduction, chosen)
     _args.choice("reduction", reduction, _args.REDUCTIONS)
@@ -460,7 +468,7 @@ def reconstruction_loss(
         return reference.reconstruction_loss(
             tuple(params), target, likelihood=chosen, reduction=reduction, weight=weight
         )
-    return _ops.reconstruction(params, target, weight, chosen, reduction)
+    return _ops.reconstruction(params, target, weight, chosen, reduction, overwrite_recon)
 
 
 def elbo_terms(
@@ -483,13 +491,14 @@ def elbo_terms(
     symmetric: bool = False,
     preset: str | None = None,
     process_group: ProcessGroup | str | None = None,
+    overwrite_recon: bool = False,
 ) -> ELBOTerms:
     """The negative ELBO and its two terms: ``loss = -E_q[log p(x|z)] + beta * KL(q || p)``, each differentiable.
 
     Kingma & Welling 2014, equation 3 with one sample; beta as in Higgins et al. 2017.
 
     Args:
-        recon, target, likelihood, weight: as for :func:`reconstruction_loss`.
+        recon, target, likelihood, weight, overwrite_recon: as for :func:`reconstruction_loss`.
         mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`gaussian_kl`.
         beta: the KL's factor, a float or, for a schedule that compiles once, a 0-d tensor.
         reduction: ``"per_sample"``, ``"batchmean"`` or ``"sum"``. ``"mean"`` is refused: a mean over elements would
@@ -524,13 +533,14 @@ def elbo_terms(
             elbo_terms, preset, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
             likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
             free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
-            process_group=process_group,
+            process_group=process_group, overwrite_recon=overwrite_recon,
         )  # fmt: skip
     if process_group is not None:
         return distributed.elbo_terms(
             elbo_terms, gaussian_kl, process_group, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
             likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
             free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+            overwrite_recon=overwrite_recon,
         )  # fmt: skip
     if isinstance(target, Tensor) and not target.is_floating_point():
         target = _args.indices(target, likelihood)
@@ -543,7 +553,7 @@ def elbo_terms(
                 given, target, weight, *_args.likelihood(likelihood).spec,
                 mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar),
                 *_args.parameterization(parameterization).spec, beta, reduction,
-                balance if balance is None else _args.kl_balance(balance, prior_mu, prior_logvar),
+                balance if balance is None else _args.kl_balance(balance, prior_mu, prior_logvar), overwrite_recon,
             ),
         )  # fmt: skip
         if terms is not None:
@@ -551,6 +561,7 @@ def elbo_terms(
     _args.reduction_for_elbo(reduction)
     chosen = _args.likelihood(likelihood)
     params, target, weight = _args.reconstruction(recon, target, weight, chosen, reference.entry_of(chosen))
+    _args.flag("overwrite_recon", overwrite_recon)
     pair, options = _kl_options.checked(
         mu, logvar, prior_mu, prior_logvar, parameterization, reduction,
         free_bits, free_bits_per, balance, capacity, symmetric,
@@ -565,10 +576,14 @@ def elbo_terms(
             **options._asdict(),
         )  # fmt: skip
     if not plain or isinstance(beta, Tensor) or chosen.name in reference.COMPOSED:
-        nll = reconstruction_loss(params, target, likelihood=chosen, reduction=reduction, weight=weight)
+        nll = reconstruction_loss(
+            params, target, likelihood=chosen, reduction=reduction, weight=weight, overwrite_recon=overwrite_recon
+        )
         kl = _kl_options.kl(_plain_kl, pair, reduction, options)
         return ELBOTerms(nll + beta * kl, nll, kl)
-    terms = _ops.elbo(params, target, weight, chosen, mu, logvar, pm, plv, p, beta, reduction, options.balance)
+    terms = _ops.elbo(
+        params, target, weight, chosen, mu, logvar, pm, plv, p, beta, reduction, options.balance, overwrite_recon
+    )
     return ELBOTerms(*terms)
 
 
@@ -592,6 +607,7 @@ def elbo_loss(
     symmetric: bool = False,
     preset: str | None = None,
     process_group: ProcessGroup | str | None = None,
+    overwrite_recon: bool = False,
 ) -> Tensor:
     """The negative ELBO in nats, to be minimised: :func:`elbo_terms` without the parts.
 
@@ -606,5 +622,5 @@ def elbo_loss(
         recon, target, mu, logvar, prior_mu, prior_logvar,
         likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction, weight=weight,
         free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
-        preset=preset, process_group=process_group,
+        preset=preset, process_group=process_group, overwrite_recon=overwrite_recon,
     ).loss  # fmt: skip

@@ -23,6 +23,7 @@ class ELBOLoss(nn.Module):
         free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`vaefast.gaussian_kl`.
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
         process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
+        overwrite_recon: as for :func:`vaefast.reconstruction_loss`.
 
     Shape:
         as for :func:`vaefast.elbo_loss`; the result is in nats.
@@ -50,6 +51,7 @@ class ELBOLoss(nn.Module):
         symmetric: bool = False,
         preset: str | None = None,
         process_group: ProcessGroup | str | None = None,
+        overwrite_recon: bool = False,
     ) -> None:
         super().__init__()
         options = presets.filled(
@@ -63,6 +65,7 @@ class ELBOLoss(nn.Module):
         _args.likelihood(self.likelihood)
         distributed.check(process_group, self.reduction, self.likelihood)
         self.process_group = process_group
+        self.overwrite_recon = _args.flag("overwrite_recon", overwrite_recon)
         self.beta = _args.factor("beta", options.pop("beta"))
         self.parameterization = _args.parameterization(options.pop("parameterization"))
         self.kl_options = _args.kl_options(**options)
@@ -93,6 +96,7 @@ class ELBOLoss(nn.Module):
             **self.kl_options._asdict(),
             preset=self.preset,
             process_group=self.process_group,
+            overwrite_recon=self.overwrite_recon,
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ELBOLoss:
@@ -109,6 +113,7 @@ class ELBOLoss(nn.Module):
             + ("" if self.process_group is None else f"process_group={self.process_group!r}, ")
             + f"likelihood={self.likelihood!r}, beta={self.beta!r}, "
             f"parameterization={self.parameterization!r}, reduction={self.reduction!r}"
+            + (", overwrite_recon=True" if self.overwrite_recon else "")
             + "".join(
                 f", {name}={value!r}"
                 for name, value in self.kl_options._asdict().items()

@@ -694,12 +694,14 @@ def reconstruction_loss(
     likelihood: str | Likelihood = "bernoulli",
     reduction: str = "batchmean",
     weight: Tensor | None = None,
+    overwrite_recon: bool = False,
 ) -> Tensor:
-    """See :func:`vaefast.reconstruction_loss`."""
+    """See :func:`vaefast.reconstruction_loss`; autograd keeps what it needs, and ``recon`` stays."""
     p = _args.likelihood(likelihood)
     if isinstance(target, Tensor) and not target.is_floating_point():
         target = _args.indices(target, p)
     params, target, weight = _args.reconstruction(recon, target, weight, p, entry_of(p))
+    _args.flag("overwrite_recon", overwrite_recon)
     if p.name in COMPOSED:
         return _optimal.gaussian_optimal(reconstruction_loss, params, target, weight, reduction, p)
     _args.choice("reduction", reduction, _args.REDUCTIONS)
@@ -740,6 +742,7 @@ def elbo_terms(
     symmetric: bool = False,
     preset: str | None = None,
     process_group: ProcessGroup | str | None = None,
+    overwrite_recon: bool = False,
 ) -> ELBOTerms:
     """See :func:`vaefast.elbo_terms`."""
     if preset is not None:
@@ -749,7 +752,7 @@ def elbo_terms(
             elbo_terms, preset, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
             likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
             free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
-            process_group=process_group,
+            process_group=process_group, overwrite_recon=overwrite_recon,
         )  # fmt: skip
     if process_group is not None:
         from . import distributed  # which has the KL's options, and they this module
@@ -758,9 +761,12 @@ def elbo_terms(
             elbo_terms, gaussian_kl, process_group, recon, target, mu, logvar, prior_mu, prior_logvar, weight=weight,
             likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
             free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
+            overwrite_recon=overwrite_recon,
         )  # fmt: skip
     _args.reduction_for_elbo(reduction)
-    nll = reconstruction_loss(recon, target, likelihood=likelihood, reduction=reduction, weight=weight)
+    nll = reconstruction_loss(
+        recon, target, likelihood=likelihood, reduction=reduction, weight=weight, overwrite_recon=overwrite_recon
+    )
     kl = gaussian_kl(
         mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction=reduction,
         free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
@@ -793,6 +799,7 @@ def elbo_loss(
     symmetric: bool = False,
     preset: str | None = None,
     process_group: ProcessGroup | str | None = None,
+    overwrite_recon: bool = False,
 ) -> Tensor:
     """See :func:`vaefast.elbo_loss`."""
     return elbo_terms(
@@ -814,4 +821,5 @@ def elbo_loss(
         symmetric=symmetric,
         preset=preset,
         process_group=process_group,
+        overwrite_recon=overwrite_recon,
     ).loss

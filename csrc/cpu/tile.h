@@ -1,7 +1,7 @@
 // Tiles: up to kTile consecutive elements of the iteration space. An operand that is not plain contiguous memory of the
 // arithmetic type (another dtype, a strided or broadcast view, a constant) is brought into an L1 buffer first, so that
 // the arithmetic sees contiguous arrays only, and dtypes and strides cost no extra kernels. So is every operand of a
-// tile that does not end with a whole vector: its loops run on over the rest of the buffers, where anything may be.
+// tile that does not end with a whole vector: its loops run on to the end of that one, over copies of the last element.
 #pragma once
 
 #include <cstring>
@@ -204,9 +204,11 @@ const T* read(const Operand& op, const Tile& t, Buffer<T>& buffer) {
   T* to = buffer.data;
   if (op.data == nullptr) {
     for (int i = 0; i < t.n; ++i) to[i] = lit<T>(op.value);
-    return to;
+  } else {
+    visit(op.dtype, [&](auto tag) { gather<T, typename decltype(tag)::type>(op, t, to); });
   }
-  visit(op.dtype, [&](auto tag) { gather<T, typename decltype(tag)::type>(op, t, to); });
+  // a subnormal number left there would cost some hundred cycles an operation
+  for (int i = t.n; i % kLanes<T> != 0; ++i) to[i] = to[t.n - 1];
   return to;
 }
 
@@ -268,7 +270,7 @@ class Accumulator {
       sum_ = sum_ + x;
       return;
     }
-    // what stands behind the tile's end may be anything
+    // what stands behind the tile's end is not of the sum
     T lanes[kLanes<T>], last[kLanes<T>];
     store_lanes(sum_, lanes);
     store_lanes(x, last);
