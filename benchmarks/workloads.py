@@ -78,6 +78,23 @@ def bce_vaefast(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[T
     return vaefast.reparameterize(mu, logvar), elbo(recon, x, mu, logvar)
 
 
+def decoded_inputs(draw: Draw, B: int, Z: int, X: int) -> list[Tensor]:
+    """A decoder's last layer in place of the reconstruction: what it adds a trained bias to."""
+    mu, logvar, hidden, x = vae_inputs(draw, B, Z, X)
+    return [mu, logvar, draw.normal(B, 1).requires_grad_(), hidden.detach(), x]
+
+
+def decoded_eager(mu: Tensor, logvar: Tensor, bias: Tensor, hidden: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    return bce_eager(mu, logvar, hidden + bias, x)
+
+
+def decoded_vaefast(mu: Tensor, logvar: Tensor, bias: Tensor, hidden: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    recon = hidden + bias
+    return vaefast.reparameterize(mu, logvar), vaefast.elbo_loss(
+        recon, x, mu, logvar, reduction="sum", overwrite_recon=True
+    )
+
+
 def gaussian_eager(mu: Tensor, logvar: Tensor, recon: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     z = sample(mu, logvar)
     nll = 0.5 * (F.mse_loss(recon, x, reduction="sum") + LOG_2PI * x.numel())
@@ -299,6 +316,11 @@ REGISTERED = (
     ),
     vae_bce("image-vae-bce", "sample, BCE and KL of a 64x64 RGB VAE", B=128, Z=256, X=12288),
     vae_bce("highres-vae-bce", "sample, BCE and KL of a 512x512 RGB VAE", B=16, Z=16384, X=786432),
+    Workload(
+        name="highres-vae-overwrite", what="the same where a decoder adds a bias last, and overwrite_recon is allowed",
+        sizes={"B": 16, "Z": 16384, "X": 786432}, make=decoded_inputs, eager=decoded_eager, vaefast=decoded_vaefast,
+        posteriors=posterior, reread=(0, 1),
+    ),
     Workload(
         name="sample-kl", what="sample and KL against N(0, I)", sizes={"B": 1024, "Z": 8192}, make=moments,
         eager=sample_kl_eager, vaefast=sample_kl_vaefast, distributions=sample_kl_distributions,

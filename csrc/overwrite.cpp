@@ -44,6 +44,9 @@ bool disjoint(const Tensor& a, const Tensor& b) {
   return disjoint(std::move(steps));
 }
 
+// A result of the graph's, not the user's own tensor nor a view of it.
+bool is_result(const Tensor& t) { return !t.is_leaf() && !(t.is_view() && t._base().is_leaf()); }
+
 bool is_plain(const Tensor& t) { return (t.is_cpu() || t.is_cuda()) && !t.key_set().has(c10::DispatchKey::Python); }
 
 }  // namespace
@@ -54,7 +57,7 @@ Mask overwritable(const ReconstructionInputs& in, const ReconstructionSpec& spec
   if (!reads_first(spec) || c10::impl::TorchDispatchModeTLS::any_modes_set()) return over;
   for (size_t k = 0; k < kept.size(); ++k) {
     const Tensor& p = in.params[k];
-    over[k] = kept[k] && !p.is_leaf() && is_plain(p) && p.sizes() == in.params[0].sizes() && disjoint(steps_of(p));
+    over[k] = kept[k] && is_result(p) && is_plain(p) && p.sizes() == in.params[0].sizes() && disjoint(steps_of(p));
   }
   for (size_t k = 0; k < over.size(); ++k) {
     const Tensor& p = in.params[k];

@@ -24,7 +24,8 @@ CONTRACT = {
     "reduction='batchmean'",
     "multi_tensor_sample_with_kl": "mus raws prior_mu=0.0 prior_logvar=0.0 * parameterization='logvar' "
     "reduction='sum' generator=None",
-    "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None overwrite_recon=False",
+    "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None "
+    "overwrite_recon=False",
     "elbo_loss": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
     "parameterization='logvar' reduction='batchmean' weight=None "
     + KL_OPTIONS

@@ -37,6 +37,7 @@ RUNS = {
         f"{NOT_HERE} and not gradcheck and not twice and not compile and not for_its_mean",
     ],
     "lists": ["test_multi_tensor.py", "-k", f"{NOT_HERE} and not double and not compiled"],
+    "overwrite": ["test_overwrite.py", "-k", f"{NOT_HERE} and not compile and not allocates"],
 }
 # of the CPU's noise: a few units in the last place of the longest radius, 6.7; one rounding for half precision
 AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 4e-2, torch.float32: 2e-6, torch.float64: 1e-12}

@@ -428,12 +428,12 @@ def reconstruction_loss(
         reduction: as for :func:`gaussian_kl`; ``"mean"`` divides by the number of elements, weighted or not.
         weight: broadcasts to the elementwise loss and multiplies it. Where it is 0 the element is not evaluated, so a
             NaN there reaches neither loss nor gradient. A bool tensor is a mask.
-        overwrite_recon: permission to write the gradient over ``recon``, which saves a buffer of its size. Nothing may
-            read ``recon`` after the call, not this function with the same ``recon`` either. What autograd was to read
-            of it, such as the result that a sigmoid keeps, raises in backward, by ``recon``'s version counter; so does
-            ``create_graph``. Not used under torch.compile, without a kernel or a gradient to keep (float16,
-            ``reduction="none"``), for leaves, for parameters that are broadcast, for memory that another argument
-            shares, and for mixtures of logistics.
+        overwrite_recon: permission to write the gradient over ``recon``, which saves a buffer of its size and the time
+            to make it. Nothing may read ``recon`` after the call, a second call of this function neither. What autograd
+            was to read of it, such as the result that a sigmoid keeps, raises in backward, by ``recon``'s version
+            counter; so does ``create_graph``. Not made use of under torch.compile, by the reference, where no gradient
+            is kept (float16, ``reduction="none"``), for leaves and their views, for a parameter that is broadcast or
+            shares memory with another argument, and for mixtures of logistics.
 
     Returns:
         The nll: float32 when reduced (float64 where an input is); ``"none"`` keeps the promoted dtype.
