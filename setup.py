@@ -40,8 +40,9 @@ SIMD = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
 }
-# whichever kernel an expression is inlined into, it is rounded alike; and no loop is doubled for a flag it looks at
-KERNEL_FLAGS = ["-ffp-contract=off", "-fno-unswitch-loops"]
+# whichever kernel an expression is inlined into, it is rounded alike; no loop is doubled for a flag it looks at; and none
+# that adds ints to an index scatters vectors for fear of an overflow, which Python's own flags define
+KERNEL_FLAGS = ["-ffp-contract=off", "-fno-unswitch-loops", "-fno-wrapv"]
 CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
 
 

@@ -18,6 +18,7 @@ copy that it is compared with.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import statistics
@@ -47,6 +48,19 @@ COSTED = ("eager", "vaefast")  # the others compile anew for every size
 COLD = 1 << 26  # bytes
 FLUSH = 1 << 28  # bytes, if that is several times the L2 cache
 MODES = {"f": "forward", "fb": "forward + backward"}
+
+
+class Nothing(torch.autograd.Function):
+    """Outputs and gradients that are there already: what PyTorch takes for one node that computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], *_: Tensor) -> Any:
+        ctx.gradients = gradients
+        return tuple(t.detach() for t in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        return None, None, *ctx.gradients
 
 
 class Wrong(Exception):
@@ -94,6 +108,12 @@ class Case:
     def upstream(self) -> list[Tensor | None]:
         """The gradient of each output, None for one that takes none."""
         return [t.detach() if t.requires_grad else None for t in self.like]
+
+    def node(self) -> Function:
+        """A workload that is one autograd node, with the inputs, outputs and gradients of this one, and no work."""
+        outputs = [t.detach() for t in self.like]
+        gradients = [torch.zeros_like(t) if t.requires_grad else None for t in self.inputs]
+        return lambda *inputs: Nothing.apply(outputs, gradients, *inputs)
 
     def release(self) -> None:
         """Forgets the tensors, which would be made again."""
@@ -170,7 +190,8 @@ class Case:
 
 
 def bytes_of(t: Tensor) -> int:
-    return t.numel() * t.element_size()
+    """Of memory: a broadcast number is one."""
+    return math.prod(n for n, step in zip(t.shape, t.stride()) if step) * t.element_size()
 
 
 def deviation(got: Tensor, true: Tensor) -> float:
@@ -433,19 +454,23 @@ def measure(
 
 
 def costs(case: Case, providers: Sequence[Provider], budget: float, min_rounds: int) -> dict[str, dict[str, Any]]:
-    """What a time is made of, by provider: what a call costs before any work is done, seen at one element, and what an
-    element costs beyond that where memory does not count, seen where everything stays in the cache."""
+    """What a time is made of, by provider: what a call costs before any work is done, seen at one element, what of that
+    one autograd node would take that does nothing, and what an element costs beyond that where memory does not count,
+    seen where everything stays in the cache."""
     workload = case.workload
     fits = min(*case.factors, workload.largest(workload.footprint, CACHED))
     one, cached = (Case(workload, case.mode, case.device, (factor,)) for factor in (0.0, fits))
     functions = {p.name: f for p in providers if p.name in COSTED and (f := p.function(workload)) is not None}
     steps = {f"one {name}": one.step(f) for name, f in functions.items()}
     steps |= {f"cached {name}": cached.step(f) for name, f in functions.items()}
+    if case.mode == "fb":
+        steps["node"] = one.step(one.node())
     medians = {name: t.percentile(50) for name, t in interleave(steps, timer(case.device), budget, min_rounds).items()}
     elements = workload.elements(fits)
     return {
         name: {
             "call_seconds": (call := medians[f"one {name}"]),
+            "node_seconds": medians.get("node"),
             "cached_elements": elements,
             "cached_seconds": (whole := medians[f"cached {name}"]),
             "seconds_per_element": max(0.0, whole - call) / elements,

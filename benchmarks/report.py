@@ -107,8 +107,8 @@ def markdown(document: dict[str, Any]) -> str:
 def costs(document: dict[str, Any]) -> str:
     """One table: a case a line, what a call, its arithmetic and its memory traffic cost at least, what was reached, and
     what part of the rest the operating system took."""
-    head = ["case", "call", "arithmetic", "memory", "limit", "reached", "limit / reached", "rest", "in the kernel"]
-    head.append("first touches")
+    head = ["case", "node", "call", "arithmetic", "memory", "limit", "reached", "limit / reached", "rest"]
+    head += ["in the kernel", "first touches"]
     bandwidth, threads = document["machine"]["copy_bandwidth"], document["machine"]["threads"]
     mode = modes_of(document)
     lines = [f"{heading(document)}; {mode}.", "", f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
@@ -118,19 +118,20 @@ def costs(document: dict[str, Any]) -> str:
             continue
         cells = [""] * len(head)
         cells[0] = f"`{case_name(case, mode)}`"
-        cells[3] = f"{duration(memory)} ({size(case['floor_bytes'])})"
-        cells[5] = duration(fast["median"])
-        cells[9] = f"{fast['page_faults']:,.0f}"
+        cells[4] = f"{duration(memory)} ({size(case['floor_bytes'])})"
+        cells[6] = duration(fast["median"])
+        cells[10] = f"{fast['page_faults']:,.0f}"
         if cost := fast.get("costs"):
             an_element = cost["seconds_per_element"]
             arithmetic = an_element * case["elements"]
             limit = cost["call_seconds"] + max(arithmetic, memory)
-            cells[1] = duration(cost["call_seconds"])
-            cells[2] = f"{duration(arithmetic)} ({an_element * 1e9:.2f} ns)"
-            cells[4] = duration(limit)
-            cells[6] = f"{limit / fast['median']:.0%}"
-            cells[7] = duration(max(0.0, fast["median"] - limit))
-            cells[8] = duration(fast["kernel_seconds"] / threads)
+            cells[1] = duration(node) if (node := cost.get("node_seconds")) else ""
+            cells[2] = duration(cost["call_seconds"])
+            cells[3] = f"{duration(arithmetic)} ({an_element * 1e9:.2f} ns)"
+            cells[5] = duration(limit)
+            cells[7] = f"{limit / fast['median']:.0%}"
+            cells[8] = duration(max(0.0, fast["median"] - limit))
+            cells[9] = duration(fast["kernel_seconds"] / threads)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

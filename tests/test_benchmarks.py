@@ -123,7 +123,7 @@ def test_memory_and_bytes() -> None:
     assert case.floor() == 8 * one + 8
     assert small("sample-kl", "f").floor() == 3 * one + 4
     numbers = small("normal", "f")
-    assert numbers.floor() == 3 * numbers.sizes["N"] * 4
+    assert numbers.floor() == numbers.sizes["N"] * 4 + 8  # its mean and scale are one number each
     peak = harness.peak_bytes(case.step(case.workload.vaefast), CPU)
     assert 3 * one <= peak < 4 * one
 
@@ -211,7 +211,7 @@ def test_elements_and_bytes_are_those_of_the_inputs() -> None:
         tiny = Case(workload, workload.modes[0], CPU, (FACTOR,))
         inputs = tiny.inputs[:1] if workload.optimizer else tiny.inputs
         trained = [t for t in inputs if t.requires_grad]
-        assert workload.footprint(FACTOR) == sum(map(harness.bytes_of, [*inputs, *trained]))
+        assert workload.footprint(FACTOR) == sum(t.numel() * t.element_size() for t in [*inputs, *trained])
         assert workload.elements(FACTOR) == max(t.numel() for t in inputs)
 
 
@@ -300,15 +300,21 @@ def test_costs_are_a_table(tmp_path: Path) -> None:
     _, page, options = pages(tmp_path)
     file, document = tmp_path / "a-cpu.json", results()
     document["cases"].append(result("three", 1e-3, 1e-3, floor_bytes=None))
-    costs = {"call_seconds": 1e-4, "cached_elements": 100, "cached_seconds": 2e-4, "seconds_per_element": 2e-7}
+    costs = {
+        "node_seconds": 2e-5,
+        "call_seconds": 1e-4,
+        "cached_elements": 100,
+        "cached_seconds": 2e-4,
+        "seconds_per_element": 2e-7,
+    }
     document["cases"][0]["providers"]["vaefast"] |= {"costs": costs, "kernel_seconds": 1e-4}
     file.write_text(json.dumps(document))
     assert report.main([str(file), *options]) == 0
     lines = page.read_text().splitlines()
     # 4000 elements take 0.8 ms, and 48 kB at 10 GB/s 4.8 us; two threads
-    row = "| `one` | 100 µs | 800 µs (200.00 ns) | 4.8 µs (48 kB) | 900 µs | 1 ms | 90% | 100 µs | 50 µs | 1,234 |"
-    assert row in lines
-    assert "| `two` |  |  | 4.8 µs (48 kB) |  | 1 ms |  |  |  | 1,234 |" in lines
+    row = "| 20 µs | 100 µs | 800 µs (200.00 ns) | 4.8 µs (48 kB) | 900 µs | 1 ms | 90% | 100 µs | 50 µs | 1,234 |"
+    assert f"| `one` {row}" in lines
+    assert "| `two` |  |  |  | 4.8 µs (48 kB) |  | 1 ms |  |  |  | 1,234 |" in lines
     assert not any("three" in line for line in lines)
     assert lines.count("old") == 1, "no breakdown, so that one stays"
 
@@ -335,7 +341,8 @@ def test_costs_of_calls_and_elements() -> None:
     found = harness.costs(small("sample-kl"), providers, budget=0.0, min_rounds=1)
     assert set(found) == {"eager", "vaefast"}
     for cost in found.values():
-        assert cost["call_seconds"] > 0 and cost["cached_elements"] == WORKLOADS["sample-kl"].elements(FACTOR)
+        assert cost["call_seconds"] > cost["node_seconds"] > 0
+        assert cost["cached_elements"] == WORKLOADS["sample-kl"].elements(FACTOR)
     workload = WORKLOADS["sample-kl"]
     assert 2**15 < workload.elements(workload.largest(workload.footprint, harness.CACHED)) <= 2**16
     for costed in (True, False):

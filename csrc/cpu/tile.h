@@ -166,6 +166,9 @@ VF_HD void gather(const Operand& op, const Tile& t, T* to) {
   for_runs(t, op.stride, [&](int at, int count, int64_t offset) {
     if (inner == 1) {
       for (int i = 0; i < count; ++i) to[at + i] = T(load(from[offset + i]));
+    } else if (inner == 0) {
+      const T x = T(load(from[offset]));
+      for (int i = 0; i < count; ++i) to[at + i] = x;
     } else {
       for (int i = 0; i < count; ++i) to[at + i] = T(load(from[offset + i * inner]));
     }
