@@ -40,8 +40,8 @@ SIMD = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
 }
-# whichever kernel an expression is inlined into, it is rounded alike; no loop is doubled for a flag it looks at; and none
-# that adds ints to an index scatters vectors for fear of an overflow, which Python's own flags define
+# whichever kernel an expression is inlined into, it is rounded alike; no loop is doubled for a flag that it looks at;
+# none scatters its vectors for fear that an int index wraps around, which Python's own flags allow
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-unswitch-loops", "-fno-wrapv"]
 CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
 
