@@ -209,7 +209,7 @@ struct SavedReconstruction {
   bool overwritten;
   int64_t capture;
 
-  static void put(Archive& archive, ReconstructionInputs in, const ReconstructionSpec& spec, Overwrite overwrite,
+  static void put(Archive& archive, ReconstructionInputs& in, const ReconstructionSpec& spec, Overwrite overwrite,
                   const Mask& wanted, Tensors kept, const Mask& over) {
     if (any(over)) leave_to_gradients(in, kept, wanted, over);
     archive.put(in).put(spec).put(double(overwrite != Overwrite::kNothing)).put(wanted).put(kept);
@@ -260,7 +260,7 @@ struct ReconstructionNode : torch::autograd::Function<ReconstructionNode> {
 
   static Tensor forward(AutogradContext* ctx, at::TensorList params, const Tensor& target, const MaybeTensor& weight,
                         const ReconstructionSpec& spec, const Mask& wanted, Overwrite overwrite) {
-    const ReconstructionInputs in{params.vec(), target, weight};
+    ReconstructionInputs in{params.vec(), target, weight};
     const Mask kept = kept_mask(in, spec, wanted);
     const Mask over = overwrite == Overwrite::kParams ? overwritable(in, spec, kept, {}) : Mask();
     const Tensors out =
@@ -306,7 +306,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
                                const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
                                const ReconstructionSpec& rec_spec, const PosteriorSpec& post_spec, double beta,
                                const Mask& wanted, Overwrite overwrite) {
-    const ReconstructionInputs rec{params.vec(), target, weight};
+    ReconstructionInputs rec{params.vec(), target, weight};
     const PosteriorInputs post{mu, raw, prior_mu, prior_logvar, c10::nullopt, c10::nullopt, c10::nullopt};
     const Mask kept = kept_mask(rec, rec_spec, wanted), post_wanted = kept_mask(post, overwrite);
     Mask over;
