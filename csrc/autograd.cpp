@@ -305,7 +305,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
                                const MaybeTensor& weight, const Tensor& mu, const Tensor& raw,
                                const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
                                const ReconstructionSpec& rec_spec, const PosteriorSpec& post_spec, double beta,
-                               const Mask& wanted, Overwrite overwrite) {
+                               const Mask& wanted, Overwrite overwrite, bool loss_alone) {
     ReconstructionInputs rec{params.vec(), target, weight};
     const PosteriorInputs post{mu, raw, prior_mu, prior_logvar, c10::nullopt, c10::nullopt, c10::nullopt};
     const Mask kept = kept_mask(rec, rec_spec, wanted), post_wanted = kept_mask(post, overwrite);
@@ -320,11 +320,12 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     SavedReconstruction::put(archive, rec, rec_spec, overwrite, wanted, Tensors(out.begin() + 3, post_kept), over);
     archive.put(post).put(post_spec).put(beta).put(post_wanted).put(Tensors(post_kept, out.end())).keep(ctx);
     ctx->set_materialize_grads(false);
-    out.resize(3);
+    out.resize(loss_alone ? 1 : 3);
     return out;
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+  static variable_list backward(AutogradContext* ctx, variable_list upstream) {
+    upstream.resize(3);
     Archived saved(ctx);
     const SavedReconstruction rec(saved);
     const auto post = saved.take<PosteriorInputs>();
@@ -338,7 +339,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     edges.next(rec.in.weight.has_value());
     Mask post_mask = edges.next(post);
     const size_t params = mask.size();
-    variable_list grads(params + 11);
+    variable_list grads(params + 12);
     const Upstream dnll(upstream[0], upstream[1], 1.0, mask);
     const Upstream dkl(upstream[0], upstream[2], beta, post_mask);
     if (!any(mask) && !any(post_mask)) return grads;
@@ -532,13 +533,13 @@ Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& 
 }
 
 Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-             const PosteriorSpec& post_spec, double beta, Overwrite overwrite) {
+             const PosteriorSpec& post_spec, double beta, Overwrite overwrite, bool loss_alone) {
   check_no_grad(rec);
   const Mask wanted = wanted_grads(rec.params);
   if (!any(wanted) && !wants_grad(post))
     return dispatched::elbo_forward(rec, rec_spec, post, post_spec, beta, wanted, {});
   return ElboNode::apply(at::TensorList(rec.params), rec.target, rec.weight, post.mu, post.raw, post.prior_mu,
-                         post.prior_logvar, rec_spec, post_spec, beta, wanted, overwrite);
+                         post.prior_logvar, rec_spec, post_spec, beta, wanted, overwrite, loss_alone);
 }
 
 }  // namespace vaefast

@@ -171,17 +171,24 @@ Tensor op_reconstruction(List params, const Tensor& target, MaybeRef weight, Nam
                         overwrite_of<EAGER>(overwrite_recon));
 }
 
-template <bool EAGER, class List, class Floats>
-std::tuple<Tensor, Tensor, Tensor> op_elbo(List params, const Tensor& target, MaybeRef weight, Name likelihood,
-                                           const Floats& options, const Tensor& mu, const Tensor& raw, MaybeRef pm,
-                                           double pm_value, MaybeRef plv, double plv_value, Name kind, double lo,
-                                           double hi, double floor, double beta, Name reduction, MaybeDouble balance,
-                                           bool overwrite_recon) {
+using Terms = std::tuple<Tensor, Tensor, Tensor>;
+
+// Terms, or the loss alone.
+template <bool EAGER, class Result, class List, class Floats>
+Result op_elbo(List params, const Tensor& target, MaybeRef weight, Name likelihood, const Floats& options,
+               const Tensor& mu, const Tensor& raw, MaybeRef pm, double pm_value, MaybeRef plv, double plv_value,
+               Name kind, double lo, double hi, double floor, double beta, Name reduction, MaybeDouble balance,
+               bool overwrite_recon) {
+  constexpr bool loss_alone = std::is_same_v<Result, Tensor>;
   const Tensors out = elbo({{params.begin(), params.end()}, target, weight}, spec_of(likelihood, options, reduction),
                            {mu, raw, pm, plv, c10::nullopt, c10::nullopt, c10::nullopt},
                            spec_of(pm_value, plv_value, kind, lo, hi, floor, reduction, false, true, balance), beta,
-                           overwrite_of<EAGER>(overwrite_recon));
-  return {out[0], out[1], out[2]};
+                           overwrite_of<EAGER>(overwrite_recon), loss_alone);
+  if constexpr (loss_alone) {
+    return out[0];
+  } else {
+    return {out[0], out[1], out[2]};
+  }
 }
 
 template <bool EAGER, class List>
@@ -253,7 +260,7 @@ void register_entries(torch::Library& m) {
   m.impl("posterior", op_posterior);
   m.impl("packed_posterior", op_packed_posterior);
   m.impl("reconstruction", op_reconstruction<false, at::TensorList, Numbers>);
-  m.impl("elbo", op_elbo<false, at::TensorList, Numbers>);
+  m.impl("elbo", op_elbo<false, Terms, at::TensorList, Numbers>);
   m.impl("multi_posterior", op_multi<false, at::TensorList>);
 }
 
@@ -446,7 +453,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("posterior", op_posterior, released);
   m.def("packed_posterior", op_packed_posterior, released);
   m.def("reconstruction", op_reconstruction<true, const Tensors&, std::vector<double>>, released);
-  m.def("elbo", op_elbo<true, const Tensors&, std::vector<double>>, released);
+  m.def("elbo", op_elbo<true, Terms, const Tensors&, std::vector<double>>, released);
+  m.def("elbo_loss", op_elbo<true, Tensor, const Tensors&, std::vector<double>>, released);
   m.def("multi_posterior", op_multi<true, const Tensors&>, released);
   m.def("likelihoods", [] { return names_of(Likelihoods{}); });
   m.def("parameterizations", [] { return names_of(Parameterizations{}); });

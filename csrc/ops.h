@@ -11,8 +11,10 @@ enum class Overwrite { kNothing, kKept, kParams };
 
 Tensors posterior(const PosteriorInputs& in, const PosteriorSpec& spec);
 Tensor reconstruction(const ReconstructionInputs& in, const ReconstructionSpec& spec, Overwrite overwrite);
+
+// loss, nll, kl; or the first alone, without what autograd takes to give out the others
 Tensors elbo(const ReconstructionInputs& rec, const ReconstructionSpec& rec_spec, const PosteriorInputs& post,
-             const PosteriorSpec& post_spec, double beta, Overwrite overwrite);
+             const PosteriorSpec& post_spec, double beta, Overwrite overwrite, bool loss_alone);
 
 // [z][kl]
 Tensors packed_posterior(const PackedInputs& in, const PackedSpec& spec);

@@ -326,6 +326,30 @@ def test_elbo_is_its_parts(backend: str, device: str) -> None:
     assert_all_close(torch.autograd.grad(t.loss, leaves), torch.autograd.grad(nll + 0.5 * kl, leaves))
 
 
+@pytest.mark.parametrize("prior", ["none", "full"])
+@pytest.mark.parametrize("reduction", ["per_sample", "sum"])
+def test_elbo_loss_is_the_loss_of_the_terms(backend: str, device: str, reduction: str, prior: str) -> None:
+    """Also where its node has no other outputs."""
+    data, p = (
+        training("gaussian", 2, (4, 50)).to(device).leaves(),
+        posterior((4, 6), prior=prior, device=device).leaves(),
+    )
+    leaves = [*data.recon, *p.tensors()]
+    options: dict[str, Any] = {"likelihood": "gaussian", "beta": 0.5, "reduction": reduction}
+    found = []
+    for f in (vaefast.elbo_loss, lambda *a, **k: vaefast.elbo_terms(*a, **k).loss):
+        loss = f(data.recon, data.target, *p.args(), **options)
+        results = [loss.detach()]
+        for upstream, retain in ((1.0, True), (3.0, False)):
+            results += torch.autograd.grad(loss, leaves, torch.full_like(loss, upstream), retain_graph=retain)
+        twice = f(data.recon, data.target, *p.args(), **options).sum()
+        grads = torch.autograd.grad(twice, leaves, create_graph=True)
+        results += torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+        found.append(results)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("which", [0, 1, (0, 1), 2, 3])
 def test_gradients_of_some_inputs_only(backend: str, device: str, which: Any) -> None:
     which = which if isinstance(which, tuple) else (which,)

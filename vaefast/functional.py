@@ -6,7 +6,7 @@ Everything is in nats. ``B`` is the batch, dimension 0; ``[B, ...]`` is any shap
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -471,6 +471,40 @@ def reconstruction_loss(
     return _ops.reconstruction(params, target, weight, chosen, reduction, overwrite_recon)
 
 
+def _elbo(
+    entry: str,
+    recon: Recon,
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Prior,
+    prior_logvar: Prior,
+    likelihood: str | Likelihood,
+    beta: Tensor | Real,
+    parameterization: str | Parameterization,
+    reduction: str,
+    weight: Tensor | None,
+    balance: float | None,
+    overwrite_recon: bool,
+) -> Any:
+    """What the kernels' entry returns for a plain call: the terms, or the loss alone, which takes less time."""
+    chosen = _args.likelihood(likelihood)
+    if type(beta) not in (float, int) or chosen.name in reference.COMPOSED:
+        return None
+    given = recon if isinstance(recon, (tuple, list)) else (recon,)
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        target = _args.indices(target, chosen)
+    return _ops.attempt(
+        entry, mu,
+        lambda: (
+            given, target, weight, *chosen.spec,
+            mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar),
+            *_args.parameterization(parameterization).spec, beta, reduction,
+            balance if balance is None else _args.kl_balance(balance, prior_mu, prior_logvar), overwrite_recon,
+        ),
+    )  # fmt: skip
+
+
 def elbo_terms(
     recon: Recon,
     target: Tensor,
@@ -542,24 +576,18 @@ def elbo_terms(
             free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
             overwrite_recon=overwrite_recon,
         )  # fmt: skip
-    if isinstance(target, Tensor) and not target.is_floating_point():
-        target = _args.indices(target, likelihood)
     plain = free_bits == 0.0 and free_bits_per == "dim" and capacity is None and symmetric is False
-    if plain and type(beta) in (float, int):
-        given = recon if isinstance(recon, (tuple, list)) else (recon,)
-        terms = _ops.attempt(
-            "elbo", mu,
-            lambda: (
-                given, target, weight, *_args.likelihood(likelihood).spec,
-                mu, logvar, *_ops.split(prior_mu), *_ops.split(prior_logvar),
-                *_args.parameterization(parameterization).spec, beta, reduction,
-                balance if balance is None else _args.kl_balance(balance, prior_mu, prior_logvar), overwrite_recon,
-            ),
+    if plain:
+        found = _elbo(
+            "elbo", recon, target, mu, logvar, prior_mu, prior_logvar, likelihood, beta, parameterization, reduction,
+            weight, balance, overwrite_recon,
         )  # fmt: skip
-        if terms is not None:
-            return ELBOTerms(*terms)
+        if found is not None:
+            return ELBOTerms(*found)
     _args.reduction_for_elbo(reduction)
     chosen = _args.likelihood(likelihood)
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        target = _args.indices(target, chosen)
     params, target, weight = _args.reconstruction(recon, target, weight, chosen, reference.entry_of(chosen))
     _args.flag("overwrite_recon", overwrite_recon)
     pair, options = _kl_options.checked(
@@ -618,6 +646,14 @@ def elbo_loss(
 
     Arguments, shapes, dtypes and errors are those of :func:`elbo_terms`.
     """
+    plain = free_bits == 0.0 and free_bits_per == "dim" and capacity is None and symmetric is False
+    if plain and preset is None and process_group is None:
+        found: Tensor | None = _elbo(
+            "elbo_loss", recon, target, mu, logvar, prior_mu, prior_logvar, likelihood, beta, parameterization,
+            reduction, weight, balance, overwrite_recon,
+        )  # fmt: skip
+        if found is not None:
+            return found
     return elbo_terms(
         recon, target, mu, logvar, prior_mu, prior_logvar,
         likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction, weight=weight,
