@@ -81,6 +81,8 @@ VF_HD Vec<float> select(__mmask16 mask, Vec<float> a, Vec<float> b) { return _mm
 VF_HD Vec<double> select(__mmask8 mask, Vec<double> a, Vec<double> b) { return _mm512_mask_blend_pd(mask, b, a); }
 VF_HD bool any(__mmask16 mask) { return mask != 0; }
 VF_HD bool any(__mmask8 mask) { return mask != 0; }
+VF_HD bool all(__mmask16 mask) { return mask == 0xffff; }
+VF_HD bool all(__mmask8 mask) { return mask == 0xff; }
 #else
 template <class T>
 VF_HD Vec<T> less(Vec<T> a, Vec<T> b) {
@@ -101,6 +103,10 @@ VF_HD Vec<T> select(Vec<T> mask, Vec<T> a, Vec<T> b) {
 template <class T>
 VF_HD bool any(Vec<T> mask) {
   return mask.zero_mask() != (1 << Vec<T>::size()) - 1;
+}
+template <class T>
+VF_HD bool all(Vec<T> mask) {
+  return mask.zero_mask() == 0;
 }
 #endif
 

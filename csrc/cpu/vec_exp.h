@@ -58,6 +58,8 @@ VF_HD Vec<T> log_unit(Vec<T> x) {
 template <class T>
 VF_HD Vec<T> log_(Vec<T> x) {
   using V = Vec<T>;
+  // x - x is NaN where x is, and where it is infinite
+  if (all(less_equal(V(std::numeric_limits<T>::min()), x - (x - x)))) return log_unit(x);
   // subnormal numbers are scaled up first; the rest goes by what the standard says
   constexpr double scale = sizeof(T) == 4 ? 0x1p64 : 0x1p512, logscale = sizeof(T) == 4 ? 64 : 512;
   const V zero = lit<V>(0), inf = V(std::numeric_limits<T>::infinity());
