@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import LIKELIHOOD_CASES, Data, over_planes, posterior, training
+from inputs import LIKELIHOOD_CASES, Data, posterior, training
 from test_memory import SMALL, Work
 from torch import Tensor
 
@@ -19,8 +19,9 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(4, 7), (3, 1), (33, 64), (0, 5)]
 
 
-def can(likelihood: str, dtype: torch.dtype = torch.float32) -> bool:
-    return dtype != torch.float16 and likelihood != "discretized_logistic_mixture"
+def can(likelihood: str, dtype: torch.dtype) -> bool:
+    """Not where backward recomputes, nor where a mixture's components have parameters beside their logit."""
+    return dtype != torch.float16 and all(planes == 1 for planes in LIKELIHOODS[likelihood].planes.values())
 
 
 class Decoded:
@@ -34,8 +35,8 @@ class Decoded:
     def untouched(self) -> list[bool]:
         return [torch.equal(r, b) for r, b in zip(self.recon, self.before)]
 
-    def gradients(self, loss: Tensor, upstream: Tensor | None = None, **options: Any) -> list[Tensor]:
-        return list(torch.autograd.grad(loss, self.leaves, upstream, **options))
+    def gradients(self, loss: Tensor, **options: Any) -> list[Tensor]:
+        return list(torch.autograd.grad(loss, self.leaves, **options))
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -186,18 +187,16 @@ def test_what_is_left_alone(native: str, likelihood: str) -> None:
     vaefast.reconstruction_loss(leaf.view(leaf.shape), data.target, **options).backward()
     assert torch.equal(leaf, kept)  # a leaf is the user's, and so is a view of it
 
-    for d in (Decoded(data), Decoded(data)):
-        with torch.no_grad():
-            vaefast.reconstruction_loss(d.recon, data.target, **options)
-        vaefast.reconstruction_loss([r.detach() for r in d.recon], data.target, **options)
-        assert all(d.untouched())  # nothing to write
-
     d = Decoded(data)
+    with torch.no_grad():
+        vaefast.reconstruction_loss(d.recon, data.target, **options)
+    vaefast.reconstruction_loss([r.detach() for r in d.recon], data.target, **options)
+    assert all(d.untouched())  # nothing to write
+
     same = d.recon[0].detach()
-    weight = over_planes(likelihood, same, data.target)
     if not LIKELIHOODS[likelihood].planes:
         vaefast.reconstruction_loss(d.recon, same, **options)
-        vaefast.reconstruction_loss(d.recon, data.target, weight=weight, **options)
+        vaefast.reconstruction_loss(d.recon, data.target, weight=same, **options)
         vaefast.elbo_loss(d.recon, data.target, same, torch.zeros_like(same), **options)
         assert all(d.untouched())  # another argument's memory
 
@@ -270,8 +269,7 @@ def test_no_second_derivative(native: str) -> None:
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing(native: str, use_reentrant: bool) -> None:
-    """A checkpoint around decoder and loss makes recon anew; one around the loss alone has lost its input, and says so
-    or has kept a copy."""
+    """A checkpoint around decoder and loss makes recon anew."""
     data = training("bernoulli", 1, (4, 7)).to(native)
     found = []
     for overwrite in (False, True):
