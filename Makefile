@@ -24,7 +24,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu results lint format clean FORCE
+.PHONY: help build demo examples ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu gpu-prebuild results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,10 +96,12 @@ bench: $(VENV)/.built  ## the benchmarks
 breakdown: $(VENV)/.built  ## where a small VAE's training step goes: networks, loss, Adam
 	$(BIN)/python -m benchmarks.breakdown $(ARGS)
 
-# with the Python that is there: nothing is downloaded; its build takes the place of the environment's
-gpu:  ## where there is an NVIDIA GPU, nvcc and a torch with CUDA: build, test, sanitize, measure; 9 minutes
-	@rm -f $(VENV)/.built
-	$(PYTHON) -m benchmarks.gpu $(ARGS)
+# nothing is downloaded; of the Pythons that are there, the one that is named, or the environment's
+gpu:  ## where there is an NVIDIA GPU: test, sanitize, measure; 400 s; builds only where there is no extension for it
+	$(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(PYTHON))) -m tools.gpu $(ARGS)
+
+gpu-prebuild:  ## on a machine without a GPU, the extension for one: CPython 3.12, torch 2.11.0+cu130, sm_90
+	tools/gpu/prebuild.sh
 
 results: $(VENV)/.built  ## from benchmarks/results/ to the READMEs' tables and plots
 	$(BIN)/python -m benchmarks.report $(ARGS)

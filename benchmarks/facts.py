@@ -1,4 +1,5 @@
-"""What results say of where they come from: the commit, a file name. Imports neither torch nor vaefast."""
+"""What results say of where they come from: the commit, a file name; and what programs say of how they ended. Imports
+neither torch nor vaefast."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LOST = 75  # exit status: a case lost the device for this process; run again with --resume, it goes on behind that case
 
 
 def first_line(*command: str) -> str | None:

@@ -494,6 +494,16 @@ def summary(t: Times, others: Mapping[str, Times], floor: int | None) -> dict[st
     }
 
 
+def lost(device: torch.device) -> bool:
+    """Whether an earlier kernel's fault has left the device unusable for this process."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def copy_seconds(device: torch.device, size: int, time_calls: Timer) -> float:
     """What copying one tensor of that many bytes into another takes."""
     a, b = torch.zeros(size, dtype=torch.uint8, device=device), torch.zeros(size, dtype=torch.uint8, device=device)

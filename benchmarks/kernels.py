@@ -3,6 +3,9 @@
 ``python -m benchmarks.kernels --device cuda``. The operators below autograd are called directly, each of which is one
 launch. What a kernel moves is counted in tensors, each read or written once. The names are those of predictions.json,
 which ``make cuda-baseline`` writes for these kernels.
+
+The records are written as they come. A kernel that loses the device ends the run with the status facts.LOST, one that
+hangs is killed after HANGS seconds, and ``--resume`` goes on behind it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
+import signal
 import statistics
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +26,14 @@ import torch
 from torch import Tensor
 
 import vaefast
-from benchmarks import harness, run
+from benchmarks import facts, harness, run
 from vaefast import Likelihood
 from vaefast.reference import DOMAINS, LIKELIHOODS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ELEMENTS = (1 << 24, 1 << 26)
 ROUNDS = 7
+HANGS = 30  # seconds
 LOGVAR = ("logvar", -math.inf, math.inf, 0.0)
 Call = Callable[[], Any]
 
@@ -166,27 +173,65 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return run.aligned(rows)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A kernel to measure."""
+
+    kernel: Kernel
+    dtype: str
+    elements: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"kernel": self.kernel.name, "dtype": self.dtype, "elements": self.elements}
+
+    def among(self, records: Sequence[dict[str, Any]]) -> bool:
+        return any(self.key.items() <= record.items() for record in records)
+
+
+def write(file: Path | None, records: Sequence[dict[str, Any]]) -> None:
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(records, indent=1) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs every kernel; 1 if one failed."""
+    """Measures the kernels; 1 if one failed or no time was left, facts.LOST if one lost the device."""
     p = argparse.ArgumentParser(prog="benchmarks.kernels", description="each kernel alone against a copy")
     p.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    p.add_argument("--only", default="", metavar="REGEX", help="some kernels")
     p.add_argument("--elements", type=int, nargs="+", default=ELEMENTS, metavar="N")
+    p.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, metavar="DTYPE", help=", ".join(DTYPES))
+    p.add_argument(
+        "--deadline", type=float, default=math.inf, metavar="SECONDS", help="begin no kernel later than this"
+    )
     p.add_argument("--out", type=Path, metavar="FILE", help="where the records go, as JSON")
+    p.add_argument("--resume", action="store_true", help="keep what FILE holds and measure the rest")
     args = p.parse_args(argv)
     if args.device not in vaefast.available_backends():
         p.error(f"vaefast has no kernels for {args.device}\n{vaefast.show_config()}")
+    end = time.monotonic() + args.deadline
     device = torch.device(args.device)
     time_calls = harness.timer(device, cold=args.device == "cuda")
-    records = []
+    chosen = [kernel for kernel in kernels() if re.search(args.only, kernel.name)]
+    jobs = [Job(kernel, dtype, n) for dtype in args.dtypes for n in args.elements for kernel in chosen]
+    records = json.loads(args.out.read_text()) if args.resume and args.out and args.out.exists() else []
+    left = [job for job in jobs if not job.among(records)]
     with torch.no_grad():
-        for elements in args.elements:
-            for dtype in DTYPES:
-                records += [measure(kernel, dtype, elements, time_calls, device) for kernel in kernels()]
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(records, indent=1) + "\n")
+        while left and time.monotonic() < end:
+            job = left.pop(0)
+            write(args.out, [*records, job.key | {"error": "the process died"}])
+            signal.alarm(HANGS if args.device == "cuda" else 0)
+            records.append(measure(job.kernel, job.dtype, job.elements, time_calls, device))
+            signal.alarm(0)
+            write(args.out, records)
+            if harness.lost(device):
+                return facts.LOST
     print(table(records))
-    return int(any("error" in r for r in records))
+    shares = [r["of_copy"] for r in records if "error" not in r]
+    half = f"half of them above {statistics.median(shares):.0%} of a copy's speed" if shares else "none of them well"
+    print(f"kernels: {len(records)} of {len(jobs)} ran, {len(records) - len(shares)} failed, {half}")
+    return int(len(shares) < len(jobs))
 
 
 if __name__ == "__main__":

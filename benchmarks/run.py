@@ -19,7 +19,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +163,13 @@ def progress_bar(steps: int) -> Iterator[Callable[[str], None]]:
 
 
 def run(
-    args: argparse.Namespace, device: torch.device, save: Callable[[dict[str, Any]], None] = lambda document: None
+    args: argparse.Namespace,
+    device: torch.device,
+    save: Callable[[dict[str, Any]], None] = lambda document: None,
+    measured: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The whole results document; ``save`` is called with what there is of it after every case."""
+    """The whole results document; ``save`` is called with what there is of it after every case. Cases that were
+    measured before are kept; one that loses the device is the last."""
     if args.threads:
         torch.set_num_threads(args.threads)
     start = time.perf_counter()
@@ -177,12 +181,14 @@ def run(
         "checked": CHECKED,
         "timed": TIMED[device.type],
         "sweep": swept(args.sweep) if args.sweep else None,
-        "cases": [],
+        "cases": list(measured),
         "left_out": [],
         "seconds": 0.0,
     }
     if document["machine"]["load_before"] > 0.5 and device.type == "cpu":
         print("the machine is busy: threads that wait for a core make CPU figures meaningless", file=sys.stderr)
+    known = {label(r["workload"], r["sizes"], r["mode"]) for r in measured}
+    chosen = [case for case in chosen if label(case.workload.name, case.sizes, case.mode) not in known]
     plans = [(case, providers_of(args, case)) for case in chosen]
     with progress_bar(sum(len(p) + 1 for _, p in plans)) as progress:
         for case, providers in plans:
@@ -207,6 +213,8 @@ def run(
             document["seconds"] = round(time.perf_counter() - start, 1)
             case.release()
             save(document)
+            if harness.lost(device):
+                break
     return document
 
 
@@ -227,9 +235,12 @@ def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
+def label(workload: str, sizes: Mapping[str, int], mode: str) -> str:
+    return f"{workload} {mode} {' '.join(f'{name}{size}' for name, size in sizes.items())}"
+
+
 def case_label(case: dict[str, Any]) -> str:
-    sizes = " ".join(f"{name}{size}" for name, size in case["sizes"].items())
-    return f"{case['workload']} {case['mode']} {sizes}"
+    return label(case["workload"], case["sizes"], case["mode"])
 
 
 def worst(document: dict[str, Any]) -> str:
@@ -276,7 +287,7 @@ def table(document: dict[str, Any]) -> str:
         f"copy bandwidth {number(bandwidth, 1e9)} GB/s; {document['seconds']:.0f} s\n"
         f"checked: {document['checked']}\ntimed: {document['timed']}"
         + "".join(f"\nleft out for want of time: {case}" for case in document["left_out"])
-        + (f"\n{worst(document)}" if document["sweep"] else "")
+        + f"\n{worst(document)}"
     )
 
 
@@ -305,6 +316,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--sweep-max", type=float, default=math.inf, metavar="N", help="at most so many elements")
     p.add_argument("--deadline", type=float, default=math.inf, metavar="SECONDS", help="begin no case later than this")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<machine>-<date>.json")
+    p.add_argument("--resume", action="store_true", help="keep the cases that --out holds and measure the rest")
     args = p.parse_args(argv)
     args.budget = args.budget if args.budget is not None else (0.5 if args.quick else 2.0)
     args.min_rounds = 3 if args.quick or args.sweep else 5
@@ -324,7 +336,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what the arguments say; 1 if a provider failed or was wrong, or nothing was measured."""
+    """Runs what the arguments say; 1 if a provider failed or was wrong, or nothing was measured; facts.LOST if a case
+    lost the device."""
     args = parse(argv)
     suffix = ("-sweep" if args.sweep else "") + ("-quick" if args.quick else "")
     out: Path | None = args.out
@@ -335,13 +348,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(document, indent=1) + "\n")
 
-    document = run(args, torch.device(args.device), save)
+    device = torch.device(args.device)
+    resumes = args.resume and out is not None and out.exists()
+    document = run(args, device, save, json.loads(out.read_text())["cases"] if resumes and out else [])
     print(table(document))
     print(
         f"written: {out}"
         if document["cases"]
         else "nothing was measured: no time was left, or no workload has that mode"
     )
+    if harness.lost(device):
+        return facts.LOST
     failed = any("error" in r for case in document["cases"] for r in case["providers"].values())
     return int(failed or not document["cases"])
 

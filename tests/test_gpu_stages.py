@@ -1,5 +1,5 @@
-"""``make gpu`` without a GPU: how stages fail, time out and report, what is said where one is missing, and that every
-stage's command is one that its program takes. The stages themselves run where there is a GPU.
+"""``make gpu`` without a GPU: how stages fail, time out, go on and report, what is said where one is missing, and that
+every stage's command is one that its program takes. test_gpu_tools.py runs them, dry.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,22 +27,27 @@ from inputs import FLOATING, LIKELIHOOD_CASES, REDUCTIONS
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import gpu, harness, kernels, report, run, stages  # noqa: E402
+from benchmarks import harness, kernels, report, run  # noqa: E402
+from benchmarks.facts import LOST  # noqa: E402
 from benchmarks.harness import Case  # noqa: E402
-from benchmarks.stages import SECONDS, Stage  # noqa: E402
 from benchmarks.workloads import WORKLOADS, Draw  # noqa: E402
-from vaefast import reference  # noqa: E402
+from tools.gpu import __main__ as gpu  # noqa: E402
+from tools.gpu import machine, plan, results, stages  # noqa: E402
+from tools.gpu.stages import SECONDS, UNTIL, Runner, Stage  # noqa: E402
+from vaefast import _build, reference  # noqa: E402
 
 CPU = torch.device("cpu")
 
 
 def python(code: str, **options: Any) -> Stage:
     name = options.pop("name", "it")
-    return Stage(name, [sys.executable, "-c", code], options.pop("limit", 60.0), **options)
+    return Stage(
+        name, [sys.executable, "-c", code], options.pop("limit", 60.0), options.pop("promised", 0.0), **options
+    )
 
 
 def run_all(*groups: list[Stage], total: float = 100.0, to: Path) -> list[stages.Record]:
-    return stages.run(groups, total, ROOT, to, tell=lambda line: None)
+    return Runner(ROOT, to, tell=lambda line: None).run(groups, total)
 
 
 # -- stages
@@ -48,18 +55,16 @@ def run_all(*groups: list[Stage], total: float = 100.0, to: Path) -> list[stages
 
 def test_a_failing_stage_does_not_stop_the_others(tmp_path: Path) -> None:
     bad = python("print('why'); raise SystemExit(3)", name="bad")
-    absent = Stage("absent", ["/nowhere/program"], 10)
+    absent = Stage("absent", ["/nowhere/program"], 10, 0)
     missing = python("", name="missing", missing="there is no tool: install it")
     good = python("import os; print('fine', os.environ['HERE'])", name="good", env={"HERE": "yes"})
-    after = python("", name="after", needs="bad")
-    records = run_all([bad], [absent, missing], [good, after], to=tmp_path)
-    assert [r["name"] for r in records] == ["bad", "absent", "missing", "good", "after"]
-    assert [r["ok"] for r in records] == [False, False, False, True, False]
+    records = run_all([bad], [absent, missing], [good], to=tmp_path)
+    assert [r["name"] for r in records] == ["bad", "absent", "missing", "good"]
+    assert [r["ok"] for r in records] == [False, False, False, True]
     assert records[0]["why"] == "exit status 3" and records[0]["tail"] == "why\n"
     assert "/nowhere/program" in records[1]["why"]
     assert records[2]["why"] == "there is no tool: install it"
     assert records[3]["says"] == "fine yes" and "tail" not in records[3]
-    assert records[4]["why"] == "not run: bad failed"
     assert records[0]["command"].startswith(f"{Path(sys.executable).name} -c print")
     assert (tmp_path / "good.log").read_text() == "fine yes\n"
     text = stages.summary(records)
@@ -85,12 +90,13 @@ def test_time_is_shared_out(tmp_path: Path) -> None:
     show = "import sys; print(sys.argv[1])"
     first = Stage("first", [sys.executable, "-c", show, SECONDS], 1000, promised=5)
     second = Stage("second", [sys.executable, "-c", show, SECONDS], 30, promised=40)
-    third = python("", name="third", limit=50, promised=20)
+    third = Stage("third", [sys.executable, "-c", show, UNTIL], 50, promised=20)
     records = run_all([first], [second], [third], total=100, to=tmp_path)
     assert 35 <= records[0]["limit"] <= 40
     assert int(records[0]["says"]) == pytest.approx(records[0]["limit"] - stages.MARGIN, abs=1.1)
-    assert records[1]["limit"] == 30 and records[1]["says"] == str(int(30 - stages.MARGIN))
+    assert records[1]["limit"] == 30 and records[1]["says"] == f"{30 - stages.MARGIN:.0f}"
     assert records[2]["limit"] == 50
+    assert int(records[2]["says"]) == pytest.approx(time.time() + 50 - stages.MARGIN, abs=5)
     late = run_all([python("", name="late", promised=5)], total=0.5, to=tmp_path)
     assert late[0]["why"] == "not run: no time was left"
 
@@ -105,16 +111,53 @@ def test_stages_of_a_group_run_side_by_side(tmp_path: Path) -> None:
     assert all(r["ok"] for r in run_all([meet("a", "b"), meet("b", "a")], to=tmp_path / "logs"))
 
 
+def resuming(to: Path, *ends: str) -> Stage:
+    """Ends differently each time: a statement a start."""
+    code = f"""
+import os, sys, pathlib
+marks = pathlib.Path({str(to)!r})
+turn = len(list(marks.iterdir()))
+(marks / str(turn)).touch()
+print("turn", turn, flush=True)
+exec({ends!r}[turn])"""
+    return Stage("it", [sys.executable, "-c", code], 60, 0, resumes=3)
+
+
+@pytest.mark.parametrize("lost", [f"sys.exit({LOST})", "os.abort()", "os.kill(os.getpid(), 9)"])
+def test_a_stage_that_loses_the_device_goes_on(lost: str, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    (record,) = run_all([resuming(marks, lost, lost, "print('fine')")], to=tmp_path)
+    assert record["ok"] and record["resumed"] == 2 and record["says"] == "fine"
+    assert (tmp_path / "it.log").read_text().count("turn") == 3
+    (record,) = run_all([resuming(marks, *["unused"] * 3, "sys.exit(1)", lost)], to=tmp_path)
+    assert record["why"] == "exit status 1" and "resumed" not in record, "only what lost the device is begun again"
+    (record,) = run_all([resuming(marks, *["unused"] * 4, *[lost] * 4)], to=tmp_path)
+    assert not record["ok"] and record["resumed"] == 3, "and not for ever"
+
+
+def test_answers_are_there_when_their_stage_ends(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    runner = Runner(ROOT, tmp_path, tell=lambda line: None, done=lambda rs: seen.append([r["name"] for r in rs]))
+    slow = python("import time; time.sleep(2)", name="slow")
+    runner.run([[slow, python("", name="quick")], [python("", name="last")]], 60)
+    assert seen == [["quick"], ["slow", "quick"], ["slow", "quick", "last"]]
+
+
+def test_the_line_that_says_most_is_kept(tmp_path: Path) -> None:
+    (record,) = run_all([python("print('found: 3')\nprint('bye')", tells="^found: ")], to=tmp_path)
+    assert record["says"] == "found: 3"
+
+
 def test_an_interrupt_ends_what_runs_and_keeps_what_was_found(tmp_path: Path) -> None:
     code = """
 import json, os, signal, sys, threading
 from pathlib import Path
-from benchmarks import stages
-from benchmarks.stages import Stage
+from tools.gpu.stages import Runner, Stage
 threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()
-run = lambda name, code: Stage(name, [sys.executable, "-c", code], 60)
+run = lambda name, code: Stage(name, [sys.executable, "-c", code], 60, 0, resumes=5)
 groups = [[run("one", "print(1)")], [run("two", "import time; time.sleep(50)")], [run("three", "print(3)")]]
-records = stages.run(groups, 100, Path.cwd(), Path(sys.argv[1]), tell=lambda line: None)
+records = Runner(Path.cwd(), Path(sys.argv[1]), tell=lambda line: None).run(groups, 100)
 print(json.dumps([r["ok"] for r in records]))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -127,7 +170,7 @@ print(json.dumps([r["ok"] for r in records]))
 
 
 def test_without_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(stages, "run", lambda *a, **k: pytest.fail("nothing may run"))
+    monkeypatch.setattr(Runner, "run", lambda *a, **k: pytest.fail("nothing may run"))
     monkeypatch.setattr(torch.version, "cuda", None)
     assert gpu.main([]) == 2
     assert "has no CUDA: make gpu PYTHON=" in capsys.readouterr().err
@@ -157,7 +200,38 @@ def toolkit(at: Path, release: str = "13.0") -> Path:
     return at
 
 
-def test_without_nvcc_it_says_so(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+@pytest.fixture
+def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaefast.available_backends", lambda: ("cpu", "reference"))
+
+
+@pytest.fixture
+def extension_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def have(*archs: str) -> None:
+        monkeypatch.setattr("vaefast.available_backends", lambda: ("cuda", "cpu", "reference"))
+        monkeypatch.setattr(_build, "info", lambda: _build.BuildInfo(cuda="CUDA 13.0", cuda_archs=archs))
+
+    return have
+
+
+def test_an_extension_that_has_kernels_for_the_gpu_is_used(extension_for: Callable[..., None]) -> None:
+    extension_for("9.0")
+    assert machine.why_not_usable("cuda", "9.0") == ""
+    assert machine.why_not_usable("cuda", "8.0") == "it was built for 9.0, and the GPU is 8.0"
+    extension_for("8.0", "9.0+PTX")
+    assert all(not machine.why_not_usable("cuda", c) for c in ("8.0", "8.6", "9.0", "10.0", "12.0"))
+    assert machine.why_not_usable("cuda", "7.5")
+
+
+def test_an_extension_without_cuda_is_of_no_use(no_extension: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.why_not_usable("cuda", "9.0") == "it has no kernels for cuda"
+    monkeypatch.setitem(sys.modules, "vaefast", None)
+    assert "vaefast" in machine.why_not_usable("cuda", "9.0")
+
+
+def test_without_nvcc_it_says_so(
+    fake_gpu: None, no_extension: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
     assert gpu.main([]) == 2
     assert re.search("no nvcc in CUDA_HOME=.*nowhere; install the CUDA 13 toolkit", capsys.readouterr().err)
@@ -167,7 +241,7 @@ def test_without_nvcc_it_says_so(fake_gpu: None, monkeypatch: pytest.MonkeyPatch
 
 
 def test_missing_packages_are_named(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(gpu, "TESTED_WITH", ("pytest", "nonesuch_a", "nonesuch_b"))
+    monkeypatch.setattr(machine, "TESTED_WITH", ("pytest", "nonesuch_a", "nonesuch_b"))
     assert gpu.main([]) == 2
     assert "pip install nonesuch_a nonesuch_b" in capsys.readouterr().err
 
@@ -177,87 +251,143 @@ def test_the_sanitizer_is_found_next_to_nvcc(monkeypatch: pytest.MonkeyPatch, tm
     home = toolkit(tmp_path / "cuda")
     environment = {"PATH": "/nowhere", "CUDA_HOME": str(home)}
     usual = Path("/usr/local/cuda/bin/compute-sanitizer").exists()
-    assert usual or gpu.find_sanitizer(environment) is None
+    assert usual or machine.find_tool("compute-sanitizer", environment) is None
     tool = home / "compute-sanitizer" / "compute-sanitizer"
     tool.parent.mkdir()
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
-    assert gpu.find_sanitizer(environment) == str(tool)
+    assert machine.find_tool("compute-sanitizer", environment) == str(tool)
+    assert machine.of_kernels_alone(str(tool)) == []
+    tool.write_text("#!/bin/sh\necho '  --kernel-regex arg   which kernels'\n")
+    assert machine.of_kernels_alone(str(tool)) == ["--kernel-regex", "kns=vaefast"]
 
 
-def test_everything_is_written_when_stages_fail(
-    fake_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
-) -> None:
-    """A whole run with stand-ins for the stages: the file, the tables, the exit status."""
-    monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "cuda")))
+@pytest.fixture
+def stand_ins(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """In the place of the stages: one that writes the kernels' records, to be found in the folder returned, and one
+    that fails."""
     monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
-    monkeypatch.setattr(gpu, "PREDICTIONS", tmp_path / "predictions.json")
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "PREDICTIONS", tmp_path / "predictions.json")
     predicted = [
-        {"kernel": "scale_", "dtype": "float32", "gpu": name, "share": share}
-        for name, share in (("H100", 0.5), ("Test", 0.97))
+        {"kernel": name, "dtype": "float32", "gpu": chip, "share": share}
+        for name in ("scale_", "posterior_forward sample")
+        for chip, share in (("H100", 0.5), ("Test", 0.97))
     ]
     (tmp_path / "predictions.json").write_text(json.dumps({"predictions": predicted}))
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "sweep.json").write_text('"of an earlier run"')
-    found = [{"kernel": "scale_", "dtype": d, "elements": 9, "of_copy": 0.93} for d in ("float32", "bfloat16")]
+    kernels = ("scale_", "float32"), ("posterior_forward sample", "float32"), ("scale_", "bfloat16")
+    found = [{"kernel": k, "dtype": d, "elements": 9, "of_copy": 0.93} for k, d in kernels]
     there = tmp_path / "work" / "kernels.json"
     write = f"from pathlib import Path; Path({str(there)!r}).write_text({json.dumps(found)!r}); print('seen')"
     good, bad = python(write, name="kernels"), python("print('oops'); raise SystemExit(1)", name="tests")
-    monkeypatch.setattr(gpu, "plan", lambda *a: [[good], [bad]])
-    out = tmp_path / "out.json"
-    assert gpu.main(["--out", str(out)]) == 1
+    monkeypatch.setattr(gpu, "plan", lambda s: [[good], [bad]])
+    return tmp_path
+
+
+def test_everything_is_written_when_stages_fail(
+    stand_ins: Path, extension_for: Callable[..., None], capsys: Any
+) -> None:
+    """A whole run with stand-ins for the stages: the file, the tables, the exit status."""
+    extension_for("9.0")
+    (stand_ins / "work").mkdir()
+    (stand_ins / "work" / "wall.json").write_text('"of an earlier run"')
+    assert gpu.main([]) == 1
+    (out,) = (stand_ins / "results").glob("nvidia-test-80gb-*.json")
     document = json.loads(out.read_text())
     assert [(s["name"], s["ok"]) for s in document["stages"]] == [("kernels", True), ("tests", False)]
     assert document["stages"][1]["tail"] == "oops\n"
     assert document["machine"]["gpu"] == "NVIDIA Test 80GB" and document["machine"]["capability"] == "9.0"
-    assert document["kernels"] == found and document["documents"] == []
-    assert [(p["dtype"], p["predicted"]) for p in document["predictions"]] == [("float32", 0.97)]
+    assert len(document["kernels"]) == 3 and document["documents"] == []
+    assert [(p["kernel"], p["dtype"], p["predicted"]) for p in document["predictions"]] == [
+        ("scale_", "float32", 0.97),
+        ("posterior_forward sample", "float32", 0.97),
+    ]
     text = capsys.readouterr().out
-    assert re.search(r"scale_ +float32 +9 +93% +97%", text)
+    assert re.search(r"posterior_forward sample +float32 +9 +93% +97%", text)
     assert "--- tests: exit status 1; its output ends with\noops" in text and f"written: {out}" in text
-    assert gpu.main(["--only", "kernels", "--out", str(out)]) == 0
+    folder = stand_ins / "mine"
+    assert gpu.main(["--only", "kernels", "--out", str(folder)]) == 0
+    assert {p.name for p in folder.iterdir()} == {"logs", out.name}, "each stage's own and the document, nothing else"
+    assert json.loads((folder / out.name).read_text())["stages"][0]["says"] == "seen"
+
+
+def test_what_cannot_be_built_runs_nothing_else(
+    stand_ins: Path, no_extension: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(stand_ins / "cuda")))
+    built = python("import os; print(os.environ['VAEFAST_FORCE_CUDA']); raise SystemExit(1)", name="build")
+    monkeypatch.setattr(gpu, "build", lambda env: replace(built, env=env))
+    assert gpu.main([]) == 1
+    assert "of no use: it has no kernels for cuda" in capsys.readouterr().out
+    (out,) = (stand_ins / "results").iterdir()
+    (record,) = json.loads(out.read_text())["stages"]
+    assert record["name"] == "build" and record["tail"] == "1\n"
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    monkeypatch.setattr(gpu, "build", lambda env: python("", name="build"))
+    assert gpu.main([]) == 1
+    assert [r["name"] for r in json.loads(out.read_text())["stages"]] == ["build", "kernels", "tests"]
 
 
 # -- the stages' commands
 
 
 def planned(**options: Any) -> dict[str, Stage]:
-    groups = gpu.plan(**({"cores": 16, "sanitizer": "/bin/compute-sanitizer", "xdist": True} | options))
+    known = {"cores": 16, "sanitizer": "/bin/compute-sanitizer", "ncu": "/bin/ncu", "xdist": True}
+    groups = plan.plan(plan.Setting(**({"work": Path("w"), "cache": Path("c")} | known | options)))
     return {stage.name: stage for group in groups for stage in group}
 
 
 def test_the_plan_fits_its_time() -> None:
-    groups = gpu.plan(16, "/bin/compute-sanitizer", True)
-    promised = sum(max(stage.promised for stage in group) for group in groups)
-    (build,) = groups[0]
-    assert build.name == "build" and build.limit + promised <= gpu.TOTAL < 540
-    for stage in (s for group in groups[1:] for s in group):
-        assert stage.needs == "build" and stage.promised <= stage.limit
+    """Every stage has what it is promised, whatever the others take, and all of it is less than seven minutes."""
+    groups = plan.plan(plan.Setting(Path("w"), Path("c"), cores=16, xdist=True))
+    promised = plan.BEFORE + sum(max(stage.promised for stage in group) for group in groups)
+    assert promised <= plan.SECONDS_IN_ALL <= 420
+    for stage in (s for group in groups for s in group):
+        assert 30 <= stage.promised <= stage.limit, stage.name
     names = [stage.name for group in groups for stage in group]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) and names[0] == "smoke"
+    assert {"cuda", "tests", "memcheck", "racecheck", "memcheck control", "nccl", "kernels", "wall", "ncu"} <= {*names}
 
 
-def test_commands_are_ones_that_their_programs_take(fake_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vaefast.available_backends", lambda: ("cuda", "cpu", "reference"))
+def test_the_checkout_travels_light() -> None:
+    """With the two files that are made beforehand it is less than 30 MB."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    extension = 10 << 20
+    assert sum(file.stat().st_size for file in files if file.is_file()) + extension < 30e6
+
+
+def test_commands_are_ones_that_their_programs_take(
+    extension_for: Callable[..., None], fake_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extension_for("9.0")
     parsed = {}
     for name, stage in planned().items():
         words = ["60" if word == SECONDS else word for word in stage.command]
         if words[1:3] == ["-m", "benchmarks"]:
             parsed[name] = run.parse(words[3:])
-            assert parsed[name].device == "cuda" and parsed[name].deadline == 60
-    assert set(parsed) == {"compile", "compile-sweep", "benchmarks", "sweep"}
-    assert parsed["benchmarks"].providers.split(",")[0] == "eager" and parsed["sweep"].sweep == "sample-kl"
+            assert parsed[name].device == "cuda" and parsed[name].deadline == 60 and parsed[name].resume
+            assert all(name in run.PROVIDERS for name in parsed[name].providers.split(","))
+    assert set(parsed) == {"compile", "wall"}
+    assert parsed["wall"].filter == parsed["compile"].filter
+    chosen = [name for name in WORKLOADS if re.search(parsed["wall"].filter, name)]
+    assert len(chosen) == parsed["wall"].filter.count("|") + 1, "every name is a workload's"
     words = list(planned()["memcheck"].command)
     assert words[:5] == ["/bin/compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1"]
-    assert (ROOT / words[words.index(sys.executable) + 1]).is_file()
+    assert (ROOT / words[words.index(sys.executable) + 1]).is_file() and words[-2:] == ["--until", UNTIL]
     assert "-n" in planned()["tests"].command and "-n" not in planned(xdist=False)["tests"].command
     assert "compute-sanitizer in PATH" in planned(sanitizer=None)["racecheck"].missing
+    assert "no ncu" in planned(ncu=None)["ncu"].missing
+    assert planned()["ncu"].command[0] == "/bin/ncu"
+    assert not any(stage.missing for stage in planned(device="cpu", sanitizer=None, ncu=None).values())
 
 
 @pytest.mark.parametrize(("stage", "more"), [("cuda", []), ("tests", ["tests/test_threads.py"])])
-def test_the_tests_of_the_gpu_are_collected(stage: str, more: list[str]) -> None:
-    command = [word for word in planned(xdist=False)[stage].command if word != "-q"]
+def test_the_tests_of_the_gpu_are_collected(stage: str, more: list[str], tmp_path: Path) -> None:
+    words = planned(xdist=False, work=tmp_path)[stage].command
+    command = ["60" if word == SECONDS else word for word in words if word != "-q"]
     done = subprocess.run([*command, *more, "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "cuda" in done.stdout and "[cpu" not in done.stdout
@@ -267,6 +397,33 @@ def test_the_control_must_find_its_error() -> None:
     judge = planned()["memcheck control"].judge
     assert judge(1, "========= Invalid __global__ read of size 16 bytes\n") == ""
     assert judge(0, "========= ERROR SUMMARY: 0 errors") and judge(1, "ImportError: no torch")
+
+
+def test_clean_as_far_as_it_came_is_clean() -> None:
+    judge = planned()["racecheck"].judge
+    partly = "only {} of 640 cases ran before their time was up\n========= {}"
+    assert judge(0, "640 cases ran") == ""
+    assert judge(1, partly.format(90, "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)")) == ""
+    assert judge(1, partly.format(90, "ERROR SUMMARY: 0 errors")) == ""
+    assert judge(1, partly.format(90, "ERROR SUMMARY: 3 errors")) == "exit status 1"
+    assert judge(1, partly.format(0, "ERROR SUMMARY: 0 errors")) == "exit status 1"
+    assert judge(1, "========= ERROR SUMMARY: 0 errors") == "exit status 1", "a case that failed"
+
+
+def test_tests_pass_where_some_ran_and_none_failed(tmp_path: Path) -> None:
+    judge = planned(work=tmp_path)["tests"].judge
+    assert judge(0, "") == "exit status 0", "nothing ran"
+    ran = {"outcomes": {"passed": 3}, "failures": []}
+    (tmp_path / "tests.json").write_text(json.dumps(ran))
+    assert judge(0, "") == "" and judge(2, "cut short") == "" and judge(3, "an internal error") == "exit status 3"
+    (tmp_path / "tests.json").write_text(json.dumps(ran | {"failures": [{"test": "a.py::b"}]}))
+    assert judge(1, "") == "1 failed, the first a.py::b"
+
+
+def test_ncu_without_leave_says_so() -> None:
+    judge = planned()["ncu"].judge
+    assert "ERR_NVGPUCTRPERM" in judge(1, "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission")
+    assert judge(0, "") == "" and judge(9, "") == "exit status 9"
 
 
 # -- what the sanitizer watches
@@ -304,7 +461,9 @@ def test_the_sanitizers_cases_run(extension: object, capsys: Any, monkeypatch: p
     monkeypatch.setattr(sanitize, "cases", lambda: iter(few))
     assert sanitize.main(["--device", "cpu"]) == 0
     assert capsys.readouterr().out == f"{len(few)} cases ran\n"
-    assert sanitize.main(["--device", "cpu", "--seconds", "-1"]) == 1
+    assert sanitize.main(["--device", "cpu", "--every", "2"]) == 0
+    assert capsys.readouterr().out == f"{(len(few) + 1) // 2} cases ran\n"
+    assert sanitize.main(["--device", "cpu", "--until", str(time.time() - 1)]) == 1
     assert "only 0 of" in capsys.readouterr().out
     monkeypatch.setattr(sanitize, "run", lambda case, device: 1 / 0)
     assert sanitize.main(["--device", "cpu"]) == 1
@@ -335,6 +494,37 @@ def test_every_kernel_has_its_predictions() -> None:
     assert {o.name: o.loads + o.stores for o in operations(held)} == timed
     predicted = predictions.committed()
     assert predicted.keys() == set(product(timed, [dtype.name for dtype in DTYPES], predictions.GPUS))
+
+
+def test_a_kernel_that_loses_the_device_is_named_and_the_next_run_goes_on(
+    extension: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "kernels.json"
+    command = ["--device", "cpu", "--elements", "64", "--only", "^posterior_forward", "--out", str(out), "--resume"]
+    command += ["--dtypes", "float32"]
+    names = [kernel.name for kernel in kernels.kernels() if kernel.name.startswith("posterior_forward")]
+
+    def dies(kernel: Any, dtype: str, *args: Any) -> dict[str, Any]:
+        if kernel.name == names[1]:
+            raise KeyboardInterrupt  # as good as a process that is gone
+        return measure(kernel, dtype, *args)
+
+    measure = kernels.measure
+    monkeypatch.setattr(kernels, "measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        kernels.main(command)
+    assert [(r["kernel"], r.get("error")) for r in json.loads(out.read_text())] == [
+        (names[0], None),
+        (names[1], "the process died"),
+    ]
+    monkeypatch.setattr(harness, "lost", lambda device: len(json.loads(out.read_text())) == 3)
+    assert kernels.main(command) == LOST
+    monkeypatch.setattr(harness, "lost", lambda device: False)
+    assert kernels.main(command) == 1, "one failed"
+    assert [r["kernel"] for r in json.loads(out.read_text())] == names
+    assert f"{len(names)} of {len(names)} ran, 1 failed" in capsys.readouterr().out
+    assert kernels.main([*command[:-3], "--deadline", "-1"]) == 1
+    assert "kernels: 0 of" in capsys.readouterr().out
 
 
 def test_a_kernel_that_fails_is_a_result() -> None:

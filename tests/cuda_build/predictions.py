@@ -2,7 +2,7 @@
 
 An SM issues four instructions of 32 threads a clock. A kernel cannot be faster than that, nor than its bytes at the
 memory's bandwidth: the longer of the two is the prediction, a bound for large tensors whose time is not latency's.
-``benchmarks/gpu.py`` sets it beside what it measures.
+``make gpu`` sets it beside what it measures.
 """
 
 from __future__ import annotations
