@@ -1,41 +1,37 @@
-// A class of K: a site's classes are shared out over the lanes of a warp, so that lanes next to each other read what
-// lies next to each other, several loads each are under way at once, and the second reading, for the gradient, finds
-// what the warp has just read in a cache. No torch types here.
+// A class of K: a site's classes are shared out over lanes of a warp, several loads each are under way at once, and
+// what there is too much of to be kept is read again, for the gradient, while a cache still has it. No torch types
+// here.
 #pragma once
 
 #include "cuda/mixture.cuh"
 
 namespace vaefast {
 
-// Lanes that share a site, a power of 2: where its classes lie next to each other, as many as have something to do;
-// else those that sites next to each other, in a sector of 32 bytes, leave.
+// Classes of a site that a lane takes at once.
+constexpr int kClassesAtOnce = 8;
+
+// Lanes that share a site, a power of 2: enough to take all classes at once. Where they do not lie next to each other,
+// no more than leave whole sectors of 32 bytes to sites that do.
 VF_HD int lanes_of(const ReconstructionProblem& p) {
-  if (p.param_step != 1) {
-    const int size = p.param[0].dtype == DType::kDouble ? 8 : p.param[0].dtype == DType::kFloat ? 4 : 2;
-    return size;  // 32 / (32 bytes / size)
-  }
-  int lanes = kWarp;
-  while (lanes > 1 && lanes >= p.planes) lanes /= 2;
+  const DType dtype = p.param[0].dtype;
+  const int most = p.param_step == 1 ? kWarp : dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
+  int lanes = 1;
+  while (lanes < most && lanes * kClassesAtOnce < p.planes) lanes *= 2;
   return lanes;
 }
 
-// Where a lane stands: its site among those of the warp, and its share of the site's classes.
+// Where a lane stands: its site among those of the warp, and which of the site's classes are its own: slice,
+// slice + lanes ...
 struct Share {
   int site, sites, slice, lanes;
-  int step;  // between the lanes of a site
+  int away;  // between the lanes of a site
 
-  __device__ explicit Share(const ReconstructionProblem& p, int lane) : lanes(lanes_of(p)) {
+  __device__ Share(const ReconstructionProblem& p, int lane) : lanes(lanes_of(p)) {
     sites = kWarp / lanes;
     const bool beside = p.param_step == 1;
     site = beside ? lane / lanes : lane % sites;
     slice = beside ? lane % lanes : lane / sites;
-    step = beside ? 1 : sites;
-  }
-
-  // f(what the lane `step` away in the site holds), for a butterfly over the site's lanes
-  template <class F>
-  __device__ void butterfly(const F& f) const {
-    for (int away = step; away < step * lanes; away *= 2) f(away);
+    away = beside ? 1 : sites;
   }
 };
 
@@ -43,86 +39,96 @@ template <class T_, class L>
 struct Mixture<T_, L, 0> {
   using T = T_;
   static constexpr bool kSums = true;
-  static constexpr int kAtOnce = 8;
 
   template <class M>
   static __device__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
     const Share share(p, u.lane % kWarp);
+    const DType dtype = p.param[0].dtype;
+    if constexpr (sizeof(T) == 8) {
+      if (dtype == DType::kDouble) return sites<M, double>(p, u, share);
+    }
+    if (dtype == DType::kFloat) return sites<M, float>(p, u, share);
+    return dtype == DType::kHalf ? sites<M, __half>(p, u, share) : sites<M, __nv_bfloat16>(p, u, share);
+  }
+
+ private:
+  template <class M, class S>
+  static __device__ T sites(const ReconstructionProblem& p, const Unit& u, const Share& share) {
     T sum = 0;
     // every lane of a warp goes round as often, for they meet in shuffles
+#pragma unroll 1
     for (int64_t first = u.first + u.lane / kWarp * share.sites; first < u.limit;
          first += u.width / kWarp * share.sites) {
-      const int64_t element = first + share.site;
-      const bool there = element < u.limit;
-      Pack at{p.space, there ? element : first, 0, 1};
+      const bool there = first + share.site < u.limit;
+      Pack at{p.space, there ? first + share.site : first, 0, 1};
       if (p.space.views) divide(p.space, at.start, p.space.size[p.space.ndim - 1], at.outer, at.column);
-      const T nll = site<M>(p, share, at, there);
+      const T nll = site<M, S>(p, share, at, there);
       if (there && share.slice == 0) sum += nll;
     }
     return sum;
   }
 
- private:
-  // f(k, logits of classes k, k + lanes ..) over a lane's share of the site's classes, kAtOnce at a time.
+  // f(i, k) for the lane's classes k from `first` on, of which i counts kClassesAtOnce.
   template <class F>
-  static __device__ void for_classes(const ReconstructionProblem& p, const Share& share, int64_t offset, const F& f) {
-#pragma unroll 1
-    for (int k = share.slice; k < p.planes; k += kAtOnce * share.lanes) {
-      T l[kAtOnce];
+  static __device__ void for_batch(int planes, int lanes, int first, const F& f) {
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int at = k + i * share.lanes;
-        l[i] = at < p.planes ? load_element<T>(p.param[0], offset + at * p.param_step) : -lit<T>(HUGE_VAL);
-      }
-      f(k, l);
+    for (int i = 0; i < kClassesAtOnce; ++i) {
+      // the same for all lanes, but for the last one
+      if (i * lanes < planes && first + i * lanes < planes) f(i, first + i * lanes);
     }
   }
 
-  template <class M>
+  template <class S>
+  static __device__ void read(const S* logits, int64_t step, int planes, int lanes, int first, T (&l)[kClassesAtOnce]) {
+#pragma unroll
+    for (int i = 0; i < kClassesAtOnce; ++i) l[i] = -lit<T>(HUGE_VAL);
+    for_batch(planes, lanes, first, [&](int i, int k) { l[i] = T(load(logits[k * step])); });
+  }
+
+  template <class M, class S>
   static __device__ T site(const ReconstructionProblem& p, const Share& share, const Pack& at, bool there) {
-    T weight[1], upstream[1];
+    const int planes = p.planes, lanes = share.lanes;
+    T weight[1], upstream[1], nll[1] = {};
     decode_optional<M>(p.weight, fetch_optional<T, M>(p.weight, at), weight);
     decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
-    const bool on = weight[0] != T(0);
+    const bool on = weight[0] != T(0), once = lanes * kClassesAtOnce >= planes;
     const T x = load_element<T>(p.target, site_offset(p.target, at));
-    const int64_t offset = site_offset(p.param[0], at), grad = site_offset(p.out_grad[0], at);
+    const S* logits = static_cast<const S*>(p.param[0].data) + site_offset(p.param[0], at);
 
     LogSumExp<T> all;
-    T picked = 0;
+    T l[kClassesAtOnce], picked = 0;
     int found = 0;
     if (on) {
-      for_classes(p, share, offset, [&](int k, const T(&l)[kAtOnce]) {
+#pragma unroll 1
+      for (int first = share.slice; first < planes; first += kClassesAtOnce * lanes) {
+        read(logits, p.param_step, planes, lanes, first, l);
         all.add(l);
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          const int at = k + i * share.lanes;
-          if (x == T(at) && at < p.planes) {
-            picked = l[i];
-            found = 1;
-          }
-        }
-      });
+        for_batch(planes, lanes, first, [&](int i, int k) {
+          if (x != T(k)) return;
+          picked = l[i];
+          found = 1;
+        });
+      }
     }
-    share.butterfly([&](int away) {
+    for (int away = share.away; away < share.away * lanes; away *= 2) {
       all.add(LogSumExp<T>{__shfl_xor_sync(0xffffffffu, all.most, away), __shfl_xor_sync(0xffffffffu, all.sum, away)});
       picked += __shfl_xor_sync(0xffffffffu, picked, away);
       found += __shfl_xor_sync(0xffffffffu, found, away);
-    });
+    }
     // no number where there is no such class
     const T none = found ? T(0) : lit<T>(__builtin_nan(""));
-    const T nll[1] = {on ? weight[0] * (log_(all.sum) - (picked - all.most) + none) : T(0)};
+    if (on) nll[0] = weight[0] * (log_(all.sum) - (picked - all.most) + none);
     if (there && p.grad) {
+      S* grad = static_cast<S*>(p.out_grad[0].data) + site_offset(p.out_grad[0], at);
       const T scale = lit<T>(p.grad_scale) * weight[0] * upstream[0], inverse = T(1) / all.sum;
-      for_classes(p, share, offset, [&](int k, const T(&l)[kAtOnce]) {
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          const int at = k + i * share.lanes;
-          if (at >= p.planes) break;
-          const T hit = x == T(at) ? T(1) : none;
-          const T g = on ? scale * fma_(exp_(l[i] - all.most), inverse, -hit) : T(0);
-          store_element(p.out_grad[0], grad + at * p.grad_step, g);
-        }
-      });
+#pragma unroll 1
+      for (int first = share.slice; first < planes; first += kClassesAtOnce * lanes) {
+        if (on && !once) read(logits, p.param_step, planes, lanes, first, l);
+        for_batch(planes, lanes, first, [&](int i, int k) {
+          const T hit = x == T(k) ? T(1) : none;
+          grad[k * p.grad_step] = stored<S>(on ? scale * fma_(exp_(l[i] - all.most), inverse, -hit) : T(0));
+        });
+      }
     }
     if (there && share.slice == 0) write<M>(p.out_nll, at, nll);
     return nll[0];

@@ -105,8 +105,9 @@ struct Place {
   int lane;
 };
 
-__device__ inline Place place_of(const Geometry& g, uint32_t first_block) {
-  uint32_t block = blockIdx.x - first_block, thread = threadIdx.x;
+// block: its number among the problem's.
+__device__ inline Place place_of(const Geometry& g, uint32_t block) {
+  uint32_t thread = threadIdx.x;
 #if defined(__CUDA_ARCH__)
   // computed each time it is asked for: kept over a unit's loop it would take registers there
   asm volatile("" : "+r"(block), "+r"(thread));
@@ -121,10 +122,10 @@ __device__ inline uint32_t row_of(const Geometry& g, uint32_t unit) {
 
 // A thread's part of its unit's sum. `data` and `skipped`: see Unit.
 template <class Work, bool LISTED, class Problem>
-__device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t first_block,
+__device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t block,
                                             void* const* data = nullptr, uint64_t skipped = 0) {
   using T = typename Work::T;
-  const auto [unit, lane] = place_of(g, first_block);
+  const auto [unit, lane] = place_of(g, block);
   if (unit >= g.count) return 0;
   const uint32_t row = row_of(g, unit);
   const int64_t begin = row * g.cols, end = begin + g.cols;
@@ -142,12 +143,12 @@ __device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g,
 }
 
 template <class Work, class Problem>
-__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
+__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t block, typename Work::T* shared) {
   using T = typename Work::T;
-  T sum = run_unit<Work, false>(p, g, first_block);
+  T sum = run_unit<Work, false>(p, g, block);
   if (!Work::kSums || !p.sum.out) return;
   sum = group_sum(sum, g.width, shared);
-  const Place at = place_of(g, first_block);
+  const Place at = place_of(g, block);
   if (at.lane != 0 || at.unit >= g.count) return;
   if (g.per_row == 1) {
     static_cast<T*>(p.sum.out)[at.unit] = T(p.sum.scale * double(sum));
@@ -218,19 +219,33 @@ __device__ inline bool last_block(unsigned* counter) {
   return last;
 }
 
+// The work of a launch's block.
+template <class T, class Rec, class Post>
+__device__ inline void run_at(const Launch& a, uint32_t block, double* shared) {
+  const uint32_t rec_blocks = uint32_t(a.rec.blocks);
+  if (block < rec_blocks) {
+    if constexpr (!std::is_same_v<Rec, Nothing>) {
+      run_block<Rec>(a.reconstruction, a.rec, block, reinterpret_cast<T*>(shared));
+    }
+  } else {
+    if constexpr (!std::is_same_v<Post, Nothing>) {
+      run_block<Post>(a.posterior, a.post, block - rec_blocks, reinterpret_cast<T*>(shared));
+    }
+  }
+}
+
 template <class T, class Rec, class Post>
 __global__ void __launch_bounds__(kThreads, (blocks_per_sm<T, Rec, Post>()))
     job_kernel(const __grid_constant__ Launch a) {
   __shared__ double shared[kThreads / kWarp];
-  const uint32_t rec_blocks = uint32_t(a.rec.blocks);
-  if (blockIdx.x < rec_blocks) {
-    if constexpr (!std::is_same_v<Rec, Nothing>) {
-      run_block<Rec>(a.reconstruction, a.rec, 0, reinterpret_cast<T*>(shared));
-    }
+  if constexpr (kPlainWork<Post>) {
+    // as many blocks as the GPU holds take all of the launch's: fewer begin, and fewer wait for their turn at the
+    // counter
+    const uint32_t blocks = uint32_t(a.rec.blocks + a.post.blocks);
+#pragma unroll 1
+    for (uint32_t block = blockIdx.x; block < blocks; block += gridDim.x) run_at<T, Rec, Post>(a, block, shared);
   } else {
-    if constexpr (!std::is_same_v<Post, Nothing>) {
-      run_block<Post>(a.posterior, a.post, rec_blocks, reinterpret_cast<T*>(shared));
-    }
+    run_at<T, Rec, Post>(a, blockIdx.x, shared);
   }
   if (a.counter && last_block(a.counter)) finish<T>(a, 0, a.rows, shared);
 }

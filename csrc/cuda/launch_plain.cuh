@@ -9,7 +9,9 @@ namespace vaefast {
 
 template <class Rec, class Post>
 void launch_plain(const Launch& a, cudaStream_t stream) {
-  start(job_kernel<float, Rec, Post>, a.rec.blocks + a.post.blocks, kThreads, stream, a);
+  const int64_t blocks = a.rec.blocks + a.post.blocks,
+                held = int64_t(multiprocessors()) * blocks_per_sm<float, Rec, Post>();
+  start(job_kernel<float, Rec, Post>, blocks < held ? blocks : held, kThreads, stream, a);
 }
 
 template <class S, class L, int NP>
@@ -38,6 +40,7 @@ void launch_plain(const Launch& a, bool reconstruction, cudaStream_t stream) {
     return a.posterior.backward ? launch_plain_posterior<S, PlainBackward>(a, stream)
                                 : launch_plain_posterior<S, PlainForward>(a, stream);
   }
+  if (a.reconstruction.kept) return launch_plain<PlainRescale<S>, PlainBackward<S, false, true>>(a, stream);
   visit(a.reconstruction.likelihood, Likelihoods{}, [&](auto tag) {
     using L = typename decltype(tag)::type;
     if constexpr (!kMixture<L>) launch_plain_params<S, L, L::params>(a, stream);

@@ -58,24 +58,24 @@ __device__ inline void put(const Operand& op, const At& at, const T (&in)[N]) {
   *line_at<S>(op, at) = line;
 }
 
-// use(at, fetch(at)) for each of the unit's lines.
-template <class S, class Fetch, class Use>
+// use(at, fetch(at)) for each of the unit's lines, FLIGHT of which are under way together.
+template <class S, int FLIGHT = kFlight, class Fetch, class Use>
 __device__ inline void for_lines(const Space& s, const Unit& u, const Fetch& fetch, const Use& use) {
   const uint32_t step = u.width * Line<S>::N, limit = uint32_t(u.limit);
   const auto place = [&](uint32_t element) {
     return At{element, s.views ? uint32_t(product(element, s.reciprocal) >> 32) >> s.shift : 0};
   };
 #pragma unroll 1
-  for (uint32_t first = uint32_t(u.first) + u.lane * Line<S>::N; first < limit; first += kFlight * step) {
-    decltype(fetch(At{})) lines[kFlight];
+  for (uint32_t first = uint32_t(u.first) + u.lane * Line<S>::N; first < limit; first += FLIGHT * step) {
+    decltype(fetch(At{})) lines[FLIGHT];
 #pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
+    for (int k = 0; k < FLIGHT; ++k) {
       // where there is no such line, the first again: a branch around a load would let others be put off
       const uint32_t element = first + k * step;
       lines[k] = fetch(place(element < limit ? element : first));
     }
 #pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
+    for (int k = 0; k < FLIGHT; ++k) {
       if (k == 0 || first + k * step < limit) use(place(first + k * step), lines[k]);
     }
   }
@@ -126,11 +126,13 @@ struct PlainForward {
     const auto load_line = [&](const At& at) { return PosteriorLines<S>{fetch<S>(p.mu, at), fetch<S>(p.raw, at), {}}; };
     for_lines<S>(p.space, u, load_line, [&](const At& at, const PosteriorLines<S>& lines) {
       PlainPosterior<S, SAMPLE> x(p, stream, at, lines);
+      T part = 0;
 #pragma unroll
       for (int i = 0; i < Line<S>::N; ++i) {
-        if constexpr (KLD) sum += kl_of(x.mu[i], x.q[i]).value;
+        if constexpr (KLD) part += kl_of(x.mu[i], x.q[i]).value;
         if constexpr (SAMPLE) x.mu[i] = fma_(x.q[i].std, x.eps[i], x.mu[i]);
       }
+      sum += part;
       if constexpr (SAMPLE) put<S>(p.out_z, at, x.mu);
     });
     return sum;
@@ -194,27 +196,56 @@ struct PlainReconstruction {
       for (int k = 0; k < NP; ++k) lines.param[k] = fetch<S>(p.param[k], at);
       return lines;
     };
-    for_lines<S>(p.space, u, load_lines, [&](const At& at, const Lines& lines) {
+    // with three parameters there is more to compute than to wait for
+    for_lines<S, NP == 3 ? 1 : kFlight>(p.space, u, load_lines, [&](const At& at, const Lines& lines) {
       T param[NP][N], target[N];
 #pragma unroll
       for (int k = 0; k < NP; ++k) decode(lines.param[k], param[k]);
       decode(lines.target, target);
+      T part = 0;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         T x[NP];
 #pragma unroll
         for (int k = 0; k < NP; ++k) x[k] = param[k][i];
         const auto term = eval_term<L>(x, target[i], p.options);
-        sum += term.nll;
+        part += term.nll;
 #pragma unroll
         for (int k = 0; k < NP; ++k) param[k][i] = term.grad[k] * factor;
       }
+      sum += part;
 #pragma unroll
       for (int k = 0; k < NP; ++k) {
         if (p.out_grad[k].data) put<S>(p.out_grad[k], at, param[k]);
       }
     });
     return sum;
+  }
+};
+
+// Gradients that an earlier launch left, times upstream; nothing at all where it is 1.
+template <class S>
+struct PlainRescale {
+  using T = float;
+  static constexpr bool kSums = false;
+  static constexpr int kBlocks = 5;
+
+  static __device__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
+    const T factor = number(p.upstream);
+    if (factor == T(1)) return 0;
+#pragma unroll 1
+    for (int k = 0; k < p.nparams; ++k) {
+      if (!p.out_grad[k].data) continue;
+      const auto load_line = [&](const At& at) { return fetch<S>(p.out_grad[k], at); };
+      for_lines<S, 2 * kFlight>(p.space, u, load_line, [&](const At& at, const Line<S>& line) {
+        T grad[Line<S>::N];
+        decode(line, grad);
+#pragma unroll
+        for (int i = 0; i < Line<S>::N; ++i) grad[i] *= factor;
+        put<S>(p.out_grad[k], at, grad);
+      });
+    }
+    return 0;
   }
 };
 
@@ -225,5 +256,7 @@ template <class S, bool SAMPLE, bool KLD>
 constexpr bool kPlainWork<PlainBackward<S, SAMPLE, KLD>> = true;
 template <class S, class L, int NP>
 constexpr bool kPlainWork<PlainReconstruction<S, L, NP>> = true;
+template <class S>
+constexpr bool kPlainWork<PlainRescale<S>> = true;
 
 }  // namespace vaefast

@@ -115,19 +115,18 @@ inline bool is_mixture(const ReconstructionProblem& p) {
 inline bool is_plain(const ReconstructionProblem& p) {
   std::vector<const Operand*> operands{&p.target};
   for (int k = 0; k < p.nparams; ++k) operands.insert(operands.end(), {&p.param[k], &p.out_grad[k]});
-  return in_lines(p.space, operands) && !p.kept && !is_mixture(p) && !p.weight.data && !p.out_nll.data &&
-         is_number(p.upstream);
+  return in_lines(p.space, operands) && !is_mixture(p) && !p.weight.data && !p.out_nll.data && is_number(p.upstream);
 }
 
-// Whether a plain kernel does the job: both problems, in one dtype. Only float16 leaves the gradients of a plain loss
-// to backward, where those of the KL come with them.
+// Whether a plain kernel does the job: both problems, in one dtype. In backward the KL's gradients come with a
+// rescaling, or with those of a reconstruction in float16, which alone leaves them to backward.
 inline bool is_plain(const Job& job, const Launch& a) {
   const ReconstructionProblem& r = a.reconstruction;
   const PosteriorProblem& p = a.posterior;
   if (!job.posterior) return is_plain(r);
   if (!job.reconstruction) return is_plain(p);
   return is_plain(r) && is_plain(p) && r.space.moves == p.space.moves &&
-         (!p.backward || r.space.moves == Moves::kPlainHalf);
+         (!p.backward || r.kept || r.space.moves == Moves::kPlainHalf);
 }
 
 inline void launch_plain(const Launch& a, bool reconstruction, cudaStream_t stream) {

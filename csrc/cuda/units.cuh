@@ -111,13 +111,15 @@ struct PosteriorForward {
       T kl[N];
       scales_of(p.activation, x.raw, q);
       if constexpr (KLD) {
+        T part = 0;
         visit(p.prior, [&](auto prior) {
 #pragma unroll
           for (int i = 0; i < N; ++i) {
             kl[i] = x.template kl<decltype(prior)::value>(q[i], i).value;
-            if (at.holds(i)) sum += kl[i];
+            if (at.holds(i)) part += kl[i];
           }
         });
+        sum += part;
         write<M>(p.out_kl, at, kl);
       }
       if constexpr (SAMPLE) {
@@ -231,10 +233,12 @@ struct Reconstruction {
           for (int k = 0; k < NP; ++k) param[k][i] = on ? by[i] * param[k][i] : T(0);
         }
       }
+      T part = 0;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        if (at.holds(i)) sum += target[i];
+        if (at.holds(i)) part += target[i];
       }
+      sum += part;
       write<M>(p.out_nll, at, target);
 #pragma unroll
       for (int k = 0; k < NP; ++k) write<M>(p.out_grad[k], at, param[k]);

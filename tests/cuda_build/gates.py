@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cuda_build.binary import Resources
-from cuda_build.operations import FLIGHT, DType, Operation, way_round
+from cuda_build.operations import DType, Operation, way_round
 from cuda_build.paths import Flow
 from cuda_build.sass import Instruction, Kernel
 
@@ -65,9 +65,9 @@ def in_flight(path: Iterable[Instruction]) -> int:
 
 
 def flights(operation: Operation, dtype: DType, flow: Flow) -> Iterator[str]:
-    """Two lines of each operand, on the plain path."""
+    """All that go once round the loop, on the plain path."""
     path = way_round(operation, dtype, flow)
-    wanted = FLIGHT * operation.loads
+    wanted = operation.moved(dtype)[1] * operation.loads
     if path is None:
         yield f"{operation.name}, {dtype.name}: no way round {operation.kernel_for(dtype)} does it"
     elif (found := in_flight(path.instructions)) < wanted:

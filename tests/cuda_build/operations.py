@@ -20,7 +20,7 @@ EX2 = r"^MUFU\.EX2"
 POSTERIOR = Demand(r"^MUFU\.RSQ")
 PACK = 4  # elements with float arithmetic (kPack in csrc/cuda/pack.cuh)
 LINE = 16  # bytes that the plain path moves at once, and
-FLIGHT = 2  # times in a row for each operand (Line and kFlight in csrc/cuda/plain.cuh)
+FLIGHT = 2  # times in a row for each operand, of up to three (Line and kFlight in csrc/cuda/plain.cuh)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Operation:
 
     def moved(self, dtype: DType) -> tuple[int, int]:
         """Elements that one instruction moves, and how many moves of each operand are once round the loop."""
-        return (LINE // dtype.size, FLIGHT) if self.plain else (PACK, 1)
+        return (LINE // dtype.size, 1 if self.loads == 4 else FLIGHT) if self.plain else (PACK, 1)
 
     def demands(self, dtype: DType) -> list[Demand]:
         """For a path that goes once round the loop."""
