@@ -10,7 +10,7 @@ import pytest
 import vaefast
 from vaefast import Parameterization, reference
 
-FUNCTIONS = [n for n in vaefast.__all__ if inspect.isfunction(getattr(vaefast, n))]
+FUNCTIONS = [n for n in vaefast.__all__ if inspect.isroutine(getattr(vaefast, n))]
 SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
 KL_OPTIONS = "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False"
 CONTRACT = {
