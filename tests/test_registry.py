@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vaefast
 from vaefast import Parameterization, reference
@@ -121,3 +125,34 @@ def test_every_likelihood_is_in_the_documentation(name: str) -> None:
 def test_every_parameterization_is_in_the_documentation(name: str) -> None:
     assert f'"{name}"' in Parameterization.__doc__
     assert f'"{name}"' in vaefast.reparameterize.__doc__
+
+
+def _stub() -> dict[str, ast.FunctionDef]:
+    path = Path(vaefast.__file__).with_name("_C.pyi")
+    return {f.name: f for f in ast.parse(path.read_text()).body if isinstance(f, ast.FunctionDef)}
+
+
+# a schema's types as the stub writes them
+TYPES = {"Tensor[]": "Sequence[Tensor]", "float[]": "Sequence[float]"}
+
+
+def stub_type(schema: str) -> str:
+    plain = schema.rstrip("?")
+    return TYPES.get(plain, plain) + (" | None" if schema.endswith("?") else "")
+
+
+def test_the_stub_names_every_entry_of_the_extension(extension: Any) -> None:
+    assert sorted(_stub()) == sorted(name for name in dir(extension) if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", list(_stub()))
+def test_the_stub_has_the_extensions_arguments(extension: Any, name: str) -> None:
+    """Names, order and types from the operator's schema; how many, from what pybind11 tells."""
+    stated = [(a.arg, ast.unparse(a.annotation or ast.Constant(None))) for a in _stub()[name].args.posonlyargs]
+    told = getattr(extension, name).__doc__.partition("(")[2].partition(") ->")[0]
+    assert len(re.findall(r"arg\d+:", told)) == len(stated)
+    if stated:
+        schema = getattr(torch.ops.vaefast, "elbo" if name == "elbo_loss" else name).default._schema
+        types = [re.sub(r"^Optional\[(.*)\]$", r"\1?", str(a.type)) for a in schema.arguments]
+        types = [re.sub(r"^List\[(.*)\]$", r"\1[]", t) for t in types]
+        assert stated == [(a.name, stub_type(t)) for a, t in zip(schema.arguments, types)]
