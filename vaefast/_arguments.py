@@ -47,28 +47,27 @@ def kl(
     p = _options.parameterization(parameterization)
     pm = None if prior_mu is None else prior("prior_mu", prior_mu, mu)
     plv = None if prior_logvar is None else prior("prior_logvar", prior_logvar, mu)
-    return Pair(mu, logvar, pm, plv, p), kl_options(mu, pm, plv, reduction, balance, options)
+    return with_options(Pair(mu, logvar, pm, plv, p), reduction, balance, options)
 
 
-def kl_options(
-    mu: Tensor, prior_mu: object, prior_logvar: object, reduction: str, balance: object, options: Composed
-) -> KLOptions:
-    """The options, as far as they go with the reduction and the tensors."""
+def with_options(pair: Pair, reduction: str, balance: object, options: Composed) -> tuple[Pair, KLOptions]:
+    """The options, as far as they go with the reduction and the tensors, and the pair that they are for."""
+    mu = pair.mu
     if reduction not in _options.REDUCTIONS:
         choice("reduction", reduction, _options.REDUCTIONS)
     if mu.dim() == 0:
         batched("mu", mu, reduction)
     if balance is None and not options:
-        return _options.NONE
+        return pair, _options.NONE
     found = _options.kl_options(reduction, balance, options)
     if balance is not None:
-        _options.kl_balance(balance, prior_mu, prior_logvar)
+        _options.kl_balance(balance, pair.prior_mu, pair.prior_logvar)
     if mu.dim() == 0 and (found.capacity is not None or (found.free_bits > 0 and found.free_bits_per != "dim")):
         what = "capacity" if found.capacity is not None else f"free_bits_per={found.free_bits_per!r}"
         raise ValueError(f"{what} needs a batch dimension, but mu is a 0-d tensor; use mu.unsqueeze(0)")
     if isinstance(found.capacity, Tensor):
         same_device("capacity", found.capacity, "mu", mu.device)
-    return found
+    return pair, found
 
 
 def samples(mu: object, logvar: object, number: object) -> tuple[Tensor, Tensor]:

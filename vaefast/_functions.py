@@ -166,7 +166,7 @@ class Functions(PosteriorFunctions):
                 of = Reconstruction(params, target, weight, chosen, overwrite_recon)
                 pair = Pair(mu, logvar, prior_mu, prior_logvar, p)
                 factor = _arguments.elbo(params[0], mu, beta, reduction)
-                o = _arguments.kl_options(mu, prior_mu, prior_logvar, reduction, balance, options)
+                pair, o = _arguments.with_options(pair, reduction, balance, options)
                 terms = _compose.elbo_of_terms(direct, direct, of, pair, factor, reduction, o)
                 return terms.loss if loss_alone else terms
             except (TypeError, ValueError):

@@ -78,8 +78,7 @@ class PosteriorFunctions:
         """
         dim = 0
         if num_samples is not None:
-            mu, logvar = _arguments.samples(mu, logvar, num_samples)
-            dim = 1
+            mu, logvar, dim = *_arguments.samples(mu, logvar, num_samples), 1
         p = _options.parameterization(parameterization)
         if eps is None and generator is None and noise == "philox":
             direct = self.engines.direct(mu)
@@ -153,8 +152,8 @@ class PosteriorFunctions:
                     if balance is not None:
                         balance = _options.kl_balance(balance, prior_mu, prior_logvar)
                     return direct.posterior(*given, p, reduction, balance, None, None, False, True)[0]
-                o = _arguments.kl_options(mu, prior_mu, prior_logvar, reduction, balance, options)
-                return _compose.kl(direct, Pair(*given, p), reduction, o)
+                pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
+                return _compose.kl(direct, pair, reduction, o)
             except (TypeError, ValueError):
                 _arguments.kl(*given, p, reduction, balance, options)
                 raise
@@ -243,8 +242,8 @@ class PosteriorFunctions:
                             balance = _options.kl_balance(balance, prior_mu, prior_logvar)
                         z, kl = direct.posterior(*given, p, reduction, balance, None, None, True, True)
                         return z, kl
-                    o = _arguments.kl_options(mu, prior_mu, prior_logvar, reduction, balance, options)
-                    return _compose.sample_with_kl(direct, Pair(*given, p), reduction, o, None, None)
+                    pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
+                    return _compose.sample_with_kl(direct, pair, reduction, o, None, None)
                 except (TypeError, ValueError):
                     _arguments.kl(*given, p, reduction, balance, options)
                     raise
