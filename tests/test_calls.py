@@ -117,17 +117,14 @@ def test_a_refused_call_enters_it_at_most_once(entered: list[str]) -> None:
 
 def test_a_number_for_a_parameter_costs_what_a_tensor_does(extension: object) -> None:
     scale = torch.tensor(0.3)
-
-    def fastest(value: object) -> float:
-        best = float("inf")
-        for _ in range(300):
+    mean, data = torch.randn(256, 784, requires_grad=True), torch.rand(256, 784)
+    best: dict[Any, float] = {}
+    for _ in range(300):  # in turns, as the machine's other work comes and goes
+        for value in (0.3, scale):
             start = time.perf_counter()
-            vaefast.reconstruction_loss((recon, value), x, likelihood="gaussian")
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    ratios = [fastest(0.3) / fastest(scale) for _ in range(3)]
-    assert min(ratios) <= 1.2, ratios
+            vaefast.reconstruction_loss((mean, value), data, likelihood="gaussian")
+            best[value] = min(best.get(value, 1.0), time.perf_counter() - start)
+    assert best[0.3] <= 1.2 * best[scale], best
 
 
 def test_numbers_are_what_tensors_of_them_are(backend: str) -> None:

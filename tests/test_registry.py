@@ -16,17 +16,22 @@ from vaefast import Parameterization, reference
 
 FUNCTIONS = [n for n in vaefast.__all__ if inspect.isroutine(getattr(vaefast, n))]
 SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
-KL_OPTIONS = "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False"
+KL_OPTIONS = (
+    "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False prior_parameterization='logvar'"
+)
 CONTRACT = {
     "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise='philox' num_samples=None",
     "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
     + KL_OPTIONS,
-    "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar'",
+    "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' "
+    "prior_parameterization='logvar'",
     "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
     "eps=None generator=None noise='philox' " + KL_OPTIONS + " estimator='analytic'",
     "multi_tensor_gaussian_kl": "mus raws prior_mus=None prior_raws=None * parameterization='logvar' "
+    "prior_parameterization=None "
     "reduction='batchmean'",
     "multi_tensor_sample_with_kl": "mus raws prior_mu=0.0 prior_logvar=0.0 * parameterization='logvar' "
+    "prior_parameterization='logvar' "
     "reduction='sum' generator=None",
     "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None "
     "overwrite_recon=False",

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _options
 from ._checks import batched, broadcasts, choice, factor, floating, is_real, like, same_device, tensors
 from ._engine import Pair, Posteriors, Reconstruction
-from ._gaussian import Prior, logvar_of
+from ._gaussian import Prior, as_tensor, logvar_of, wide
 from ._options import Composed, KLOptions, Likelihood, Parameterization
 from .likelihoods import LikelihoodEntry, entry_of
 
@@ -46,7 +46,8 @@ def kl(
     mu, logvar = posterior(mu, logvar)
     p = _options.parameterization(parameterization)
     pm = None if prior_mu is None else prior("prior_mu", prior_mu, mu)
-    plv = None if prior_logvar is None else prior("prior_logvar", prior_logvar, mu)
+    given: Any = prior_logvar  # which is checked where it is converted, if it is
+    plv = given if given is None or "prior_parameterization" in options else prior("prior_logvar", given, mu)
     return with_options(Pair(mu, logvar, pm, plv, p), reduction, balance, options)
 
 
@@ -67,7 +68,17 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
         raise ValueError(f"{what} needs a batch dimension, but mu is a 0-d tensor; use mu.unsqueeze(0)")
     if isinstance(found.capacity, Tensor):
         same_device("capacity", found.capacity, "mu", mu.device)
+    if "prior_parameterization" in options and pair.prior_logvar is not None:
+        p = _options.parameterization(found.prior_parameterization)
+        pair = pair._replace(prior_logvar=log_variance(prior("prior_logvar", pair.prior_logvar, mu), p, mu))
     return pair, found
+
+
+def log_variance(raw: Prior, p: Parameterization, mu: Tensor) -> Prior:
+    """What a prior's second argument means; computed in float32 at least, as the engines compute the posterior's."""
+    if raw is None or p == _options.PLAIN["logvar"]:
+        return raw
+    return logvar_of(wide(raw) if isinstance(raw, Tensor) else as_tensor(raw, wide(mu)), p.spec)
 
 
 def samples(mu: object, logvar: object, number: object) -> tuple[Tensor, Tensor]:
@@ -280,12 +291,14 @@ def each_with_its_prior(
     prior_mus: object,
     prior_raws: object,
     parameterization: str | Parameterization,
+    prior_parameterization: str | Parameterization | None,
     reduction: str,
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)
+    of_prior = p if prior_parameterization is None else prior_parameterization_of(prior_parameterization)
     pms = priors("prior_mus", prior_mus, mus)
-    plvs = [logvar_of(raw, p.spec) for raw in priors("prior_raws", prior_raws, mus)]
+    plvs = [logvar_of(raw, of_prior.spec) for raw in priors("prior_raws", prior_raws, mus)]
     same_batches(mus, reduction)
     return Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p)
 
@@ -296,19 +309,30 @@ def all_with_one_prior(
     prior_mu: object,
     prior_logvar: object,
     parameterization: str | Parameterization,
+    prior_parameterization: str | Parameterization,
     reduction: str,
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)
-    pms, pm = shared_prior("prior_mu", prior_mu, mus)
-    plvs, plv = shared_prior("prior_logvar", prior_logvar, mus)
+    pms, pm = spread(shared_prior("prior_mu", prior_mu, mus), mus)
+    raw, of_prior = shared_prior("prior_logvar", prior_logvar, mus), prior_parameterization_of(prior_parameterization)
+    plvs, plv = spread(log_variance(raw, of_prior, mus[0]), mus)
     same_batches(mus, reduction)
     return Posteriors(mus, raws, pms, pm, plvs, plv, p)
 
 
-def shared_prior(name: str, value: object, mus: list[Tensor]) -> tuple[list[Tensor], float]:
-    """For all mus: a tensor as often as there are of them, or a number."""
+def prior_parameterization_of(value: str | Parameterization) -> Parameterization:
+    return _options.parameterization(value, "prior_parameterization")
+
+
+def shared_prior(name: str, value: object, mus: list[Tensor]) -> Prior:
+    """One for all mus."""
     found = None
     for mu in mus:
         found = prior(name, value, mu)
-    return ([found] * len(mus), 0.0) if isinstance(found, Tensor) else ([], found or 0.0)
+    return found
+
+
+def spread(shared: Prior, mus: list[Tensor]) -> tuple[list[Tensor], float]:
+    """A tensor as often as there are mus, or a number."""
+    return ([shared] * len(mus), 0.0) if isinstance(shared, Tensor) else ([], shared or 0.0)

@@ -215,8 +215,9 @@ class Functions(PosteriorFunctions):
             beta: the KL's factor, a float or, for a schedule that compiles once, a 0-d tensor.
             reduction: ``"per_sample"``, ``"batchmean"`` or ``"sum"``. ``"mean"`` is refused: a mean over elements would
                 weigh the two terms by their sizes.
-            free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`gaussian_kl`; ``kl``
-                is the term with them. With ``capacity``, beta is the gamma of Burgess et al. 2018.
+            free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: the KL's options, as for
+                :func:`gaussian_kl`; ``kl`` is the term with them. With ``capacity``, beta is the gamma of Burgess et
+                al. 2018.
             preset: None, or a name in ``vaefast.presets.PRESETS``: the convention of another project, its arguments and
                 its factors on the terms. An argument that is given wins over the preset's, also where it is the default
                 here: ``beta=1.0``.

@@ -171,7 +171,9 @@ class Compiled:
             return None
         for value in recon:
             if not isinstance(value, Tensor):
-                return [torch.full((), p, dtype=first.dtype, device=first.device) if is_real(p) else p for p in recon]
+                return [
+                    torch.scalar_tensor(p, dtype=first.dtype, device=first.device) if is_real(p) else p for p in recon
+                ]  # fmt: skip
         return recon
 
     def reconstruction(

@@ -75,13 +75,13 @@ class Parameterization:
 PLAIN: dict[str, Parameterization] = {name: Parameterization(name) for name in PARAMETERIZATIONS}
 
 
-def parameterization(value: str | Parameterization) -> Parameterization:
+def parameterization(value: str | Parameterization, name: str = "parameterization") -> Parameterization:
     if isinstance(value, Parameterization):
         return value
     if not isinstance(value, str):
-        raise TypeError(f"parameterization must be a str or a Parameterization, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a str or a Parameterization, got {type(value).__name__}")
     if value not in PLAIN:
-        choice("parameterization", value, tuple(PLAIN))
+        choice(name, value, tuple(PLAIN))
     return PLAIN[value]
 
 
@@ -192,6 +192,7 @@ class KLOptions(NamedTuple):
     balance: float | None = None
     capacity: Tensor | float | None = None
     symmetric: bool = False
+    prior_parameterization: str | Parameterization = "logvar"
 
     def changed(self) -> dict[str, Any]:
         """Those that are not the defaults."""
@@ -205,7 +206,7 @@ NONE = KLOptions()
 
 
 class Composed(TypedDict, total=False):
-    """The options of ``KLOptions`` that are composed of several KLs, as functions take them: ``**options``.
+    """The options of ``KLOptions`` that no engine knows of, as functions take them: ``**options``.
 
     A call without them is told by one test of an empty dictionary.
     """
@@ -214,6 +215,7 @@ class Composed(TypedDict, total=False):
     free_bits_per: str
     capacity: Tensor | Real | None
     symmetric: bool
+    prior_parameterization: str | Parameterization
 
 
 def spelled_out(f: F) -> F:
@@ -247,6 +249,7 @@ def kl_options(reduction: str, balance: object, options: Composed) -> KLOptions:
             raise TypeError(f"{name!r} is an unexpected keyword argument")
     free_bits, per = options.get("free_bits", 0.0), options.get("free_bits_per", "dim")
     capacity, symmetric = options.get("capacity"), options.get("symmetric", False)
+    of_prior = options.get("prior_parameterization", "logvar")
     if type(free_bits) is not float and not is_real(free_bits):
         raise TypeError(f"free_bits must be a number (nats), got {free_bits!r}")
     if not 0 <= free_bits < math.inf:
@@ -265,6 +268,7 @@ def kl_options(reduction: str, balance: object, options: Composed) -> KLOptions:
         None if balance is None else kl_balance(balance),
         None if capacity is None else kl_capacity(capacity, reduction, free_bits),
         symmetric is not False and flag("symmetric", symmetric),
+        of_prior if of_prior == "logvar" else parameterization(of_prior, "prior_parameterization"),
     )
 
 

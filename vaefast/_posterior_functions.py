@@ -114,7 +114,7 @@ class PosteriorFunctions:
         Args:
             mu, logvar: ``[B, ...]``, the same shape; floating dtypes may differ.
             prior_mu, prior_logvar: None is 0; else a float, or a tensor that broadcasts to ``mu``. Trained if they
-                require grad. ``prior_logvar`` is a log variance whatever the parameterization.
+                require grad.
             parameterization: what ``logvar`` means; see :class:`Parameterization`.
             reduction: ``"none"`` elementwise, ``"per_sample"`` ``[B]``, ``"batchmean"`` its mean over B, ``"sum"``, or
                 ``"mean"`` over every element.
@@ -131,6 +131,8 @@ class PosteriorFunctions:
                 mean for ``"batchmean"``, and B times that for ``"sum"``. No gradient where KL = C. Not together with
                 ``free_bits``.
             symmetric: KL(q || p) + KL(p || q) instead (Jeffreys 1946), in the dtype and with the options of the KL.
+            prior_parameterization: what ``prior_logvar`` means, as ``parameterization`` says of ``logvar``; None is a
+                standard deviation of 1 whatever it is. A half's is computed in float32, and counts as that.
 
         Returns:
             The KL. A reduced result is float32 (float64 where an input is); ``"none"`` keeps the promoted input dtype.
@@ -168,11 +170,12 @@ class PosteriorFunctions:
         prior_logvar: Prior = None,
         *,
         parameterization: str | Parameterization = "logvar",
+        prior_parameterization: str | Parameterization = "logvar",
     ) -> Tensor:
         """The batch's mean of the KL of each latent dimension: which are used, and which have collapsed to the prior.
 
         Args:
-            mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`gaussian_kl`.
+            mu, logvar, prior_mu, prior_logvar, parameterization, prior_parameterization: as for :func:`gaussian_kl`.
 
         Returns:
             ``mean_b kl[b, ...]`` in nats, mu's shape without B; float32 (float64 where an input is). It sums to the
@@ -187,7 +190,10 @@ class PosteriorFunctions:
             print(int(active.sum()), "active units")
         """
         mu = wide(batch("mu", mu))
-        kl = self.gaussian_kl(mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction="none")
+        kl = self.gaussian_kl(
+            mu, logvar, prior_mu, prior_logvar, parameterization=parameterization, reduction="none",
+            prior_parameterization=prior_parameterization,
+        )  # fmt: skip
         return kl.mean(0)
 
     @spelled_out
@@ -214,7 +220,7 @@ class PosteriorFunctions:
         Args:
             mu, logvar, prior_mu, prior_logvar, parameterization, reduction: as for :func:`gaussian_kl`.
             eps, generator, noise: as for :func:`reparameterize`.
-            free_bits, free_bits_per, balance, capacity, symmetric: as for :func:`gaussian_kl`.
+            free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: as for :func:`gaussian_kl`.
             estimator: ``"analytic"``, the KL itself. ``"mc"``: log q(z) - log p(z) at the sample, its estimate without
                 bias, which can be negative (Kingma & Welling 2014, equation 2). ``"stl"``, sticking the landing: the
                 same value, but with q's mean and scale held in log q, so that the gradient goes through z alone (Roeder
@@ -265,6 +271,7 @@ class PosteriorFunctions:
         prior_raws: Sequence[Tensor] | None = None,
         *,
         parameterization: str | Parameterization = "logvar",
+        prior_parameterization: str | Parameterization | None = None,
         reduction: str = "batchmean",
     ) -> Tensor:
         """The sum of :func:`gaussian_kl` over many posteriors, such as the levels of a hierarchy, in one call.
@@ -273,7 +280,8 @@ class PosteriorFunctions:
             mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
             prior_mus, prior_raws: None is N(0, I); else lists as long, each tensor broadcasting to its mu. Trained if
                 they require grad.
-            parameterization: what ``raws``, and likewise ``prior_raws``, mean.
+            parameterization: what ``raws`` mean.
+            prior_parameterization: what ``prior_raws`` mean; None is what ``raws`` do.
             reduction: ``"per_sample"``, ``"batchmean"`` (both need one batch in all) or ``"sum"``.
 
         Returns:
@@ -289,7 +297,8 @@ class PosteriorFunctions:
             kl = vaefast.multi_tensor_gaussian_kl(mus, logvars, prior_mus, prior_logvars)
             loss = nll + kl
         """
-        if parameterization == "logvar" and isinstance(mus, (list, tuple)) and mus:
+        logvars = parameterization == "logvar" and prior_parameterization in (None, "logvar")
+        if logvars and isinstance(mus, (list, tuple)) and mus:
             direct = self.engines.direct(mus[0])
             # None is an empty list, and an empty list is an error
             if direct is not None and (prior_mus is None or prior_mus) and (prior_raws is None or prior_raws):
@@ -299,9 +308,11 @@ class PosteriorFunctions:
                         mus, raws, prior_mus or (), 0.0, prior_raws or (), 0.0, p, reduction, None, False
                     )[0]  # fmt: skip
                 except (TypeError, ValueError):
-                    _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, reduction)
+                    _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction)
                     raise
-        many = _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, parameterization, reduction)
+        many = _arguments.each_with_its_prior(
+            mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction
+        )
         return self._engine_of(many.mus).multi_kl(many, reduction)
 
     def multi_tensor_sample_with_kl(
@@ -312,6 +323,7 @@ class PosteriorFunctions:
         prior_logvar: Prior = 0.0,
         *,
         parameterization: str | Parameterization = "logvar",
+        prior_parameterization: str | Parameterization = "logvar",
         reduction: str = "sum",
         generator: torch.Generator | None = None,
     ) -> tuple[list[Tensor], Tensor]:
@@ -323,6 +335,7 @@ class PosteriorFunctions:
             mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
             prior_mu, prior_logvar: one prior for all: floats, or tensors that broadcast to every mu.
             parameterization: what ``raws`` mean.
+            prior_parameterization: what ``prior_logvar`` means.
             reduction: ``"sum"``, or ``"per_sample"`` or ``"batchmean"`` where all have one batch.
             generator: where the seed comes from; the default generator of the tensors' device if None.
 
@@ -339,7 +352,9 @@ class PosteriorFunctions:
             weights, kl = vaefast.multi_tensor_sample_with_kl(mus, rhos, parameterization="softplus")
             loss = nll(weights, batch) + kl / batches
         """
-        many = _arguments.all_with_one_prior(mus, raws, prior_mu, prior_logvar, parameterization, reduction)
+        many = _arguments.all_with_one_prior(
+            mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction
+        )
         _arguments.noise("philox", None, generator, many.mus[0], None)
         return self._engine_of(many.mus).multi_sample_with_kl(many, reduction, generator)
 

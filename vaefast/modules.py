@@ -22,7 +22,8 @@ class ELBOLoss(nn.Module):
 
     Args:
         likelihood, beta, parameterization, reduction: as for :func:`vaefast.elbo_terms`.
-        free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`vaefast.gaussian_kl`.
+        free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: the KL's options, as for
+            :func:`vaefast.gaussian_kl`.
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
         process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
         overwrite_recon: as for :func:`vaefast.reconstruction_loss`.

@@ -30,7 +30,7 @@ class Preset:
 
     Args:
         source: the project's repository, file and function.
-        likelihood, parameterization, reduction, beta, free_bits, free_bits_per, balance: as for
+        likelihood, parameterization, reduction, beta, free_bits, free_bits_per, balance, prior_parameterization: as for
             :func:`vaefast.elbo_terms`, with its defaults.
         scale: the reconstruction's factor under ``likelihood``; under another that the caller gives it is 1.
         per_dim: of ``"reconstruction"`` and ``"kl"``, the terms that are divided by the number of elements of a sample
@@ -55,6 +55,7 @@ class Preset:
     balance: float | None = None
     scale: float = 1.0
     per_dim: tuple[str, ...] = ()
+    prior_parameterization: str | Parameterization = "logvar"
 
     def filled(self, given: dict[str, Any]) -> dict[str, Any]:
         """What the caller gave, and of what he did not the preset's own, where they are not the function's defaults."""
