@@ -15,8 +15,9 @@ from torch import Tensor
 from . import _arguments, _compose, _options, distributed, presets
 from ._checks import Real, batched, choice
 from ._engine import Pair, Reconstruction
+from ._gaussian import Prior
 from ._options import Composed, ELBOTerms, KLOptions, Likelihood, Parameterization, composed, spelled_out
-from ._posterior_functions import PosteriorFunctions, Prior
+from ._posterior_functions import PosteriorFunctions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,6 +44,8 @@ def _with_arguments_of(
 
 
 class Functions(PosteriorFunctions):
+    """All of them: besides those of posteriors, the reconstruction's and the ELBO's."""
+
     def reconstruction_loss(
         self,
         recon: Recon,

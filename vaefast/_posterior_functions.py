@@ -11,14 +11,12 @@ from torch import Tensor
 from . import _arguments, _compose, _options
 from ._checks import batch
 from ._engine import Engine, Engines, Pair
-from ._gaussian import wide
+from ._gaussian import Prior, wide
 from ._generators import Generators
 from ._options import Composed, Parameterization, composed, spelled_out
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Prior = Tensor | float | int | None
 
 
 class PosteriorFunctions:

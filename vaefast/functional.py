@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import _backends
 from ._functions import Functions, Recon
-from ._posterior_functions import Prior
+from ._gaussian import Prior
 
 __all__ = [
     "Prior",

@@ -64,7 +64,7 @@ class Preset:
 
     def weigh(self, terms: ELBOTerms, target: Tensor, options: dict[str, Any]) -> ELBOTerms:
         """The terms of the filled options with the preset's factors, and their sum."""
-        scale = self.scale if options.get("likelihood", "bernoulli") == self.likelihood else 1.0
+        scale = self.scale if options.get("likelihood", _OPTIONS["likelihood"]) == self.likelihood else 1.0
         if scale == 1.0 and not self.per_dim:
             return terms
         size = max(1, math.prod(target.shape[1:]))
