@@ -112,19 +112,22 @@ def test_a_refused_call_enters_it_at_most_once(entered: list[str]) -> None:
         entered.clear()
         with pytest.raises((TypeError, ValueError)):
             call()
-        assert len(entered) <= (2 if call is refused[3] else 1), entered  # of the two terms, the second is refused
+        assert len(entered) <= 1, entered
 
 
 def test_a_number_for_a_parameter_costs_what_a_tensor_does(extension: object) -> None:
     scale = torch.tensor(0.3)
-    mean, data = torch.randn(256, 784, requires_grad=True), torch.rand(256, 784)
-    best: dict[Any, float] = {}
-    for _ in range(300):  # in turns, as the machine's other work comes and goes
-        for value in (0.3, scale):
-            start = time.perf_counter()
-            vaefast.reconstruction_loss((mean, value), data, likelihood="gaussian")
-            best[value] = min(best.get(value, 1.0), time.perf_counter() - start)
-    assert best[0.3] <= 1.2 * best[scale], best
+    mean, data = torch.randn(512, 784, requires_grad=True), torch.rand(512, 784)
+    ratios = []
+    while len(ratios) < 5 and min(ratios, default=2.0) > 1.2:  # the machine's other work comes and goes
+        best: dict[Any, float] = {}
+        for _ in range(200):
+            for value in (scale, 0.3):
+                start = time.perf_counter()
+                vaefast.reconstruction_loss((mean, value), data, likelihood="gaussian")
+                best[value] = min(best.get(value, 1.0), time.perf_counter() - start)
+        ratios.append(best[0.3] / best[scale])
+    assert min(ratios) <= 1.2, ratios
 
 
 def test_numbers_are_what_tensors_of_them_are(backend: str) -> None:
@@ -152,3 +155,13 @@ def test_an_unknown_argument_is_named(face: Any) -> None:
     ):
         with pytest.raises(TypeError, match=r"fre_bits.*unexpected keyword argument|unexpected keyword.*fre_bits"):
             call()
+
+
+@pytest.mark.parametrize("options", [{}, {"free_bits": 0.1}, {"symmetric": True}], ids=str)
+def test_a_refused_call_overwrites_nothing(extension: object, options: dict[str, Any]) -> None:
+    """The reconstruction is not written over by a call that then refuses another argument."""
+    kept = (recon * 1).detach().requires_grad_() * 1
+    before = kept.detach().clone()
+    with pytest.raises(ValueError, match="logvar"):
+        vaefast.elbo_loss(kept, x, mu, logvar[:3], overwrite_recon=True, **options)
+    assert torch.equal(kept, before)

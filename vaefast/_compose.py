@@ -279,5 +279,7 @@ def elbo_of_terms(
     mean: Mean | None = None,
 ) -> ELBOTerms:
     """From an engine for each."""
+    # first what may be refused: the reconstruction may be overwritten
+    found = kl(of_kl, pair, reduction, o, mean)
     loss = nll(of_nll, of, reduction)
-    return ELBOTerms.of(loss if mean is None else mean.share(loss), kl(of_kl, pair, reduction, o, mean), beta)
+    return ELBOTerms.of(loss if mean is None else mean.share(loss), found, beta)
