@@ -103,7 +103,7 @@ class Direct(Engine, Protocol):
         """[z][kl]"""
 
     def parameters(
-        self, recon: object, target: Tensor, weight: object, chosen: Likelihood, /
+        self, recon: object, target: object, weight: object, chosen: Likelihood, /
     ) -> Sequence[Tensor] | None:
         """The likelihood's parameters as :meth:`fused_elbo` and :meth:`reconstruction` take them, if they do."""
 

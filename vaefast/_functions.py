@@ -105,17 +105,16 @@ class Functions(PosteriorFunctions):
             nll = vaefast.reconstruction_loss((mean, logvar), x, likelihood="gaussian")
         """
         chosen = _options.likelihood(likelihood)
-        if isinstance(target, Tensor):
-            if not target.is_floating_point():
-                target = _arguments.indices(target, chosen)
-            direct = self.engines.direct(recon[0] if isinstance(recon, (tuple, list)) and recon else recon)
-            params = None if direct is None else direct.parameters(recon, target, weight, chosen)
-            if direct is not None and params is not None:
-                try:
-                    return direct.reconstruction(params, target, weight, chosen, overwrite_recon, reduction)
-                except (TypeError, ValueError):
-                    self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
-                    raise
+        if isinstance(target, Tensor) and not target.is_floating_point():
+            target = _arguments.indices(target, chosen)
+        direct = self.engines.direct(recon[0] if isinstance(recon, (tuple, list)) and recon else recon)
+        params = None if direct is None else direct.parameters(recon, target, weight, chosen)
+        if direct is not None and params is not None:
+            try:
+                return direct.reconstruction(params, target, weight, chosen, overwrite_recon, reduction)
+            except (TypeError, ValueError):
+                self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
+                raise
         of = self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
         return _compose.nll(_compose.engine_of(self.engines, of), of, reduction)
 

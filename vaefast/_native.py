@@ -155,9 +155,10 @@ class Compiled:
         z, kl = self.posterior(*pair, reduction, balance, eps, generator, True, True)
         return z, kl
 
-    def parameters(self, recon: object, target: Tensor, weight: object, chosen: Likelihood) -> Sequence[Tensor] | None:
+    def parameters(self, recon: object, target: object, weight: object, chosen: Likelihood) -> Sequence[Tensor] | None:
         if (
             chosen.name not in LIKELIHOODS
+            or not isinstance(target, Tensor)
             or (target.requires_grad and torch.is_grad_enabled())
             or (weight is not None and trains(weight))
         ):

@@ -223,9 +223,9 @@ def spelled_out(f: F) -> F:
     parameters = []
     for p in inspect.signature(f).parameters.values():
         if p.name == "balance":
-            annotations = KLOptions.__annotations__
+            annotations = {name: getattr(a, "__forward_arg__", a) for name, a in KLOptions.__annotations__.items()}
             parameters += [
-                p.replace(name=name, default=default, annotation=annotations[name].__forward_arg__)
+                p.replace(name=name, default=default, annotation=annotations[name])
                 for name, default in KLOptions._field_defaults.items()
             ]
         elif p.kind is not p.VAR_KEYWORD:
