@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vaefast
-from vaefast import _ops, reference
+from vaefast import _native, reference
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,7 +55,7 @@ def backend(request: pytest.FixtureRequest, device: str) -> Iterator[str]:
 @pytest.fixture
 def extension() -> object:
     require_native()
-    return _ops._C
+    return _native._C
 
 
 @pytest.fixture(params=["native", "reference", "reference module"])

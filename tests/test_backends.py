@@ -14,7 +14,7 @@ import torch
 from inputs import LIKELIHOOD_CASES, assert_cuda_kernels, posterior, training
 
 import vaefast
-from vaefast import _build, _ops
+from vaefast import _backends, _build, _native
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +40,7 @@ def native_ran() -> bool:
 
 @pytest.fixture(autouse=True)
 def _default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ops, "_backend", "auto")
+    monkeypatch.setattr(_backends, "_backend", "auto")
 
 
 def test_each_backend_is_taken(extension: Any) -> None:
@@ -104,7 +104,7 @@ def test_native_refuses_what_it_does_not_cover(extension: Any, case: str) -> Non
 
 
 def test_native_without_an_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ops, "_C", None)
+    monkeypatch.setattr(_native, "_C", None)
     mu = torch.zeros(2, 3)
     assert vaefast.available_backends() == ("reference",)
     assert "no compiled extension" in vaefast.show_config()
@@ -122,7 +122,7 @@ def test_available_backends(extension: Any) -> None:
 
 @pytest.mark.parametrize("name", ["auto", "native", "reference"])
 def test_environment_sets_the_default(extension: Any, name: str) -> None:
-    code = "import vaefast; print(vaefast._ops._backend); print(vaefast.show_config())"
+    code = "import vaefast; print(vaefast._backends._backend); print(vaefast.show_config())"
     told = output(code, VAEFAST_BACKEND=name)
     assert told.splitlines()[0] == name
     assert f"default: {name}" in told

@@ -15,7 +15,7 @@ from cuda_build.sass import Kernel
 from inputs import assert_cuda_kernels
 
 import vaefast
-from vaefast import _build, _ops
+from vaefast import _build, _native
 
 pytestmark = pytest.mark.cuda_build
 
@@ -77,7 +77,7 @@ def library() -> Path:
     need_tools()
     if "cuda" not in vaefast.available_backends():
         pytest.skip("vaefast was built without CUDA; run make test-cuda-build")
-    extension = _ops._C
+    extension = _native._C
     assert isinstance(extension, ModuleType) and extension.__file__
     return Path(extension.__file__)
 

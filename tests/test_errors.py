@@ -405,13 +405,13 @@ def test_malformed_operator_calls_raise(malformed: dict[str, list[str]], outcome
 @pytest.mark.parametrize(
     "call",
     [
-        lambda p: vaefast._ops._C.posterior(
+        lambda p: vaefast._native._C.posterior(
             *p, None, torch.tensor([1]), None, "logvar", -1.0, 1.0, 0.0, "sum", True, True, None
         ),
-        lambda p: vaefast._ops._C.posterior(*p, None, None, None, "sigma", -1.0, 1.0, 0.0, "sum", True, True, None),
-        lambda p: vaefast._ops._C.reconstruction([p[0]], p[0][:2], None, "bernoulli", "sum"),
-        lambda p: vaefast._ops._C.reconstruction([], p[0], None, "bernoulli", "sum"),
-        lambda p: vaefast._ops._C.reconstruction([None], p[0], None, "bernoulli", "sum"),
+        lambda p: vaefast._native._C.posterior(*p, None, None, None, "sigma", -1.0, 1.0, 0.0, "sum", True, True, None),
+        lambda p: vaefast._native._C.reconstruction([p[0]], p[0][:2], None, "bernoulli", "sum"),
+        lambda p: vaefast._native._C.reconstruction([], p[0], None, "bernoulli", "sum"),
+        lambda p: vaefast._native._C.reconstruction([None], p[0], None, "bernoulli", "sum"),
     ],
 )
 def test_malformed_extension_calls_raise(extension: Any, call: Any) -> None:

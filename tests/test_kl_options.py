@@ -26,7 +26,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 import vaefast
-from vaefast import Parameterization
+from vaefast import Parameterization, _arguments, _compose
 from vaefast.reference import PARAMETERIZATIONS
 
 WIDE = torch.float64
@@ -785,8 +785,12 @@ def test_a_call_without_options_is_one_kernel(native: str, monkeypatch: pytest.M
     def never(*_: Any) -> None:
         raise AssertionError
 
-    for name in ("kl", "checked", "finish", "estimated"):
-        monkeypatch.setattr(vaefast._kl_options, name, never)
+    for module, names in (
+        (_compose, ("kl", "begin", "finish", "estimated", "elbo")),
+        (_arguments, ("kl", "posterior")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, never)
     data, p = training("bernoulli", 1).to(native), posterior(prior="full", device=native)
     for balance in (None, 0.5):
         vaefast.gaussian_kl(*p.args(), balance=balance)

@@ -46,7 +46,7 @@ def test_fullgraph_of_everything_draws_anew_in_every_call(native: str) -> None:
 
 def test_fullgraph_where_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fallback is as compilable: nothing in it asks for what the build left."""
-    monkeypatch.setattr(vaefast._ops, "_C", None)
+    monkeypatch.setattr(vaefast._native, "_C", None)
     monkeypatch.setattr(vaefast._build, "info", lambda: 1 / 0)
     f = torch.compile(everything, fullgraph=True, backend="aot_eager")
     t, d = inputs(), data()

@@ -241,18 +241,44 @@ def test_the_others_win(backend: str, device: str) -> None:
         assert torch.equal(a, e)
 
 
-def test_a_default_loses_but_what_means_the_same_wins(backend: str, device: str) -> None:
-    data, p = inputs("pytorch_examples", SHAPES[0], torch.float64, device)
-    args = (data.recon, data.target, p.mu, p.raw)
-    preset = vaefast.elbo_loss(*args, preset="diffusers")
-    defaults = {"likelihood": "bernoulli", "beta": 1, "parameterization": "logvar", "reduction": "batchmean"}
-    assert torch.equal(preset, vaefast.elbo_loss(*args, preset="diffusers", **defaults))
+GIVEN: dict[str, Any] = {
+    "likelihood": "bernoulli",
+    "beta": 1.0,
+    "parameterization": "logvar",
+    "reduction": "batchmean",
+    "free_bits": 0.0,
+    "free_bits_per": "dim",
+    "balance": None,
+}
+
+
+@pytest.mark.parametrize("name", ["diffusers", "dreamer", "pytorch_examples"])
+def test_what_is_given_wins_also_where_it_is_the_default(backend: str, device: str, name: str) -> None:
+    """Each argument by itself, in the functions and in the module: the preset with that argument in its place."""
+    data, p = inputs(name, SHAPES[0], torch.float64, device)
+    args, preset = (data.recon, data.target, *p.args()), PRESETS[name]
+    own = {option: getattr(preset, option) for option in GIVEN}
+    for option, value in GIVEN.items():
+        plain = vaefast.elbo_terms(*args, **{**own, option: value})
+        scale = preset.scale if option != "likelihood" else 1.0
+        beta = preset.beta if option != "beta" else value
+        expected = scale * plain.reconstruction + beta * plain.kl
+        assert_relative(vaefast.elbo_loss(*args, preset=name, **{option: value}), expected, 1e-12)
+        assert_relative(ELBOLoss(preset=name, **{option: value})(*args), expected, 1e-12)
+    everything = vaefast.elbo_loss(*args, preset=name, **GIVEN)
+    torch.testing.assert_close(everything, vaefast.elbo_loss(*args))
     objects = {
+        **GIVEN,
         "likelihood": Likelihood("bernoulli"),
         "beta": torch.tensor(1.0, device=device, dtype=torch.float64),
         "parameterization": Parameterization("logvar"),
     }
-    torch.testing.assert_close(vaefast.elbo_loss(*args), vaefast.elbo_loss(*args, preset="diffusers", **objects))
+    torch.testing.assert_close(vaefast.elbo_loss(*args, preset=name, **objects), vaefast.elbo_loss(*args))
+    by_name = dict(zip(("recon", "target", "mu", "logvar", "prior_mu", "prior_logvar"), args))
+    assert torch.equal(vaefast.elbo_loss(**by_name, preset=name, **GIVEN), everything)
+    module = ELBOLoss("bernoulli", 1.0, "logvar", "batchmean", preset=name)
+    assert (module.likelihood, module.beta, module.reduction) == ("bernoulli", 1.0, "batchmean")
+    assert vaefast.elbo_loss(*args, preset=None) == vaefast.elbo_loss(*args)
 
 
 @pytest.mark.parametrize("reduction", ["per_sample", "sum"])

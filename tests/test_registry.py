@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vaefast
 from vaefast import Parameterization, reference
 
-FUNCTIONS = [n for n in vaefast.__all__ if inspect.isfunction(getattr(vaefast, n))]
+FUNCTIONS = [n for n in vaefast.__all__ if inspect.isroutine(getattr(vaefast, n))]
 SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
-KL_OPTIONS = "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False"
+KL_OPTIONS = (
+    "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False prior_parameterization='logvar'"
+)
 CONTRACT = {
     "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise='philox' num_samples=None",
     "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
     + KL_OPTIONS,
-    "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar'",
+    "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' "
+    "prior_parameterization='logvar'",
     "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
     "eps=None generator=None noise='philox' " + KL_OPTIONS + " estimator='analytic'",
     "multi_tensor_gaussian_kl": "mus raws prior_mus=None prior_raws=None * parameterization='logvar' "
+    "prior_parameterization=None "
     "reduction='batchmean'",
     "multi_tensor_sample_with_kl": "mus raws prior_mu=0.0 prior_logvar=0.0 * parameterization='logvar' "
+    "prior_parameterization='logvar' "
     "reduction='sum' generator=None",
     "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None "
     "overwrite_recon=False",
@@ -121,3 +130,34 @@ def test_every_likelihood_is_in_the_documentation(name: str) -> None:
 def test_every_parameterization_is_in_the_documentation(name: str) -> None:
     assert f'"{name}"' in Parameterization.__doc__
     assert f'"{name}"' in vaefast.reparameterize.__doc__
+
+
+def _stub() -> dict[str, ast.FunctionDef]:
+    path = Path(vaefast.__file__).with_name("_C.pyi")
+    return {f.name: f for f in ast.parse(path.read_text()).body if isinstance(f, ast.FunctionDef)}
+
+
+# a schema's types as the stub writes them
+TYPES = {"Tensor[]": "Sequence[Tensor]", "float[]": "Sequence[float]"}
+
+
+def stub_type(schema: str) -> str:
+    plain = schema.rstrip("?")
+    return TYPES.get(plain, plain) + (" | None" if schema.endswith("?") else "")
+
+
+def test_the_stub_names_every_entry_of_the_extension(extension: Any) -> None:
+    assert sorted(_stub()) == sorted(name for name in dir(extension) if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", list(_stub()))
+def test_the_stub_has_the_extensions_arguments(extension: Any, name: str) -> None:
+    """Names, order and types from the operator's schema; how many, from what pybind11 tells."""
+    stated = [(a.arg, ast.unparse(a.annotation or ast.Constant(None))) for a in _stub()[name].args.posonlyargs]
+    told = getattr(extension, name).__doc__.partition("(")[2].partition(") ->")[0]
+    assert len(re.findall(r"arg\d+:", told)) == len(stated)
+    if stated:
+        schema = getattr(torch.ops.vaefast, "elbo" if name == "elbo_loss" else name).default._schema
+        types = [re.sub(r"^Optional\[(.*)\]$", r"\1?", str(a.type)) for a in schema.arguments]
+        types = [re.sub(r"^List\[(.*)\]$", r"\1[]", t) for t in types]
+        assert stated == [(a.name, stub_type(t)) for a, t in zip(schema.arguments, types)]

@@ -1,13 +1,116 @@
-"""The compiled extension's pybind11 entries; arguments as in the schemas of csrc/ops.cpp."""
+"""The compiled extension's pybind11 entries, called by position: arguments as in the schemas of csrc/ops.cpp."""
 
-from typing import Any
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Generator, Tensor
 
-def posterior(*args: Any) -> list[Tensor]: ...
-def reconstruction(*args: Any) -> Tensor: ...
-def multi_posterior(*args: Any) -> list[Tensor]: ...
-def elbo(*args: Any) -> tuple[Tensor, Tensor, Tensor]: ...
+def posterior(
+    mu: Tensor,
+    raw: Tensor,
+    prior_mu: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar: Tensor | None,
+    prior_logvar_value: float,
+    eps: Tensor | None,
+    seed: Tensor | None,
+    generator: Generator | None,
+    parameterization: str,
+    lo: float,
+    hi: float,
+    floor: float,
+    reduction: str,
+    sample: bool,
+    kl: bool,
+    balance: float | None,
+    /,
+) -> list[Tensor]: ...
+def packed_posterior(
+    moments: Tensor,
+    dim: int,
+    prior: Tensor | None,
+    prior_lo: float,
+    prior_hi: float,
+    seed: Tensor | None,
+    generator: Generator | None,
+    lo: float,
+    hi: float,
+    reduction: str,
+    sample: bool,
+    kl: bool,
+    /,
+) -> list[Tensor]: ...
+def multi_posterior(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    prior_mus: Sequence[Tensor],
+    prior_mu: float,
+    prior_logvars: Sequence[Tensor],
+    prior_logvar: float,
+    seed: Tensor | None,
+    generator: Generator | None,
+    parameterization: str,
+    lo: float,
+    hi: float,
+    floor: float,
+    reduction: str,
+    sample: bool,
+    kl: bool,
+    /,
+) -> list[Tensor]: ...
+def reconstruction(
+    params: Sequence[Tensor],
+    target: Tensor,
+    weight: Tensor | None,
+    likelihood: str,
+    options: Sequence[float],
+    reduction: str,
+    overwrite_recon: bool,
+    /,
+) -> Tensor: ...
+def elbo(
+    params: Sequence[Tensor],
+    target: Tensor,
+    weight: Tensor | None,
+    likelihood: str,
+    options: Sequence[float],
+    mu: Tensor,
+    raw: Tensor,
+    prior_mu: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar: Tensor | None,
+    prior_logvar_value: float,
+    parameterization: str,
+    lo: float,
+    hi: float,
+    floor: float,
+    beta: float,
+    reduction: str,
+    balance: float | None,
+    overwrite_recon: bool,
+    /,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def elbo_loss(
+    params: Sequence[Tensor],
+    target: Tensor,
+    weight: Tensor | None,
+    likelihood: str,
+    options: Sequence[float],
+    mu: Tensor,
+    raw: Tensor,
+    prior_mu: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar: Tensor | None,
+    prior_logvar_value: float,
+    parameterization: str,
+    lo: float,
+    hi: float,
+    floor: float,
+    beta: float,
+    reduction: str,
+    balance: float | None,
+    overwrite_recon: bool,
+    /,
+) -> Tensor: ...
 def likelihoods() -> list[str]: ...
 def parameterizations() -> list[str]: ...
 def devices() -> list[str]: ...

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import diagnostics, distributed, presets, reference, schedules
-from ._args import Likelihood, Parameterization
-from ._build import show_config
-from ._ops import available_backends, use_backend
+from . import diagnostics, distributed, likelihoods, presets, reference, schedules
+from ._backends import available_backends, show_config, use_backend
+from ._build import __version__ as __version__
+from ._options import ELBOTerms, Likelihood, Parameterization
 from .functional import (
     elbo_loss,
     elbo_terms,
@@ -23,11 +23,8 @@ from .functional import (
 from .generation import likelihood_mean, sample_likelihood
 from .modules import ELBOLoss
 from .packed import DiagonalGaussian
-from .reference import ELBOTerms
 
-__version__ = "0.1.0"
-
-LIKELIHOODS: tuple[str, ...] = (*reference.LIKELIHOODS, *reference.COMPOSED)
+LIKELIHOODS: tuple[str, ...]
 
 __all__ = [
     "DiagonalGaussian",
@@ -44,6 +41,7 @@ __all__ = [
     "gaussian_kl",
     "kl_per_dim",
     "likelihood_mean",
+    "likelihoods",
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",
     "presets",
@@ -62,4 +60,6 @@ def __getattr__(name: str) -> Any:
     # imported when asked for: few programs do, and the first registers KLs with torch
     if name in ("distributions", "integrations"):
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "LIKELIHOODS":
+        return likelihoods.names()  # those too that were registered meanwhile
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

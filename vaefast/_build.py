@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+__version__ = "0.1.0"
+
 
 @dataclass(frozen=True)
 class BuildInfo:
@@ -46,28 +48,3 @@ def refuse_other_torch() -> None:
             "`pip install --force-reinstall --no-deps --no-cache-dir .` in vaefast's source folder "
             "(or install the torch it was built against)."
         )
-
-
-def show_config() -> str:
-    """What was built, with what, and why not CUDA if not, as text for people and bug reports.
-
-    Example::
-
-        print(vaefast.show_config())
-    """
-    from . import __version__, _ops
-
-    b = info()
-    lines = [
-        f"vaefast {__version__}, torch {torch.__version__}",
-        f"back ends: {', '.join(_ops.available_backends())} (default: {_ops._backend})",
-    ]
-    if _ops._C is None:
-        return "\n".join([*lines, f"no compiled extension: {why_not_compiled()}"])
-    lines += [
-        f"cpu: built for {', '.join(b.cpu)}; this machine runs {_ops._C.cpu_capability()}; {b.compiler}",
-        f"cuda: built with {b.cuda} for {' '.join(b.cuda_archs)}; {torch.cuda.device_count()} device(s) visible"
-        if b.cuda
-        else f"cuda: not built: {b.why_no_cuda}",
-    ]
-    return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""The backward ops through the reference, and so differentiable: what ``create_graph=True`` differentiates.
+"""The backward ops through PyTorch, and so differentiable: what ``create_graph=True`` differentiates.
 
 The kernels compute first derivatives. When those are themselves to be differentiated, the backward op is called with
-gradients enabled and comes here: the reference is evaluated at the same inputs and noise, and differentiated.
+gradients enabled and comes here: the PyTorch engine is evaluated at the same inputs and noise, and differentiated.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
-from ._args import Likelihood, Parameterization
-from ._kl_options import Pair
+from . import _torch
+from ._engine import Moments, Pair, Reconstruction
+from ._options import Likelihood, Parameterization
+from .likelihoods import LIKELIHOODS
 
 
 def _own(t: Tensor) -> Tensor:
@@ -71,10 +72,10 @@ def _posterior_backward(
     def forward(mu: Tensor, raw: Tensor, pm: Tensor | None, plv: Tensor | None) -> list[Tensor]:
         out = []
         if dz is not None:
-            out.append(reference._sample(mu, raw, p, eps, seed))
+            out.append(_torch.sample(mu, raw, p, eps, None, seed))
         if dkl is not None:
             prior = (prior_mu_value if pm is None else pm, prior_logvar_value if plv is None else plv)
-            out.append(reference.plain_kl(Pair(mu, raw, *prior, p), reduction, balance))
+            out.append(_torch.kl(Pair(mu, raw, *prior, p), reduction, balance))
         return out
 
     upstream = [t for t in (dz, dkl) if t is not None]
@@ -103,9 +104,7 @@ def _packed_backward(
 
     def forward(moments: Tensor, prior: Tensor | None) -> list[Tensor]:
         packed = None if prior is None else (prior, prior_p)
-        return reference.packed_posterior(
-            moments, dim, p, packed, None, reduction, sample=dz is not None, kl=dkl is not None, seed=seed
-        )
+        return _torch.packed(Moments(moments, dim, p, packed), reduction, None, dz is not None, dkl is not None, seed)
 
     return _gradients(forward, (moments, prior), [t for t in (dz, dkl) if t is not None], mask)
 
@@ -124,11 +123,10 @@ def _reconstruction_backward(
         torch.ops.vaefast.reconstruction_backward(
             upstream, params, target, weight, likelihood, options, reduction, mask
         )
-    chosen = Likelihood(likelihood, **dict(zip(reference.LIKELIHOODS[likelihood].options, options)))
+    chosen = Likelihood(likelihood, **dict(zip(LIKELIHOODS[likelihood].options, options)))
 
     def forward(*params: Tensor) -> list[Tensor]:
-        nll = reference.reconstruction_loss(params, target, likelihood=chosen, reduction=reduction, weight=weight)
-        return [nll]
+        return [_torch.nll(Reconstruction(params, target, weight, chosen, False), reduction)]
 
     return _gradients(forward, params, [upstream], mask)
 

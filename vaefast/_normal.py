@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.distributions.kl import _KL_REGISTRY
 
-from . import _ops
-from ._args import FLOATING
+from . import _backends
+from ._checks import FLOATING
 from .functional import gaussian_kl, reconstruction_loss, reparameterize
 
 # what a distribution may be given, and the parameterization that it is
@@ -57,7 +57,7 @@ def usable(*tensors: object) -> bool:
 
 def covered(d: Normal) -> bool:
     """Whether the kernels, and not the reference, would do the work."""
-    return usable(d.loc) and _ops.native_for(d.loc)
+    return usable(d.loc) and _backends.native_for(d.loc)
 
 
 def _promoted(*tensors: Tensor) -> torch.dtype:
@@ -99,7 +99,7 @@ def kl(p: Normal, q: Normal) -> Tensor:
     """
     (loc, raw, given), prior = parameters(p), parameters(q)
     plain = not (hasattr(p, "_given") or hasattr(q, "_given"))
-    if not usable(loc, raw, prior.loc, prior.raw) or (plain and not _ops.native_for(loc)):
+    if not usable(loc, raw, prior.loc, prior.raw) or (plain and not _backends.native_for(loc)):
         return _formula(p, q)
     shape = torch.broadcast_shapes(loc.shape, prior.loc.shape)
     dtype = _promoted(loc, raw, prior.loc, prior.raw)

@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _args, reference
-from ._args import Parameterization
+from . import _options
+from ._arguments import posterior
+from ._checks import floating, is_real
+from ._gaussian import logvar_of
+from ._options import Parameterization
 from .functional import Prior, gaussian_kl
 
 __all__ = ["CollapseMonitor", "CollapseReport", "active_units", "collapse_report"]
@@ -164,7 +167,7 @@ class CollapseMonitor:
 
     def __init__(self, threshold: float = THRESHOLD, *, parameterization: str | Parameterization = "logvar") -> None:
         self.threshold = _threshold(threshold)
-        self.parameterization = _args.parameterization(parameterization)
+        self.parameterization = _options.parameterization(parameterization)
         self.reset()
 
     def reset(self) -> None:
@@ -182,7 +185,7 @@ class CollapseMonitor:
         Raises:
             TypeError, ValueError: an argument of wrong type, dtype, shape or device.
         """
-        mu, logvar = (_samples(t) for t in _args.posterior(mu, logvar))
+        mu, logvar = (_samples(t) for t in posterior(mu, logvar))
         if self._mean.count and mu.shape[1:] != self._mean.mean.shape:
             raise ValueError(
                 f"mu has samples of shape {tuple(mu.shape[1:])} but those before had {tuple(self._mean.mean.shape)}; "
@@ -191,7 +194,7 @@ class CollapseMonitor:
         kl = gaussian_kl(
             mu, logvar, prior_mu, prior_logvar, parameterization=self.parameterization, reduction="none"
         )  # fmt: skip
-        logvar = reference.logvars_of([logvar], self.parameterization)[0].double()
+        logvar = logvar_of(logvar, self.parameterization.spec).double()
         pm, plv = (
             torch.as_tensor(0.0 if prior is None else prior, dtype=torch.float64, device=mu.device)
             for prior in (prior_mu, prior_logvar)
@@ -272,14 +275,14 @@ class _Moments:
 
 def _samples(x: object) -> Tensor:
     """At least float32, with a dimension of samples."""
-    x = _args.floating("mu", x)
+    x = floating("mu", x)
     if x.dim() == 0:
         raise ValueError("mu must be [N, ...], samples first, but it is a 0-d tensor")
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _threshold(value: object) -> float:
-    if not _args.is_real(value):
+    if not is_real(value):
         raise TypeError(f"threshold must be a number, got {type(value).__name__}")
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"threshold must be finite and at least 0, got {value!r}")

@@ -12,23 +12,21 @@ device. Ranks with equal batches have the factor 1 and need no ``process_group=`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from . import _args, _kl_options
+from ._checks import choice, floating
+from ._options import ELBOTerms, Likelihood
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from .reference import ELBOTerms
-
 __all__ = ["global_mean", "loss_scale", "manual_seed"]
 
-Value = TypeVar("Value", Tensor, "ELBOTerms")
+Value = TypeVar("Value", Tensor, ELBOTerms)
 
 
 def manual_seed(seed: int, rank: int | None = None) -> int:
@@ -96,9 +94,7 @@ def loss_scale(loss: Tensor, batch: int, process_group: ProcessGroup | str) -> T
     """
     group = _group(process_group)
     _size(batch)
-    total = torch.full((), batch, dtype=torch.float64, device=loss.device)
-    dist.all_reduce(total, group=group)
-    return (batch * dist.get_world_size(group) / total).to(loss.dtype)
+    return _scale(batch, loss, group).to(loss.dtype)
 
 
 def global_mean(value: Value, process_group: ProcessGroup | str, *, batch: int | None = None) -> Value:
@@ -125,7 +121,7 @@ def global_mean(value: Value, process_group: ProcessGroup | str, *, batch: int |
     group = _group(process_group)
     given: tuple[Tensor, ...] = (value,) if isinstance(value, Tensor) else tuple(value)
     for t in given:
-        if _args.floating("value", t).dim() != 0:
+        if floating("value", t).dim() != 0:
             raise ValueError(f"value must be 0-d, a mean over the batch, got shape {tuple(t.shape)}")
     sums = torch.stack([t.detach().double() for t in given])
     if batch is not None:
@@ -138,23 +134,20 @@ def global_mean(value: Value, process_group: ProcessGroup | str, *, batch: int |
     return found[0] if isinstance(value, Tensor) else type(value)(*found)
 
 
-def check(process_group: object, reduction: str, likelihood: object) -> None:
+def _scale(batch: int, like: Tensor, group: ProcessGroup) -> Tensor:
+    total = torch.full((), batch, dtype=torch.float64, device=like.device)
+    dist.all_reduce(total, group=group)
+    return batch * dist.get_world_size(group) / total
+
+
+def check(process_group: object, reduction: str, chosen: Likelihood) -> None:
     """What can be said against ``process_group=`` without communicating."""
-    if process_group is None:
-        return
-    if isinstance(process_group, str):
-        _args.choice("process_group", process_group, ("world",))
-    elif not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
-        raise TypeError(
-            "process_group must be None, 'world' or a torch.distributed.ProcessGroup that this rank is in, "
-            f"got {process_group!r}"
-        )
+    _check_group(process_group)
     if reduction != "batchmean":
         raise ValueError(
             f"process_group does not go with reduction={reduction!r}: it makes 'batchmean' the mean over the global "
             "batch; sums and samples' own losses do not depend on what other ranks have. Use reduction='batchmean'"
         )
-    chosen = _args.likelihood(likelihood)
     if chosen.name == "gaussian_optimal" and not chosen.options["per_sample"]:
         raise ValueError(
             "process_group does not go with 'gaussian_optimal', whose variance is that of the local batch, so that "
@@ -163,68 +156,49 @@ def check(process_group: object, reduction: str, likelihood: object) -> None:
         )
 
 
-def elbo_terms(
-    plain: Callable[..., ELBOTerms],
-    plain_kl: Callable[..., Tensor],
-    process_group: ProcessGroup | str,
-    recon: object,
-    target: Tensor,
-    *posterior: Any,
-    reduction: str,
-    likelihood: object,
-    beta: Tensor | float,
-    weight: Tensor | None,
-    parameterization: Any,
-    overwrite_recon: bool,
-    **options: Any,
-) -> ELBOTerms:
-    """:func:`vaefast.elbo_terms` whose mean over the ranks is that of the global batch; ``plain`` and ``plain_kl`` are
-    it and :func:`vaefast.gaussian_kl` without a group, of the path that calls.
+def _check_group(process_group: object) -> None:
+    if isinstance(process_group, str):
+        choice("process_group", process_group, ("world",))
+    elif not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            "process_group must be None, 'world' or a torch.distributed.ProcessGroup that this rank is in, "
+            f"got {process_group!r}"
+        )
 
-    Two options bend the batch's mean: ``max(floor, m)`` of each dimension and ``|m - C|``. On which side of the bend
+
+class GlobalMean:
+    """The mean over the global batch, as ``_compose.Mean``: what this rank has averages over the ranks to it.
+
+    Two options bend the batch's mean m: ``max(floor, m)`` of each dimension and ``|m - C|``. On which side of the bend
     the global m lies is all that other ranks have to say, so m is communicated and not differentiated.
     """
-    _args.reduction_for_elbo(reduction)
-    check(process_group, reduction, likelihood)
-    names = _args.KLOptions._fields
-    pair, o = _kl_options.checked(*posterior, parameterization, reduction, *(options[name] for name in names))
-    per_dim = o.free_bits > 0 and o.free_bits_per == "batch_dim"
-    inner = {**o._asdict(), "capacity": None, **({"free_bits": 0.0} if per_dim else {})}
-    batch = pair.mu.shape[0]
-    terms = plain(
-        recon, target, *pair[:4], likelihood=likelihood, beta=beta, weight=weight, parameterization=pair.p,
+
+    def __init__(self, process_group: ProcessGroup | str, mu: Tensor) -> None:
+        self.group = _group(process_group)
+        self.scale = _scale(mu.shape[0], mu, self.group)
+
+    def reduction(self, batch: int) -> str:
         # the mean of no samples is NaN, their sum is 0
-        reduction=reduction if batch else "sum", overwrite_recon=overwrite_recon, **inner,
-    )  # fmt: skip
-    scale = loss_scale(terms.loss, batch, process_group)
-    # the loss apart: what is made of the two terms would take the backward pass out of its one kernel
-    loss, nll, kl = (t * scale for t in terms)
-    if per_dim:
-        mu = _kl_options.wide(pair.mu)
-        each = plain_kl(
-            mu, *pair[1:4], parameterization=pair.p, reduction="none", balance=o.balance, symmetric=o.symmetric
-        )  # fmt: skip
-        means = each.sum(0) * (scale / max(1, batch))
-        kl = torch.where(_mean(means, process_group) <= o.free_bits, o.free_bits, means).sum().to(kl.dtype)
-    elif o.capacity is not None:
-        capacity = o.capacity.to(kl.dtype) if isinstance(o.capacity, Tensor) else o.capacity
-        kl = (_mean(kl, process_group) - capacity).sign().detach() * (kl - capacity)
-    else:
-        return terms._replace(loss=loss, reconstruction=nll, kl=kl)
-    return terms._replace(loss=nll + beta * kl, reconstruction=nll, kl=kl)
+        return "batchmean" if batch else "sum"
 
+    def share(self, term: Tensor) -> Tensor:
+        return term * self.scale.to(term.dtype)
 
-def _mean(t: Tensor, process_group: ProcessGroup | str) -> Tensor:
-    group = _group(process_group)
-    total = t.detach().clone()
-    dist.all_reduce(total, group=group)
-    return total / dist.get_world_size(group)
+    def floored(self, sums: Tensor, floor: float, batch: int, reduction: str) -> Tensor:
+        means = self.share(sums) / max(1, batch)
+        return torch.where(self._over_ranks(means) <= floor, floor, means).sum()
+
+    def distance(self, share: Tensor, capacity: Tensor | float, batch: int, reduction: str) -> Tensor:
+        return (self._over_ranks(share) - capacity).sign() * (share - capacity)
+
+    def _over_ranks(self, t: Tensor) -> Tensor:
+        total = t.detach().clone()
+        dist.all_reduce(total, group=self.group)
+        return total / dist.get_world_size(self.group)
 
 
 def _group(process_group: ProcessGroup | str) -> ProcessGroup:
-    check(process_group, "batchmean", "bernoulli")
-    if process_group is None:
-        raise TypeError("process_group must be 'world' or a torch.distributed.ProcessGroup, got None")
+    _check_group(process_group)
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError(
             f"process_group={process_group!r} needs a process group; call torch.distributed.init_process_group() "

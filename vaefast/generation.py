@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch import distributions as D
 
-from . import _args
-from ._args import Likelihood
-from .functional import Recon
-from .reference import COMPOSED, entry_of
+from . import _arguments, _options
+from ._functions import Recon
+from ._options import Likelihood
+from .likelihoods import COMPOSED, entry_of
 
 
 def _distribution(recon: Recon, likelihood: str | Likelihood) -> tuple[D.Distribution, torch.dtype]:
     """p(x | recon), in float32 at least, and the dtype of what comes of it."""
-    chosen = _args.likelihood(likelihood)
-    entry = entry_of(chosen)
-    params = _args.parameters(recon, chosen.name, entry)
+    chosen = _options.likelihood(likelihood)
+    entry = entry_of(chosen.name)
+    params = _arguments.parameters(recon, chosen.name, entry)
     dtype = params[0].dtype
     wide = torch.promote_types(dtype, torch.float32)
     return entry.distribution(*(p.to(wide).expand_as(params[0]) for p in params), **chosen.options), dtype
@@ -65,7 +65,7 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
         mu, theta, pi_logits = decoder(torch.randn(16, 20))
         counts = vaefast.sample_likelihood((mu, theta, pi_logits), "zero_inflated_negative_binomial")
     """
-    if _args.likelihood(likelihood).name in COMPOSED:
+    if _options.likelihood(likelihood).name in COMPOSED:
         raise ValueError(
             f"{likelihood!r} takes its variance from data, so it has no draws; use 'gaussian' with a logvar"
         )

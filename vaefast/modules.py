@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from . import _args, distributed, presets
-from ._args import KLOptions, Likelihood, Parameterization, Real
+from . import _options, distributed, presets
+from ._checks import Real, factor, flag
+from ._options import Composed, Likelihood, Parameterization, spelled_out
 from .functional import Prior, Recon, elbo_loss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
 
 class ELBOLoss(nn.Module):
@@ -20,7 +22,8 @@ class ELBOLoss(nn.Module):
 
     Args:
         likelihood, beta, parameterization, reduction: as for :func:`vaefast.elbo_terms`.
-        free_bits, free_bits_per, balance, capacity, symmetric: the KL's options, as for :func:`vaefast.gaussian_kl`.
+        free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: the KL's options, as for
+            :func:`vaefast.gaussian_kl`.
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
         process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
         overwrite_recon: as for :func:`vaefast.reconstruction_loss`.
@@ -37,6 +40,8 @@ class ELBOLoss(nn.Module):
         loss = criterion((mean, log_var_x), x, mu, logvar)
     """
 
+    @presets.filled_in
+    @spelled_out
     def __init__(
         self,
         likelihood: str | Likelihood = "bernoulli",
@@ -44,31 +49,23 @@ class ELBOLoss(nn.Module):
         parameterization: str | Parameterization = "logvar",
         reduction: str = "batchmean",
         *,
-        free_bits: float = 0.0,
-        free_bits_per: str = "dim",
         balance: float | None = None,
-        capacity: Tensor | Real | None = None,
-        symmetric: bool = False,
         preset: str | None = None,
         process_group: ProcessGroup | str | None = None,
         overwrite_recon: bool = False,
+        **options: Unpack[Composed],
     ) -> None:
         super().__init__()
-        options = presets.filled(
-            preset, likelihood=likelihood, beta=beta, parameterization=parameterization, reduction=reduction,
-            free_bits=free_bits, free_bits_per=free_bits_per, balance=balance, capacity=capacity, symmetric=symmetric,
-        )  # fmt: skip
-        self.preset = preset
-        self.reduction = options["reduction"]
-        _args.reduction_for_elbo(self.reduction)
-        self.likelihood = options.pop("likelihood")
-        _args.likelihood(self.likelihood)
-        distributed.check(process_group, self.reduction, self.likelihood)
-        self.process_group = process_group
-        self.overwrite_recon = _args.flag("overwrite_recon", overwrite_recon)
-        self.beta = _args.factor("beta", options.pop("beta"))
-        self.parameterization = _args.parameterization(options.pop("parameterization"))
-        self.kl_options = _args.kl_options(**options)
+        _options.reduction_for_elbo(reduction)
+        chosen = _options.likelihood(likelihood)
+        if process_group is not None:
+            distributed.check(process_group, reduction, chosen)
+        self.preset, self.process_group = preset, process_group
+        self.likelihood, self.reduction = likelihood, reduction
+        self.overwrite_recon = flag("overwrite_recon", overwrite_recon)
+        self.beta = factor("beta", beta)
+        self.parameterization = _options.parameterization(parameterization)
+        self.kl_options = _options.kl_options(reduction, balance, options)
 
     def forward(
         self,
@@ -114,11 +111,7 @@ class ELBOLoss(nn.Module):
             + f"likelihood={self.likelihood!r}, beta={self.beta!r}, "
             f"parameterization={self.parameterization!r}, reduction={self.reduction!r}"
             + (", overwrite_recon=True" if self.overwrite_recon else "")
-            + "".join(
-                f", {name}={value!r}"
-                for name, value in self.kl_options._asdict().items()
-                if value != KLOptions._field_defaults[name]
-            )
+            + "".join(f", {name}={value!r}" for name, value in self.kl_options.changed().items())
         )
 
 

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _args, _ops, reference
-from ._args import Parameterization
+from . import _arguments, _backends
+from ._checks import choice, like, same_device, same_shape
+from ._engine import Moments
+from ._gaussian import clamped, compute_dtype, reduced
 from ._generators import Generators, each_its_own
+from ._options import REDUCTIONS, Parameterization
 from .functional import reconstruction_loss
 
 _DIFFUSERS = Parameterization("logvar", clamp=(-30.0, 20.0))
@@ -54,7 +57,7 @@ class DiagonalGaussian:
     ) -> None:
         if not isinstance(deterministic, bool):
             raise TypeError(f"deterministic must be a bool, got {deterministic!r}")
-        self.parameters, self.dim = _args.packed(moments, dim)
+        self.parameters, self.dim = _arguments.packed(moments, dim)
         self.deterministic = deterministic
         default = clamp == _DIFFUSERS.clamp
         self._parameterization = _DIFFUSERS if default else Parameterization("logvar", clamp=clamp)
@@ -66,7 +69,7 @@ class DiagonalGaussian:
     @property
     def logvar(self) -> Tensor:
         half = self.parameters.shape[self.dim] // 2
-        return reference.clamped(self.parameters.narrow(self.dim, half, half), self._parameterization)
+        return clamped(self.parameters.narrow(self.dim, half, half), *self._parameterization.spec[1:3])
 
     @property
     def std(self) -> Tensor:
@@ -130,7 +133,7 @@ class DiagonalGaussian:
             kl = vaefast.DiagonalGaussian(moments).kl().mean()
             between = vaefast.DiagonalGaussian(moments).kl(vaefast.DiagonalGaussian(prior_moments))
         """
-        _args.choice("reduction", reduction, _args.REDUCTIONS)
+        choice("reduction", reduction, REDUCTIONS)
         if other is not None:
             self._check_prior(other)
         if self.deterministic:
@@ -161,7 +164,7 @@ class DiagonalGaussian:
             z, kl = vaefast.DiagonalGaussian(encoder(x)).sample_with_kl()
             loss = ((decoder(z) - x) ** 2).sum() / len(x) + 1e-6 * kl.mean()
         """
-        _args.choice("reduction", reduction, _args.REDUCTIONS)
+        choice("reduction", reduction, REDUCTIONS)
         if other is not None:
             self._check_prior(other)
         if self.deterministic:
@@ -189,9 +192,7 @@ class DiagonalGaussian:
             log_density = -posterior.nll(posterior.sample())
         """
         mean = self.mean
-        sample = _args.floating("sample", sample)
-        _args.same_shape("sample", sample, "mean", mean.shape)
-        _args.same_device("sample", sample, "moments", mean.device)
+        sample = like("sample", sample, "mean", mean)
         if self.deterministic:
             return self._zero("per_sample") if dims is None else self._zero("none").sum(tuple(dims))
         reduction = "per_sample" if dims is None else "none"
@@ -208,19 +209,18 @@ class DiagonalGaussian:
         kl: bool,
     ) -> list[Tensor]:
         if generator is not None:
-            _args.generators(generator, self.parameters, None if self.dim == 0 else 0)
+            _arguments.generators(generator, self.parameters, None if self.dim == 0 else 0)
         prior = None if other is None else (other.parameters, other._parameterization)
-        found = _ops.packed_posterior if _ops.native_for(self.parameters) else reference.packed_posterior
+        of = Moments(self.parameters, self.dim, self._parameterization, prior)
+        engine = _backends.engine(self.parameters)
         if isinstance(generator, Sequence):
 
             def draw(moments: Tensor, own: torch.Generator | None) -> Tensor:
-                return found(moments, self.dim, self._parameterization, None, own, "none", sample=True, kl=False)[0]
+                return engine.packed(of._replace(moments=moments, prior=None), "none", own, True, False)[0]
 
             z = each_its_own(draw, (self.parameters,), generator)
-            return [z, *(self._posterior(other, None, reduction, sample=False, kl=True) if kl else ())]
-        return found(
-            self.parameters, self.dim, self._parameterization, prior, generator, reduction, sample=sample, kl=kl
-        )
+            return [z, *(engine.packed(of, reduction, None, False, True) if kl else ())]
+        return engine.packed(of, reduction, generator, sample, kl)
 
     def _check_prior(self, other: object) -> None:
         if not isinstance(other, DiagonalGaussian):
@@ -229,8 +229,9 @@ class DiagonalGaussian:
             raise ValueError("other is deterministic: its variance is 0 and the KL infinite; make it without the flag")
         if other.dim != self.dim:
             raise ValueError(f"other is packed along dim={other.dim} but this one along {self.dim}; they must be equal")
-        _args.same_shape("other.parameters", other.parameters, "parameters", self.parameters.shape)
-        _args.same_device("other.parameters", other.parameters, "parameters", self.parameters.device)
+        same_shape("other.parameters", other.parameters, "parameters", self.parameters.shape)
+        same_device("other.parameters", other.parameters, "parameters", self.parameters.device)
 
     def _zero(self, reduction: str) -> Tensor:
-        return reference.zero_loss(self.mean, reduction)
+        mean = self.mean
+        return reduced(torch.zeros_like(mean, dtype=compute_dtype(mean)), reduction, mean.dtype)

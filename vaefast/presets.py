@@ -6,18 +6,22 @@ a preset too.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
-from . import _args
-from ._args import Likelihood, Parameterization
-from .reference import ELBOTerms
+from ._checks import choice
+from ._options import ELBOTerms, Likelihood, Parameterization
 
 __all__ = ["PRESETS", "Preset"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Preset:
 
     Args:
         source: the project's repository, file and function.
-        likelihood, parameterization, reduction, beta, free_bits, free_bits_per, balance: as for
+        likelihood, parameterization, reduction, beta, free_bits, free_bits_per, balance, prior_parameterization: as for
             :func:`vaefast.elbo_terms`, with its defaults.
         scale: the reconstruction's factor under ``likelihood``; under another that the caller gives it is 1.
         per_dim: of ``"reconstruction"`` and ``"kl"``, the terms that are divided by the number of elements of a sample
@@ -51,49 +55,45 @@ class Preset:
     balance: float | None = None
     scale: float = 1.0
     per_dim: tuple[str, ...] = ()
+    prior_parameterization: str | Parameterization = "logvar"
 
-    def fill(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What the caller gave; the preset's own in the place of defaults."""
-        return {
-            name: getattr(self, name) if name in _DEFAULTS and _is_default(value, _DEFAULTS[name]) else value
-            for name, value in given.items()
-        }
+    def filled(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What the caller gave, and of what he did not the preset's own, where they are not the function's defaults."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _OPTIONS}
+        return {**{name: value for name, value in own.items() if value != _OPTIONS[name]}, **given}
 
     def weigh(self, terms: ELBOTerms, target: Tensor, options: dict[str, Any]) -> ELBOTerms:
         """The terms of the filled options with the preset's factors, and their sum."""
-        scale = self.scale if options["likelihood"] == self.likelihood else 1.0
+        scale = self.scale if options.get("likelihood", _OPTIONS["likelihood"]) == self.likelihood else 1.0
         if scale == 1.0 and not self.per_dim:
             return terms
         size = max(1, math.prod(target.shape[1:]))
         nll = terms.reconstruction * (scale / size if "reconstruction" in self.per_dim else scale)
         kl = terms.kl / size if "kl" in self.per_dim else terms.kl
-        return ELBOTerms(nll + options["beta"] * kl, nll, kl)
+        return ELBOTerms(nll + options.get("beta", self.beta) * kl, nll, kl)
 
 
-_DEFAULTS = {f.name: f.default for f in fields(Preset)}
-
-
-def _is_default(value: object, default: object) -> bool:
-    # a tensor is compared by no value: that would wait for the device, and split a compiled graph
-    return value is default or (isinstance(value, (str, int, float)) and value == default)
+_OPTIONS = {f.name: f.default for f in fields(Preset) if f.name not in ("source", "scale", "per_dim")}
 
 
 def find(name: object) -> Preset:
-    _args.choice("preset", name, tuple(PRESETS))
+    choice("preset", name, tuple(PRESETS))
     return PRESETS[str(name)]
 
 
-def filled(name: str | None, **given: Any) -> dict[str, Any]:
-    return given if name is None else find(name).fill(given)
+def filled_in(f: Callable[P, R]) -> Callable[P, R]:
+    """Where ``f``'s argument ``preset`` is one, what the caller did not give comes from it."""
+    signature = inspect.signature(f)
 
+    @functools.wraps(f)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        name = kwargs.get("preset")
+        if name is None:
+            return f(*args, **kwargs)
+        named: Callable[..., R] = f
+        return named(**find(name).filled(signature.bind(*args, **kwargs).arguments))
 
-def elbo_terms(
-    plain: Callable[..., ELBOTerms], name: object, recon: object, target: Tensor, *tensors: Any, **given: Any
-) -> ELBOTerms:
-    """:func:`vaefast.elbo_terms` with a preset; ``plain`` is it without, of the path that calls."""
-    preset = find(name)
-    options = preset.fill(given)
-    return preset.weigh(plain(recon, target, *tensors, **options), target, options)
+    return call
 
 
 # the squared and the absolute error, whose scale of 2 undoes the half of the Gaussian's

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import _args
+from ._checks import is_real
 
 __all__ = ["BetaSchedule", "CyclicalSchedule", "LinearSchedule", "SigmoidSchedule"]
 
@@ -215,7 +215,7 @@ def _between(schedule: LinearSchedule | CyclicalSchedule | SigmoidSchedule, shar
 
 
 def _number(name: str, value: object) -> float:
-    if not _args.is_real(value):
+    if not is_real(value):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}")

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch.distributions import kl
 
-from .. import _args
+from .._checks import choice
+from .._options import NOISE
 
 _ABSENT = object()
 
@@ -30,7 +31,7 @@ class Integration:
         self.noise: str | None = None  # None while nothing is replaced
 
     def hold(self, who: str, noise: str) -> None:
-        _args.choice("noise", noise, _args.NOISE)
+        choice("noise", noise, NOISE)
         before = dict(self._held)
         self._held.pop(who, None)
         self._held[who] = noise

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _normal, _ops
+from .. import _backends, _normal
 from ..functional import reparameterize
 from ..packed import _DIFFUSERS, DiagonalGaussian
 from ._integration import Integration, library, replace
@@ -107,7 +107,7 @@ def _covered(parameters: object, deterministic: object) -> bool:
         and parameters.dim() > 1
         and parameters.shape[1] % 2 == 0
         and not torch.compiler.is_compiling()
-        and _ops.native_for(parameters)
+        and _backends.native_for(parameters)
     )
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _normal, _ops
-from .._args import Likelihood
+from .. import _backends, _normal
+from .._options import Likelihood
 from ..functional import reconstruction_loss
 from . import torch_distributions
 from ._integration import Integration, library, replace_imported
@@ -44,7 +44,7 @@ def _covered(log_fn: object, lgamma_fn: object, x: Tensor, *params: Tensor) -> b
         and lgamma_fn is torch.lgamma
         and _normal.usable(x, *params)
         and not x.requires_grad
-        and _ops.native_for(x)
+        and _backends.native_for(x)
     )
 
 

@@ -1,0 +1,132 @@
+"""Imports go down only: the layers are data here, and CONTRIBUTING.md shows them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "vaefast"
+
+# from the ground up; a module imports of those below its own layer, and of none beside it
+LAYERS: list[tuple[str, ...]] = [
+    ("_build", "_checks", "_distributions", "_functorch", "_generators"),
+    ("_gaussian", "_philox"),
+    ("likelihoods",),
+    ("_options",),
+    ("_engine",),
+    ("_arguments", "distributed", "presets"),
+    ("_compose", "_torch"),
+    ("_double_backward",),
+    ("_native",),
+    ("_backends", "_posterior_functions"),
+    ("_functions",),
+    ("functional", "reference"),
+    ("_normal", "diagnostics", "generation", "modules", "packed", "schedules"),
+    ("distributions", "integrations._integration"),
+    ("integrations.torch_distributions", "integrations.diffusers"),
+    ("integrations.pyro", "integrations.scvi"),
+    ("integrations",),
+    ("__init__",),
+]
+# what the build makes, and who alone looks at it
+BUILT = {"_C": "_native", "_build_info": "_build"}
+COMPILED = {"_native", "_double_backward", "_backends", "functional", "_C"}
+HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(path): path for path in PACKAGE.rglob("*.py") if path.stem not in BUILT}
+
+
+def imports(name: str) -> set[str]:
+    """The package's modules that a module imports, wherever in it: at its head, within functions, for types alone."""
+    found: set[str] = set()
+    package = (
+        name.split(".")[:-1] if FILES[name].stem != "__init__" else [p for p in name.split(".") if p != "__init__"]
+    )
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            assert not [a.name for a in node.names if a.name.partition(".")[0] == "vaefast"], "imports are relative"
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+            continue
+        base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+        start = ".".join(filter(None, base))
+        for alias in node.names:
+            whole = ".".join(filter(None, (start, alias.name)))
+            found.add(whole if whole in FILES or whole in BUILT else start)
+    return found - {name}
+
+
+IMPORTS = {name: imports(name) for name in FILES}
+
+
+def below(name: str) -> set[str]:
+    """All that comes with a module."""
+    reached, left = set(), [name]
+    while left:
+        for each in IMPORTS.get(left.pop(), ()):
+            if each not in reached:
+                reached.add(each)
+                left.append(each)
+    return reached
+
+
+def test_every_module_has_a_layer() -> None:
+    assert sorted(FILES) == sorted(HEIGHT)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_imports_go_down(name: str) -> None:
+    for other in IMPORTS[name]:
+        if other in BUILT:
+            assert BUILT[other] == name, f"{name} looks at {other}, which is {BUILT[other]}'s"
+        else:
+            assert HEIGHT[other] < HEIGHT[name], f"{name} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("name", ["reference", "_torch", "_functions", "_compose"])
+def test_nothing_of_the_compiled_engine_comes_with_it(name: str) -> None:
+    assert not below(name) & COMPILED
+
+
+def test_the_imports_were_found() -> None:
+    """The reader of imports sees through each way of writing them."""
+    assert {"_native", "_torch", "_build"} <= IMPORTS["_backends"]
+    assert {"_C", "_double_backward"} <= IMPORTS["_native"]  # within a function
+    assert {"_normal", "functional", "integrations.torch_distributions"} <= IMPORTS["integrations.scvi"]
+    assert "_native" in below("functional")
+
+
+def test_no_file_is_long() -> None:
+    lengths = {name: path.read_text().count("\n") for name, path in FILES.items()}
+    assert max(lengths.values()) < 500, lengths
+    assert lengths["reference"] < 60
+
+
+def test_includes_make_no_circle() -> None:
+    """csrc/, by the files that its #includes name."""
+    files = {p.relative_to(ROOT / "csrc").as_posix(): p for p in (ROOT / "csrc").rglob("*.*")}
+    included: dict[str, set[str]] = {}
+    for name, path in files.items():
+        named = re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)
+        beside = [(path.parent / n).resolve().relative_to((ROOT / "csrc").resolve()).as_posix() for n in named]
+        included[name] = {b if b in files else n for b, n in zip(beside, named)} & set(files)
+    assert any(included.values())
+    done: set[str] = set()
+    while len(done) < len(files):
+        free = {name for name in files if name not in done and included[name] <= done}
+        assert free, {name: sorted(included[name] - done) for name in files if name not in done}
+        done |= free
+
+
+def test_the_layers_are_documented() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert not [name for name in HEIGHT if f"`{name}`" not in text and not name.startswith(("integrations", "__"))]

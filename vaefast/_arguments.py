@@ -1,0 +1,338 @@
+"""What tensors must be, and the groups of arguments that engines take: checked, for either engine alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _options
+from ._checks import batched, broadcasts, choice, factor, floating, is_real, like, same_device, tensors
+from ._engine import Pair, Posteriors, Reconstruction
+from ._gaussian import Prior, as_tensor, logvar_of, wide
+from ._options import Composed, KLOptions, Likelihood, Parameterization
+from .likelihoods import LikelihoodEntry, entry_of
+
+
+def posterior(mu: object, logvar: object) -> tuple[Tensor, Tensor]:
+    mu = floating("mu", mu)
+    return mu, like("logvar", logvar, "mu", mu)
+
+
+def prior(name: str, value: object, mu: Tensor) -> Prior:
+    if value is None:
+        return None
+    if is_real(value):
+        return float(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be None, a float or a torch.Tensor, got {type(value).__name__}")
+    broadcasts(name, floating(name, value), "mu", mu.shape)
+    same_device(name, value, "mu", mu.device)
+    return value
+
+
+def kl(
+    mu: object,
+    logvar: object,
+    prior_mu: object,
+    prior_logvar: object,
+    parameterization: str | Parameterization,
+    reduction: str,
+    balance: object,
+    options: Composed,
+) -> tuple[Pair, KLOptions]:
+    mu, logvar = posterior(mu, logvar)
+    p = _options.parameterization(parameterization)
+    pm = None if prior_mu is None else prior("prior_mu", prior_mu, mu)
+    given: Any = prior_logvar  # which is checked where it is converted, if it is
+    plv = given if given is None or "prior_parameterization" in options else prior("prior_logvar", given, mu)
+    return with_options(Pair(mu, logvar, pm, plv, p), reduction, balance, options)
+
+
+def with_options(pair: Pair, reduction: str, balance: object, options: Composed) -> tuple[Pair, KLOptions]:
+    """The options, as far as they go with the reduction and the tensors, and the pair that they are for."""
+    mu = pair.mu
+    if reduction not in _options.REDUCTIONS:
+        choice("reduction", reduction, _options.REDUCTIONS)
+    if mu.dim() == 0:
+        batched("mu", mu, reduction)
+    if balance is None and not options:
+        return pair, _options.NONE
+    found = _options.kl_options(reduction, balance, options)
+    if balance is not None:
+        _options.kl_balance(balance, pair.prior_mu, pair.prior_logvar)
+    if mu.dim() == 0 and (found.capacity is not None or (found.free_bits > 0 and found.free_bits_per != "dim")):
+        what = "capacity" if found.capacity is not None else f"free_bits_per={found.free_bits_per!r}"
+        raise ValueError(f"{what} needs a batch dimension, but mu is a 0-d tensor; use mu.unsqueeze(0)")
+    if isinstance(found.capacity, Tensor):
+        same_device("capacity", found.capacity, "mu", mu.device)
+    if "prior_parameterization" in options and pair.prior_logvar is not None:
+        p = _options.parameterization(found.prior_parameterization)
+        pair = pair._replace(prior_logvar=log_variance(prior("prior_logvar", pair.prior_logvar, mu), p, mu))
+    return pair, found
+
+
+def log_variance(raw: Prior, p: Parameterization, mu: Tensor) -> Prior:
+    """What a prior's second argument means; computed in float32 at least, as the engines compute the posterior's."""
+    if raw is None or p == _options.PLAIN["logvar"]:
+        return raw
+    return logvar_of(wide(raw) if isinstance(raw, Tensor) else as_tensor(raw, wide(mu)), p.spec)
+
+
+def samples(mu: object, logvar: object, number: object) -> tuple[Tensor, Tensor]:
+    """Both as ``[K, B, ...]`` views, which take no memory."""
+    mu, logvar = posterior(mu, logvar)
+    if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
+        raise TypeError(f"num_samples must be None or an int, got {number!r}")
+    if number < 1:
+        raise ValueError(f"num_samples must be at least 1, got {number!r}")
+    return mu.expand(number, *mu.shape), logvar.expand(number, *logvar.shape)
+
+
+def generators(value: object, x: Tensor, dim: int | None = 0) -> list[torch.Generator]:
+    """One generator, or a list of as many as there are samples along x's dimension ``dim``, if it has samples."""
+    if not isinstance(value, (list, tuple)):
+        if not isinstance(value, torch.Generator):
+            lists = "" if dim is None else "; a list of them, one a sample, is taken too"
+            raise TypeError(f"generator must be a torch.Generator, got {type(value).__name__}{lists}")
+        return [value]
+    if dim is None:
+        raise TypeError("generator must be one torch.Generator, got a list of them: there is no batch to divide among")
+    for k, each in enumerate(value):
+        if not isinstance(each, torch.Generator):
+            raise TypeError(f"generator[{k}] must be a torch.Generator, got {type(each).__name__}")
+    if x.dim() <= dim:
+        raise ValueError("a list of generators needs a batch dimension, but there is none; pass one torch.Generator")
+    if len(value) != x.shape[dim]:
+        raise ValueError(
+            f"generator is a list of {len(value)} but the batch (dimension 0) has {x.shape[dim]} samples; it takes one "
+            "for each, or one torch.Generator for all"
+        )
+    return list(value)
+
+
+def noise(kind: str, eps: object, generator: object, mu: Tensor, dim: int | None = 0) -> Tensor | None:
+    """eps, if it is given, where all three go together."""
+    choice("noise", kind, _options.NOISE)
+    if generator is not None:
+        found = generators(generator, mu, dim)
+        if eps is not None:
+            raise ValueError("eps and generator were both given; eps is the noise itself, so pass one of them")
+        for each in found:
+            if each.device.type != mu.device.type:
+                raise ValueError(
+                    f"generator is on {each.device} but mu is on {mu.device}; "
+                    f"make it with torch.Generator({mu.device.type!r})"
+                )
+    if eps is None:
+        return None
+    eps = floating("eps", eps)
+    broadcasts("eps", eps, "mu", mu.shape)
+    same_device("eps", eps, "mu", mu.device)
+    return eps
+
+
+def parameters(recon: object, likelihood: str, entry: LikelihoodEntry) -> list[Tensor]:
+    """The likelihood's parameters; the first has the full shape."""
+    given: Sequence[Any] = recon if isinstance(recon, (tuple, list)) else (recon,)
+    if not entry.required <= len(given) <= len(entry.params):
+        takes = ", ".join(entry.params[: entry.required])
+        more = "".join(f"[, {name}]" for name in entry.params[entry.required :])
+        raise ValueError(f"recon for {likelihood!r} must be ({takes}{more}), got {len(given)} tensors")
+    first = floating("recon" if given is not recon else f"recon[0] ({entry.params[0]})", given[0])
+    params = [first]
+    for name, value in zip(entry.params[1:], given[1:]):
+        label = f"recon's {name}"
+        if is_real(value):
+            value = torch.full((), float(value), dtype=first.dtype, device=first.device)
+        broadcasts(label, floating(label, value), "recon", first.shape)
+        same_device(label, value, "recon", first.device)
+        params.append(value)
+    return params
+
+
+def loss_shape(first: Tensor, chosen: Likelihood) -> tuple[torch.Size, int]:
+    """The elementwise loss's shape; and for a mixture the dimension, counted from the front, that it lacks, else 0."""
+    if "dim" not in chosen.options:
+        return first.shape, 0
+    dim = int(chosen.options["dim"])
+    if not -first.dim() < dim < first.dim():
+        raise ValueError(
+            f"dim={dim} of likelihood {chosen.name!r} must be a dimension of recon behind the batch, whose shape is "
+            f"{tuple(first.shape)}"
+        )
+    dim %= first.dim()
+    return torch.Size((*first.shape[:dim], *first.shape[dim + 1 :])), dim
+
+
+def mixture(first: Tensor, target: Tensor, chosen: Likelihood, planes: dict[int, int]) -> torch.Size:
+    """The elementwise loss's shape, where recon and target go together along ``dim``."""
+    shape, dim = loss_shape(first, chosen)
+    channels = int(chosen.options.get("channels", 0))
+    count = planes[channels]
+    if first.shape[dim] == 0 or first.shape[dim] % count:
+        raise ValueError(
+            f"recon for {chosen!r} has {first.shape[dim]} planes along dim={dim}; each component has {count}, so "
+            f"it takes a multiple of {count}"
+        )
+    expected = (*shape[:dim], channels, *shape[dim:]) if channels else tuple(shape)
+    if target.shape != expected:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; {chosen!r} with recon of shape {tuple(first.shape)} takes "
+            f"{expected}"
+        )
+    return shape
+
+
+def indices(target: Tensor, chosen: Likelihood) -> Tensor:
+    """Classes as the kernels take them: whole numbers in float32, which has them up to 2^24."""
+    return target.float() if entry_of(chosen.name).support == "class" else target
+
+
+def reconstruction(
+    recon: object, target: object, weight: object, chosen: Likelihood, overwrite: object
+) -> Reconstruction:
+    entry = entry_of(chosen.name)
+    params = parameters(recon, chosen.name, entry)
+    first = params[0]
+    if entry.planes:
+        target = floating("target", target)
+        shape = mixture(first, target, chosen, entry.planes)
+        same_device("target", target, "recon", first.device)
+    else:
+        shape = first.shape
+        target = like("target", target, "recon", first)
+    if weight is not None:
+        if not (isinstance(weight, Tensor) and weight.dtype == torch.bool):
+            weight = floating("weight", weight)
+        broadcasts("weight", weight, "recon's sites" if entry.planes else "recon", shape)
+        same_device("weight", weight, "recon", first.device)
+    if overwrite is not False and overwrite is not True:
+        raise TypeError(f"overwrite_recon must be True or False, got {overwrite!r}")
+    return Reconstruction(params, target, weight, chosen, overwrite)
+
+
+def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str) -> Tensor | float:
+    """beta, where the two terms add up."""
+    if reduction not in _options.ELBO_REDUCTIONS:
+        _options.reduction_for_elbo(reduction)
+    if first.dim() == 0 or mu.dim() == 0:
+        batched("recon", first, reduction)
+        batched("mu", mu, reduction)
+    if mu.device != first.device:
+        same_device("mu", mu, "recon", first.device)
+    if reduction != "sum" and first.shape[0] != mu.shape[0]:
+        raise ValueError(
+            f"recon has a batch of {first.shape[0]} but mu has {mu.shape[0]} (dimension 0); "
+            "they must be equal for the two terms to add up per sample"
+        )
+    if type(beta) is float:
+        return beta
+    beta = factor("beta", beta)
+    if isinstance(beta, Tensor):
+        same_device("beta", beta, "mu", mu.device)
+    return beta
+
+
+def packed(moments: object, dim: object) -> tuple[Tensor, int]:
+    """Moments whose dimension ``dim``, counted from the front in what is returned, has two halves."""
+    moments = floating("moments", moments)
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"dim must be an int, got {dim!r}; deterministic goes by name")
+    if not -moments.dim() <= dim < moments.dim():
+        raise ValueError(
+            f"dim={dim} is no dimension of moments, whose shape is {tuple(moments.shape)}; it takes the one "
+            "along which mean and log variance lie"
+        )
+    if moments.shape[dim] % 2:
+        raise ValueError(
+            f"moments of shape {tuple(moments.shape)} has {moments.shape[dim]} entries along dim={dim}; it takes an "
+            "even number, the mean's and then as many of the log variance"
+        )
+    return moments, dim % moments.dim()
+
+
+def posteriors(mus: object, raws: object) -> tuple[list[Tensor], list[Tensor]]:
+    """Two lists of the same length, at least 1, whose tensors match one by one and all lie on one device."""
+    pairs = [posterior(mu, raw) for mu, raw in zip(tensors("mus", mus), tensors("raws", raws, "mus", mus))]
+    for mu, _ in pairs:
+        same_device("a tensor of mus", mu, "its first", pairs[0][0].device)
+    return [mu for mu, _ in pairs], [raw for _, raw in pairs]
+
+
+def priors(name: str, values: object, mus: list[Tensor]) -> list[Tensor]:
+    """As many tensors as there are mus, each broadcasting to its own, or none."""
+    if values is None:
+        return []
+    found = tensors(name, values, "mus", mus)
+    for value, mu in zip(found, mus):
+        prior(f"a tensor of {name}", value, mu)
+    return found
+
+
+def same_batches(mus: Sequence[Tensor], reduction: str) -> None:
+    choice("reduction", reduction, _options.ELBO_REDUCTIONS)
+    if reduction == "sum":
+        return
+    for mu in mus:
+        batched("a tensor of mus", mu, reduction)
+        if mu.shape[0] != mus[0].shape[0]:
+            raise ValueError(
+                f"reduction={reduction!r} needs one batch (dimension 0) in all of mus, but there are "
+                f"{mus[0].shape[0]} and {mu.shape[0]}; use 'sum'"
+            )
+
+
+def each_with_its_prior(
+    mus: object,
+    raws: object,
+    prior_mus: object,
+    prior_raws: object,
+    parameterization: str | Parameterization,
+    prior_parameterization: str | Parameterization | None,
+    reduction: str,
+) -> Posteriors:
+    mus, raws = posteriors(mus, raws)
+    p = _options.parameterization(parameterization)
+    of_prior = p if prior_parameterization is None else prior_parameterization_of(prior_parameterization)
+    pms = priors("prior_mus", prior_mus, mus)
+    plvs = [logvar_of(raw, of_prior.spec) for raw in priors("prior_raws", prior_raws, mus)]
+    same_batches(mus, reduction)
+    return Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p)
+
+
+def all_with_one_prior(
+    mus: object,
+    raws: object,
+    prior_mu: object,
+    prior_logvar: object,
+    parameterization: str | Parameterization,
+    prior_parameterization: str | Parameterization,
+    reduction: str,
+) -> Posteriors:
+    mus, raws = posteriors(mus, raws)
+    p = _options.parameterization(parameterization)
+    pms, pm = spread(shared_prior("prior_mu", prior_mu, mus), mus)
+    raw, of_prior = shared_prior("prior_logvar", prior_logvar, mus), prior_parameterization_of(prior_parameterization)
+    plvs, plv = spread(log_variance(raw, of_prior, mus[0]), mus)
+    same_batches(mus, reduction)
+    return Posteriors(mus, raws, pms, pm, plvs, plv, p)
+
+
+def prior_parameterization_of(value: str | Parameterization) -> Parameterization:
+    return _options.parameterization(value, "prior_parameterization")
+
+
+def shared_prior(name: str, value: object, mus: list[Tensor]) -> Prior:
+    """One for all mus."""
+    found = None
+    for mu in mus:
+        found = prior(name, value, mu)
+    return found
+
+
+def spread(shared: Prior, mus: list[Tensor]) -> tuple[list[Tensor], float]:
+    """A tensor as often as there are mus, or a number."""
+    return ([shared] * len(mus), 0.0) if isinstance(shared, Tensor) else ([], shared or 0.0)

@@ -1,0 +1,285 @@
+"""The one composition: every option that is no primitive of an engine, made of primitives, over whichever engine.
+
+What is reduced over the batch goes by a ``Mean``, so that the batch may be spread over processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ._engine import Engine, Engines, Pair, Reconstruction
+from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
+from ._generators import Generators, each_its_own, explain_to_compilers
+from ._options import PLAIN, ELBOTerms, KLOptions, Likelihood, Parameterization
+from .likelihoods import COMPOSED
+
+# half the squared error
+SQUARES = Likelihood("gaussian", constant=False)
+
+
+class Mean(Protocol):
+    """What ``"batchmean"`` is the mean over, if that is more than the batch of the call. Results are this process's
+    share in it."""
+
+    def reduction(self, batch: int, /) -> str:
+        """How terms are reduced, of which :meth:`share` makes the share."""
+
+    def share(self, term: Tensor, /) -> Tensor: ...
+
+    def floored(self, sums: Tensor, floor: float, batch: int, reduction: str, /) -> Tensor:
+        """The sum of ``max(floor, mean)``, from sums over the batch."""
+
+    def distance(self, share: Tensor, capacity: Tensor | float, batch: int, reduction: str, /) -> Tensor:
+        """``|mean - capacity|``, without gradient where it is 0."""
+
+
+class Local:
+    """The batch of the call, or its sum: what the two that bend a mean come to without a ``Mean``."""
+
+    def floored(self, sums: Tensor, floor: float, batch: int, reduction: str) -> Tensor:
+        # sums against B times the floor: those of an empty batch are 0
+        floor *= batch
+        total = torch.where(sums <= floor, floor, sums).sum()
+        return total if reduction == "sum" else total / batch
+
+    def distance(self, share: Tensor, capacity: Tensor | float, batch: int, reduction: str) -> Tensor:
+        return (share - (capacity * batch if reduction == "sum" else capacity)).abs()
+
+
+LOCAL = Local()
+
+
+# ---- samples
+
+
+def sample(
+    engines: Engines,
+    mu: Tensor,
+    raw: Tensor,
+    p: Parameterization,
+    eps: Tensor | None,
+    generator: Generators,
+    noise: str,
+    dim: int = 0,
+) -> Tensor:
+    """``dim`` is the batch, along which a list of generators has one for each sample."""
+
+    def draw(mu: Tensor, raw: Tensor, own: torch.Generator | None) -> Tensor:
+        given, own = drawn(mu, eps, own, noise)
+        return engines.engine(mu, given).sample(mu, raw, p, given, own)
+
+    if isinstance(generator, Sequence):
+        return each_its_own(draw, (mu, raw), generator, dim)
+    return draw(mu, raw, generator)
+
+
+def drawn(
+    mu: Tensor, eps: Tensor | None, generator: torch.Generator | None, noise: str
+) -> tuple[Tensor | None, torch.Generator | None]:
+    """PyTorch's own noise, or the generator of which the engine draws."""
+    if eps is not None or noise != "torch":
+        return eps, generator
+    explain_to_compilers(generator)
+    return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator), None
+
+
+def sample_with_kl(
+    engine: Engine, pair: Pair, reduction: str, o: KLOptions, eps: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """In one pass, as far as the options allow."""
+    begun, inner = begin(pair, reduction, o)
+    z, found = engine.sample_with_kl(begun, inner, o.balance, eps, generator)
+    return z.to(pair.mu.dtype), finish(engine, found, pair, inner, reduction, o)
+
+
+def each_sample_with_kl(
+    engines: Engines, pair: Pair, reduction: str, o: KLOptions, generator: Sequence[torch.Generator], noise: str
+) -> tuple[Tensor, Tensor]:
+    """Of a generator for each sample."""
+    # as one pass would draw it: in float64 where the prior alone asks for that
+    wide = noise == "philox" and compute_dtype(*pair[:4]) == torch.float64
+    z = sample(engines, pair.mu.double() if wide else pair.mu, pair.raw, pair.p, None, generator, noise)
+    return z.to(pair.mu.dtype), kl(engines.engine(pair.mu), pair, reduction, o)
+
+
+def estimated(
+    engines: Engines,
+    pair: Pair,
+    reduction: str,
+    o: KLOptions,
+    estimator: str,
+    eps: Tensor | None,
+    generator: Generators,
+    noise: str,
+) -> tuple[Tensor, Tensor]:
+    """A sample z, and in the KL's place log q(z) - log p(z), with the options."""
+    mu, raw, pm, plv, p = pair
+    dtype = compute_dtype(mu, raw, pm, plv, eps)
+    if eps is None:
+        # the noise that the sample alone would have had: in mu's memory order and, drawn by torch, of mu's dtype
+        zero = torch.zeros_like(mu, dtype=mu.dtype if noise == "torch" else dtype)
+        eps = sample(engines, zero, zero, PLAIN["logvar"], None, generator, noise)
+    z = sample(engines, mu.to(dtype), raw.to(dtype), p, eps, None, noise)
+    scale = std_of(raw.to(dtype), p.spec), logvar_of(raw.to(dtype), p.spec)
+    e = eps.to(dtype)
+
+    def log_ratio(z: Tensor, std: Tensor, logvar: Tensor, pm: Prior, plv: Prior) -> Tensor:
+        pm, plv = as_tensor(pm, z), as_tensor(plv, z)
+        standard = e
+        if estimator == "stl":
+            # q's parameters stand still, and z alone moves: (z - mu) / std, which is eps, by dz / std
+            standard, logvar = e + (z - z.detach()) / std.detach(), logvar.detach()
+        return 0.5 * (((z - pm) * torch.exp(-0.5 * plv)) ** 2 - standard * standard + (plv - logvar))
+
+    found = balanced(o.balance, log_ratio, (z, *scale), (pm, plv))
+    inner = begin(pair, reduction, o)[1]
+    found = reduced(found, inner, promoted(mu, raw, pm, plv) if inner == reduction else dtype)
+    return z.to(mu.dtype), bounded(found, mu, reduction, o, None)
+
+
+# ---- the KL
+
+
+def kl(engine: Engine, pair: Pair, reduction: str, o: KLOptions, mean: Mean | None = None) -> Tensor:
+    """KL(q || p) with the options."""
+    begun, inner = begin(pair, reduction, o)
+    return finish(engine, engine.kl(begun, inner, o.balance), pair, inner, reduction, o, mean)
+
+
+def begin(pair: Pair, reduction: str, o: KLOptions) -> tuple[Pair, str]:
+    """Of what the options begin with: a plain KL, reduced as far as they allow."""
+    if not o.free_bits:
+        return pair, reduction
+    inner = "per_sample" if o.free_bits_per == "sample" else "none"
+    # elements that are yet to be added up would lose digits in mu's half precision
+    narrow = inner != reduction and pair.mu.dtype in (torch.float16, torch.bfloat16)
+    return (pair._replace(mu=pair.mu.float()) if narrow else pair), inner
+
+
+def finish(
+    engine: Engine, kl: Tensor, pair: Pair, inner: str, reduction: str, o: KLOptions, mean: Mean | None = None
+) -> Tensor:
+    """The KL with the options, from the plain one that they begin with."""
+    if o.symmetric:
+        kl = (kl + reverse(engine, pair, inner, o.balance)).to(kl.dtype)
+    return bounded(kl, pair.mu, reduction, o, mean)
+
+
+def reverse(engine: Engine, pair: Pair, reduction: str, balance: float | None) -> Tensor:
+    """KL(p || q): exact next to p = q and not negative, as KL(q || p) is, and so is their sum."""
+    dtype = compute_dtype(*pair[:4])
+    like = pair.mu.to(dtype)
+    mu, logvar = (as_tensor(t, like).expand(like.shape) for t in (pair.prior_mu, pair.prior_logvar))
+    swapped = Pair(mu, logvar, pair.mu, logvar_of(pair.raw.to(dtype), pair.p.spec), PLAIN["logvar"])
+    return engine.kl(swapped, reduction, None if balance is None else 1 - balance)
+
+
+def bounded(kl: Tensor, mu: Tensor, reduction: str, o: KLOptions, mean: Mean | None) -> Tensor:
+    """Free bits or the capacity, and what is left of the reduction.
+
+    A floor is ``where(kl <= floor, floor, kl)``: without gradient on it, and a NaN stays one.
+    """
+    if o.free_bits and o.free_bits_per == "batch_dim":
+        return (mean or LOCAL).floored(kl.sum(0), o.free_bits, mu.shape[0], reduction)
+    if o.free_bits:
+        kl = reduced(torch.where(kl <= o.free_bits, o.free_bits, kl), reduction, kl.dtype)
+    if mean is not None:
+        kl = mean.share(kl)
+    if o.capacity is None:
+        return kl
+    capacity = o.capacity.to(kl.dtype) if isinstance(o.capacity, Tensor) else o.capacity
+    return (mean or LOCAL).distance(kl, capacity, mu.shape[0], reduction)
+
+
+# ---- the reconstruction
+
+
+def nll(engine: Engine, of: Reconstruction, reduction: str) -> Tensor:
+    return gaussian_optimal(engine, of, reduction) if of.likelihood.name in COMPOSED else engine.nll(of, reduction)
+
+
+def engine_of(engines: Engines, of: Reconstruction) -> Engine:
+    likelihood = SQUARES if of.likelihood.name in COMPOSED else of.likelihood
+    return engines.engine(of.params[0], of.target, of.weight, likelihood=likelihood)
+
+
+def gaussian_optimal(engine: Engine, of: Reconstruction, reduction: str) -> Tensor:
+    """n / 2 (log(2 pi s) + 1) with s the mean of the n squared errors, of all elements or of each sample's; Rybkin et
+    al. 2021 (arXiv:2006.13202), equation 4. A weight counts its element so many times."""
+    if reduction == "none":
+        raise ValueError(
+            "reduction='none' does not go with 'gaussian_optimal', whose variance is shared by many elements; use "
+            "'gaussian' with a log variance"
+        )
+    first, per_sample = of.params[0], of.likelihood.options["per_sample"]
+    per_row = "sum" if reduction in ("sum", "mean") and not per_sample else "per_sample"
+    halves = engine.nll(of._replace(likelihood=SQUARES, overwrite=False), per_row)
+    if of.weight is None and per_row == "sum" and first.numel():
+        # halves over its own variance is n / 2, and has no gradient
+        n = first.numel()
+        whole = torch.log(halves) * (0.5 * n) + 0.5 * n * (math.log(4 * math.pi / n) + 1)
+        return whole if reduction == "sum" else whole / n
+    counts = counted(first, of.weight, per_row, halves)
+    if per_sample:
+        each = 0.5 * counts * (torch.log(2 * math.pi * (2 * halves / counts)) + 1)
+    else:
+        variance = 2 * halves.sum() / counts.sum()
+        each = halves / variance + 0.5 * counts * torch.log(2 * math.pi * variance)
+    if reduction == "per_sample":
+        return each
+    if reduction == "batchmean":
+        return each.mean()
+    return each.sum() / (1 if reduction == "sum" else first.numel())
+
+
+def counted(first: Tensor, weight: Tensor | None, per_row: str, halves: Tensor) -> Tensor:
+    """How many elements each of ``halves`` is the sum of, in its dtype."""
+    if weight is not None:
+        full = weight.to(halves.dtype).expand(first.shape)
+        return full.sum() if per_row == "sum" else full.reshape(first.shape[0], -1).sum(1)
+    return torch.full_like(halves, first.numel() if per_row == "sum" else math.prod(first.shape[1:]))
+
+
+# ---- the ELBO
+
+
+def elbo(
+    engines: Engines,
+    of: Reconstruction,
+    pair: Pair,
+    beta: Tensor | float,
+    reduction: str,
+    o: KLOptions,
+    mean: Mean | None,
+) -> ELBOTerms:
+    of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu)
+    if mean is not None:
+        reduction = mean.reduction(pair.mu.shape[0])
+    plain = o.free_bits == 0 and o.capacity is None and not o.symmetric and of.likelihood.name not in COMPOSED
+    if plain and of_nll is of_kl and not isinstance(beta, Tensor):
+        terms = of_kl.elbo(of, pair, beta, reduction, o.balance)
+        # the loss apart: what is made of the two terms would take the backward pass out of its one kernel
+        return terms if mean is None else ELBOTerms(*map(mean.share, terms))
+    return elbo_of_terms(of_nll, of_kl, of, pair, beta, reduction, o, mean)
+
+
+def elbo_of_terms(
+    of_nll: Engine,
+    of_kl: Engine,
+    of: Reconstruction,
+    pair: Pair,
+    beta: Tensor | float,
+    reduction: str,
+    o: KLOptions,
+    mean: Mean | None = None,
+) -> ELBOTerms:
+    """From an engine for each."""
+    # first what may be refused: the reconstruction may be overwritten
+    found = kl(of_kl, pair, reduction, o, mean)
+    loss = nll(of_nll, of, reduction)
+    return ELBOTerms.of(loss if mean is None else mean.share(loss), found, beta)

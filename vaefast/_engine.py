@@ -1,0 +1,137 @@
+"""What an engine is: the primitives that everything is composed of. There are two, compiled and in PyTorch.
+
+Primitives take groups of checked arguments, and know of options only those that they name; the others are composed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ._gaussian import Prior
+from ._options import ELBOTerms, Likelihood, Parameterization
+
+
+class Pair(NamedTuple):
+    """q and p, between which a KL is taken."""
+
+    mu: Tensor
+    raw: Tensor
+    prior_mu: Prior
+    prior_logvar: Prior
+    p: Parameterization
+
+
+class Reconstruction(NamedTuple):
+    """What p(x|z) is asked, and whether its gradient may be written over the first parameter."""
+
+    params: Sequence[Tensor]
+    target: Tensor
+    weight: Tensor | None
+    likelihood: Likelihood
+    overwrite: bool
+
+
+class Posteriors(NamedTuple):
+    """Many Pairs. The priors' lists are empty where all have the number instead, and hold log variances."""
+
+    mus: Sequence[Tensor]
+    raws: Sequence[Tensor]
+    prior_mus: Sequence[Tensor]
+    prior_mu: float
+    prior_logvars: Sequence[Tensor]
+    prior_logvar: float
+    p: Parameterization
+
+
+class Moments(NamedTuple):
+    """mu and log variance in one tensor's halves along ``dim``, and those of the prior."""
+
+    moments: Tensor
+    dim: int
+    p: Parameterization
+    prior: tuple[Tensor, Parameterization] | None
+
+
+class Engine(Protocol):
+    def sample(
+        self, mu: Tensor, raw: Tensor, p: Parameterization, eps: Tensor | None, generator: torch.Generator | None, /
+    ) -> Tensor: ...
+
+    def kl(self, pair: Pair, reduction: str, balance: float | None, /) -> Tensor: ...
+
+    def sample_with_kl(
+        self,
+        pair: Pair,
+        reduction: str,
+        balance: float | None,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        /,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def nll(self, of: Reconstruction, reduction: str, /) -> Tensor: ...
+
+    def elbo(
+        self, of: Reconstruction, pair: Pair, beta: float, reduction: str, balance: float | None, /
+    ) -> ELBOTerms: ...
+
+    def multi_kl(self, many: Posteriors, reduction: str, /) -> Tensor: ...
+
+    def multi_sample_with_kl(
+        self, many: Posteriors, reduction: str, generator: torch.Generator | None, /
+    ) -> tuple[list[Tensor], Tensor]: ...
+
+    def packed(
+        self, of: Moments, reduction: str, generator: torch.Generator | None, with_sample: bool, with_kl: bool, /
+    ) -> list[Tensor]:
+        """[z][kl]"""
+
+
+class Direct(Engine, Protocol):
+    """The short way of a plain eager call: an engine that checks tensors for itself, and raises TypeError or ValueError
+    in words of its own. And its primitives without groups, which take time to make.
+    """
+
+    def posterior(
+        self, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, p: Parameterization, reduction: str,
+        balance: float | None, eps: None, generator: None, with_sample: bool, with_kl: bool, /,
+    ) -> list[Tensor]:  # fmt: skip
+        """[z][kl]"""
+
+    def parameters(
+        self, recon: object, target: object, weight: object, chosen: Likelihood, /
+    ) -> Sequence[Tensor] | None:
+        """The likelihood's parameters as :meth:`fused_elbo` and :meth:`reconstruction` take them, if they do."""
+
+    def reconstruction(
+        self, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood, overwrite: bool,
+        reduction: str, /,
+    ) -> Tensor: ...  # fmt: skip
+
+    def fused_elbo(
+        self, loss_alone: bool, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood,
+        overwrite: bool, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, p: Parameterization,
+        beta: float, reduction: str, balance: float | None, /,
+    ) -> Any:  # fmt: skip
+        """The loss, which alone takes less time, or the three terms."""
+
+    def multi(
+        self, mus: Sequence[Tensor], raws: Sequence[Tensor], prior_mus: Sequence[Tensor], prior_mu: float,
+        prior_logvars: Sequence[Tensor], prior_logvar: float, p: Parameterization, reduction: str, generator: None,
+        with_sample: bool, /,
+    ) -> list[Tensor]:  # fmt: skip
+        """[z ...][kl]"""
+
+
+class Engines(Protocol):
+    """Which engine a call goes to."""
+
+    def direct(self, x: object, /) -> Direct | None:
+        """For a plain eager call whose first tensor is x, if there is a short way."""
+
+    def engine(self, x: Tensor, /, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None) -> Engine:
+        """For checked arguments whose first tensor is x, with gradients to ``no_grad_to`` where they require them."""

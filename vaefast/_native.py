@@ -1,0 +1,269 @@
+"""The compiled engine: loading the extension, what it covers, and the order of its arguments, which stands here alone.
+
+Its primitives are those of ``_engine.Engine``. Eager calls go through pybind11 (``_C.f``), which is cheaper;
+``torch.compile`` and tensor subclasses go through the same operator's dispatcher entry (``torch.ops.vaefast.f``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from . import _build, _functorch
+from ._checks import is_real
+from ._engine import Moments, Pair, Posteriors, Reconstruction
+from ._gaussian import Prior
+from ._options import ELBOTerms, Likelihood, Parameterization
+from ._philox import draw_seed
+
+MAX_DIMS = 8  # kMaxDims in csrc/common.h
+
+_C: Any = None
+# what has a struct in csrc/likelihoods.h
+LIKELIHOODS: frozenset[str] = frozenset()
+
+
+def _load() -> None:
+    global _C, LIKELIHOODS
+    if not _build.compiled():
+        return
+    _build.refuse_other_torch()
+    from . import _C as extension
+
+    _C, LIKELIHOODS = extension, frozenset(extension.likelihoods())
+    from . import _double_backward  # noqa: F401  (registers the differentiable backward ops)
+
+    if torch.version.cuda is not None and not _build.info().cuda:
+        warnings.warn(
+            f"vaefast was built for the CPU only ({_build.info().why_no_cuda}); CUDA tensors take the slower "
+            "pure-PyTorch reference. vaefast.show_config() tells more.",
+            stacklevel=4,
+        )
+
+
+_load()
+
+
+def devices() -> tuple[str, ...]:
+    return () if _C is None else tuple(_C.devices())
+
+
+def cpu_capability() -> str | None:
+    return None if _C is None else str(_C.cpu_capability())
+
+
+def trains(t: object) -> bool:
+    return isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled()
+
+
+def why_not(x: Tensor, no_grad_to: Sequence[Tensor | None]) -> str | None:
+    """Why the kernels do not cover a call whose first tensor is x, or None."""
+    if _C is None:
+        return "the extension is not built"
+    if not x.is_cpu and x.device.type != "meta" and x.device.type not in _C.devices():
+        return f"there are no kernels for {x.device.type} tensors"
+    if x.dim() > MAX_DIMS:
+        return f"there are more than {MAX_DIMS} dimensions"
+    if _functorch.transforming():
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode AD is active"
+    for t in no_grad_to:
+        if trains(t):
+            return "eps, target and weight have gradients in the reference only"
+    return None
+
+
+def is_eager(x: object) -> TypeGuard[Tensor]:
+    """Whether x is a tensor that nothing traces or wraps."""
+    return not torch.compiler.is_compiling() and (type(x) is Tensor or type(x) is Parameter)
+
+
+def is_plain(x: object) -> bool:
+    """Whether a call whose first tensor is x may come with no checks before: kernels cover it, as far as x can tell."""
+    return (
+        _C is not None
+        and not torch.compiler.is_compiling()
+        and (type(x) is Tensor or type(x) is Parameter)
+        and forward_ad._current_level < 0
+        and _functorch.depth() == 0
+        and (x.is_cpu or x.device.type in _C.devices())
+        and x.dim() <= MAX_DIMS
+    )
+
+
+def split(prior: object) -> tuple[Tensor | None, float]:
+    """A prior as the entries take it: a tensor, or a constant."""
+    if prior is None or isinstance(prior, Tensor):
+        return prior, 0.0
+    if not is_real(prior):
+        raise TypeError(f"a prior must be None, a float or a torch.Tensor, got {type(prior).__name__}")
+    return None, float(prior)
+
+
+# both, of N(0, I)
+STANDARD = (None, 0.0, None, 0.0)
+
+
+class Compiled:
+    """``_engine.Engine`` and ``_engine.Direct``, by the extension's entries: pybind11's, or the dispatcher's."""
+
+    def __init__(self, entries: Any, *, traced: bool) -> None:
+        self.entries, self.traced = entries, traced
+
+    def posterior(
+        self,
+        mu: Tensor,
+        raw: Tensor,
+        prior_mu: Prior,
+        prior_logvar: Prior,
+        p: Parameterization,
+        reduction: str,
+        balance: float | None,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        with_sample: bool,
+        with_kl: bool,
+    ) -> list[Tensor]:
+        seed = None
+        if self.traced and with_sample and eps is None:
+            # identical calls of a random custom op may be merged under torch.compile; torch.randint's are not
+            seed, generator = draw_seed(mu, generator), None
+        prior = STANDARD if prior_mu is None and prior_logvar is None else (*split(prior_mu), *split(prior_logvar))
+        result: list[Tensor] = self.entries.posterior(
+            mu, raw, *prior, eps, seed, generator, *p.spec, reduction, with_sample, with_kl, balance
+        )  # fmt: skip
+        return result
+
+    def sample(
+        self, mu: Tensor, raw: Tensor, p: Parameterization, eps: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        return self.posterior(mu, raw, None, None, p, "none", None, eps, generator, True, False)[0]
+
+    def kl(self, pair: Pair, reduction: str, balance: float | None) -> Tensor:
+        return self.posterior(*pair, reduction, balance, None, None, False, True)[0]
+
+    def sample_with_kl(
+        self, pair: Pair, reduction: str, balance: float | None, eps: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        z, kl = self.posterior(*pair, reduction, balance, eps, generator, True, True)
+        return z, kl
+
+    def parameters(self, recon: object, target: object, weight: object, chosen: Likelihood) -> Sequence[Tensor] | None:
+        if (
+            chosen.name not in LIKELIHOODS
+            or not isinstance(target, Tensor)
+            or (target.requires_grad and torch.is_grad_enabled())
+            or (weight is not None and trains(weight))
+        ):
+            return None
+        if isinstance(recon, Tensor):
+            return (recon,) if recon.dim() <= MAX_DIMS else None
+        if not isinstance(recon, (tuple, list)) or not recon:
+            return None
+        first = recon[0]
+        if not isinstance(first, Tensor) or first.dim() > MAX_DIMS:
+            return None
+        for value in recon:
+            if not isinstance(value, Tensor):
+                return [
+                    torch.scalar_tensor(p, dtype=first.dtype, device=first.device) if is_real(p) else p for p in recon
+                ]  # fmt: skip
+        return recon
+
+    def reconstruction(
+        self,
+        params: Sequence[Tensor],
+        target: Tensor,
+        weight: Tensor | None,
+        chosen: Likelihood,
+        overwrite: bool,
+        reduction: str,
+    ) -> Tensor:
+        result: Tensor = self.entries.reconstruction(params, target, weight, *chosen.spec, reduction, overwrite)
+        return result
+
+    def nll(self, of: Reconstruction, reduction: str) -> Tensor:
+        return self.reconstruction(*of, reduction)
+
+    def fused_elbo(
+        self,
+        loss_alone: bool,
+        params: Sequence[Tensor],
+        target: Tensor,
+        weight: Tensor | None,
+        chosen: Likelihood,
+        overwrite: bool,
+        mu: Tensor,
+        raw: Tensor,
+        prior_mu: Prior,
+        prior_logvar: Prior,
+        p: Parameterization,
+        beta: float,
+        reduction: str,
+        balance: float | None,
+    ) -> Any:
+        entry = self.entries.elbo_loss if loss_alone else self.entries.elbo
+        prior = STANDARD if prior_mu is None and prior_logvar is None else (*split(prior_mu), *split(prior_logvar))
+        return entry(
+            params, target, weight, *chosen.spec, mu, raw, *prior, *p.spec, beta, reduction, balance, overwrite
+        )  # fmt: skip
+
+    def elbo(self, of: Reconstruction, pair: Pair, beta: float, reduction: str, balance: float | None) -> ELBOTerms:
+        return ELBOTerms(*self.fused_elbo(False, *of, *pair, beta, reduction, balance))
+
+    def multi(
+        self,
+        mus: Sequence[Tensor],
+        raws: Sequence[Tensor],
+        prior_mus: Sequence[Tensor],
+        prior_mu: float,
+        prior_logvars: Sequence[Tensor],
+        prior_logvar: float,
+        p: Parameterization,
+        reduction: str,
+        generator: torch.Generator | None,
+        with_sample: bool,
+    ) -> list[Tensor]:
+        seed = None
+        if self.traced and with_sample:
+            seed, generator = draw_seed(mus[0], generator), None
+        result: list[Tensor] = self.entries.multi_posterior(
+            mus, raws, prior_mus, prior_mu, prior_logvars, prior_logvar, seed, generator,
+            *p.spec, reduction, with_sample, True,
+        )  # fmt: skip
+        return result
+
+    def multi_kl(self, many: Posteriors, reduction: str) -> Tensor:
+        return self.multi(*many, reduction, None, False)[0]
+
+    def multi_sample_with_kl(
+        self, many: Posteriors, reduction: str, generator: torch.Generator | None
+    ) -> tuple[list[Tensor], Tensor]:
+        *samples, kl = self.multi(*many, reduction, generator, True)
+        return samples, kl
+
+    def packed(
+        self, of: Moments, reduction: str, generator: torch.Generator | None, with_sample: bool, with_kl: bool
+    ) -> list[Tensor]:
+        moments, dim, p, given = of
+        foreign = generator is not None and generator.device.type != moments.device.type
+        seed = None
+        if with_sample and (self.traced or foreign):
+            seed, generator = draw_seed(moments, generator), None
+        prior, prior_p = (None, p) if given is None else given
+        _, lo, hi, _ = p.spec
+        _, prior_lo, prior_hi, _ = prior_p.spec
+        result: list[Tensor] = self.entries.packed_posterior(
+            moments, dim, prior, prior_lo, prior_hi, seed, generator, lo, hi, reduction, with_sample, with_kl
+        )
+        return result
+
+
+eager, traced = Compiled(_C, traced=False), Compiled(torch.ops.vaefast, traced=True)

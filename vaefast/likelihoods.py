@@ -1,0 +1,351 @@
+"""The likelihoods in PyTorch: the Python side of ``csrc/likelihoods.h``.
+
+``LIKELIHOODS`` is one of the two registries. An entry here is a likelihood: checks, gradients, generation and
+``torch.compile`` go by it. With a struct there it gets its kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch import distributions as D
+from torch.nn import functional as F
+
+from ._distributions import Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
+from ._gaussian import softplus
+
+__all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "LikelihoodEntry"]
+
+# From any number, as a network puts it out, to where a parameter lives.
+DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "real": lambda x: x,
+    "log": lambda x: x,
+    "positive": torch.exp,
+    "unit": torch.sigmoid,
+    "planes": lambda x: x,
+}
+
+
+def _anything(**options: float) -> None:
+    """No option's value needs a check."""
+
+
+@dataclass(frozen=True)
+class LikelihoodEntry:
+    """A likelihood p(x | params), elementwise.
+
+    ``nll(x, *params, **options)`` is -log p in nats; the first ``required`` params must be given. ``support`` is where
+    x lives ("unit" for [0, 1], "real", "count", "bins"), ``formula`` goes to the tables, ``distribution(*params,
+    **options)`` is the torch.distributions object that draws, and that the tests hold it against. ``options`` are their
+    defaults, in the struct's order, and ``check`` raises where their values do not go together. ``domains`` says of
+    each parameter where it lives: a name in ``DOMAINS``; "log" is the logarithm of a scale or a rate.
+
+    A mixture has one parameter, whose planes lie along the dimension that its last option, ``dim``, names: logits, and
+    then each parameter of the components. ``planes`` says how many a component has, by the option ``channels``, the
+    target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape
+    without ``dim``.
+    """
+
+    params: tuple[str, ...]
+    required: int
+    support: str
+    formula: str
+    nll: Callable[..., Tensor]
+    distribution: Callable[..., D.Distribution]
+    domains: tuple[str, ...] = ("real", "log")
+    options: dict[str, float] = field(default_factory=dict)
+    check: Callable[..., None] = _anything
+    planes: dict[int, int] = field(default_factory=dict)
+
+
+def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
+    # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
+    return torch.where(logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x)
+
+
+def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
+    """F.binary_cross_entropy, which refuses NaN: logarithms >= -100; where p (1 - p) < 1e-12, that divides instead."""
+    inside = probs * (1 - probs) > 1e-12
+    p, end = torch.where(inside, probs, 0.5), probs.detach()
+    logs = (torch.log(end).clamp(min=-100), torch.log1p(-end).clamp(min=-100))
+    at_end = (probs - end) * (end - x) / 1e-12 - x * logs[0] - (1 - x) * logs[1]
+    return torch.where(inside, -x * torch.log(p) - (1 - x) * torch.log1p(-p), at_end)
+
+
+def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Tensor:
+    if logvar is None:
+        return 0.5 * (constant * math.log(2 * math.pi) + (x - mean) ** 2)
+    return 0.5 * (constant * math.log(2 * math.pi) + logvar + (x - mean) ** 2 * torch.exp(-logvar))
+
+
+def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Tensor:
+    if log_scale is None:
+        return constant * math.log(2) + (x - loc).abs()
+    return constant * math.log(2) + log_scale + (x - loc).abs() * torch.exp(-log_scale)
+
+
+def _in_float64(nll: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For formulas whose large terms cancel: in float64 what is left is still right for float32."""
+
+    @functools.wraps(nll)
+    def wide(x: Tensor, *params: Tensor, **options: float) -> Tensor:
+        return nll(x.double(), *(p.double() for p in params), **options).to(x.dtype)
+
+    return wide
+
+
+@_in_float64
+def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
+    """log((e^l - 1) / l) - l x; Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), equation 6."""
+    small = logits.abs() < 1e-2
+    near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
+    series = near / 2 + near**2 / 24 - near**4 / 2880
+    norm = F.relu(far) + torch.log(-torch.expm1(-far.abs()) / far.abs())
+    return torch.where(small, series, norm) - logits * x
+
+
+@_in_float64
+def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
+    d = (x - loc) * torch.exp(-log_scale)
+    norm = torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2) + 0.5 * torch.log(math.pi * df)
+    return norm + log_scale + (df + 1) / 2 * torch.log1p(d * d / df)
+
+
+def _log_factorial(x: Tensor, constant: float) -> Tensor:
+    """log(x!), or 0 where it is left out; NaN where x is no count."""
+    return torch.where(x < 0, math.nan, torch.lgamma(x + 1) if constant else torch.zeros_like(x))
+
+
+@_in_float64
+def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
+    return torch.exp(log_rate) - x * log_rate + _log_factorial(x, constant)
+
+
+@_in_float64
+def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Tensor:
+    mu = mu + eps
+    gammas = torch.lgamma(theta) - torch.lgamma(x + theta) + _log_factorial(x, constant)
+    return theta * torch.log1p(mu / theta) - torch.xlogy(x, mu / (theta + mu)) + gammas
+
+
+@_in_float64
+def _zero_inflated_negative_binomial(
+    x: Tensor, mu: Tensor, theta: Tensor, pi_logits: Tensor, constant: float, eps: float
+) -> Tensor:
+    """Lopez et al. 2018 (scVI), supplementary; 0 with probability sigmoid(pi_logits) besides."""
+    nll = _negative_binomial(x, mu, theta, constant=constant, eps=eps)
+    at_zero = softplus(-pi_logits) - softplus(-pi_logits - nll)
+    return torch.where(x == 0, at_zero, softplus(pi_logits) + nll)
+
+
+@_in_float64
+def _discretized_logistic(
+    x: Tensor, mean: Tensor, log_scale: Tensor, bins: float, low: float, high: float, floor: float
+) -> Tensor:
+    """-log(sigmoid(b) - sigmoid(a)) at the edges a, b of x's bin; Salimans et al. 2017 (arXiv:1701.05517), eq. 2."""
+    half = (high - low) / (bins - 1) / 2
+    inverse = torch.exp(-torch.where(log_scale <= floor, floor, log_scale))
+    a, b = (x - mean - half) * inverse, (x - mean + half) * inverse
+    inner = softplus(a) + softplus(-b) - torch.log(-torch.expm1(-2 * half * inverse))
+    return torch.where(x < low + half / 2, softplus(-b), torch.where(x > high - half / 2, softplus(a), inner))
+
+
+def _check_bins(bins: float, low: float, high: float, floor: float) -> None:
+    if not (bins >= 2 and bins == int(bins)):
+        raise ValueError(f"bins must be a whole number, at least 2, got {bins!r}")
+    if not low < high:
+        raise ValueError(f"low must be below high, got low={low!r}, high={high!r}")
+
+
+def _check_dim(dim: float) -> None:
+    if dim != int(dim) or dim == 0:
+        raise ValueError(f"dim must be a whole number and not 0, which is the batch, got {dim!r}")
+
+
+def _check_mixture(channels: float, dim: float, **grid: float) -> None:
+    _check_bins(**grid)
+    _check_dim(dim)
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, as there are couplings for, got {channels!r}")
+
+
+@_in_float64
+def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
+    logits = logits.movedim(int(dim), -1)
+    hit = x.unsqueeze(-1) == torch.arange(logits.shape[-1], device=x.device)
+    known = hit.any(-1, keepdim=True)
+    picked = torch.where(hit | ~known, torch.log_softmax(logits, -1), 0.0)
+    return -picked.sum(-1) * torch.where(known.squeeze(-1), 1.0, math.nan)
+
+
+@_in_float64
+def _discretized_logistic_mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: float) -> Tensor:
+    """-log sum_k softmax(l)_k prod_c P(x_c | m_kc + sum_b<c tanh(a_kcb) x_b, ls_kc); Salimans et al. 2017
+    (arXiv:1701.05517), section 2.2."""
+    x = x.movedim(int(dim), -1).unsqueeze(-1)
+    columns = 2 if channels == 1 else 3
+    logits, *rest = planes.movedim(int(dim), -1).unflatten(-1, (1 + int(channels) * columns, -1)).unbind(-2)
+    nll = torch.zeros_like(logits)
+    couplings = iter(rest[2::3])
+    for c in range(int(channels)):
+        mean, log_scale = rest[columns * c : columns * c + 2]
+        for b in range(c):
+            mean = mean + torch.tanh(next(couplings)) * x[..., b, :]
+        nll = nll + _discretized_logistic(x[..., c, :].expand_as(mean), mean, log_scale, **grid)
+    return torch.logsumexp(logits, -1) - torch.logsumexp(logits - nll, -1)
+
+
+def _negative_binomial_distribution(mu: Tensor, theta: Tensor, eps: float) -> D.NegativeBinomial:
+    return D.NegativeBinomial(theta, logits=torch.log((mu + eps) / theta), validate_args=False)
+
+
+LIKELIHOODS: dict[str, LikelihoodEntry] = {
+    "bernoulli": LikelihoodEntry(
+        ("logits",),
+        1,
+        "unit",
+        "softplus(l) - l x",
+        _bernoulli,
+        lambda logits: D.Bernoulli(logits=logits, validate_args=False),
+    ),
+    "gaussian": LikelihoodEntry(
+        ("mean", "logvar"),
+        1,
+        "real",
+        "(log 2 pi + lv + (x - m)^2 e^-lv) / 2",
+        _gaussian,
+        lambda mean, logvar=None, constant=True: D.Normal(mean, 1.0 if logvar is None else torch.exp(0.5 * logvar)),
+        options={"constant": True},
+    ),
+    "laplace": LikelihoodEntry(
+        ("loc", "log_scale"),
+        1,
+        "real",
+        "log 2 + ls + |x - m| e^-ls",
+        _laplace,
+        lambda loc, log_scale=None, constant=True: D.Laplace(loc, 1.0 if log_scale is None else torch.exp(log_scale)),
+        options={"constant": True},
+    ),
+    "bernoulli_probs": LikelihoodEntry(
+        ("probs",),
+        1,
+        "unit",
+        "-x log p - (1 - x) log(1 - p), logarithms >= -100",
+        _bernoulli_probs,
+        lambda probs: D.Bernoulli(probs=probs, validate_args=False),
+        domains=("unit",),
+    ),
+    "continuous_bernoulli": LikelihoodEntry(
+        ("logits",),
+        1,
+        "unit",
+        "log((e^l - 1) / l) - l x",
+        _continuous_bernoulli,
+        lambda logits: D.ContinuousBernoulli(logits=logits, validate_args=False),
+    ),
+    "student_t": LikelihoodEntry(
+        ("loc", "log_scale", "df"),
+        3,
+        "real",
+        "log(B(df / 2, 1 / 2) sqrt(df)) + ls + (df + 1) / 2 log(1 + (x - m)^2 e^(-2 ls) / df)",
+        _student_t,
+        lambda loc, log_scale, df: D.StudentT(df, loc, torch.exp(log_scale)),
+        domains=("real", "log", "positive"),
+    ),
+    "poisson": LikelihoodEntry(
+        ("log_rate",),
+        1,
+        "count",
+        "e^r - r x + log x!",
+        _poisson,
+        lambda log_rate, constant: D.Poisson(torch.exp(log_rate), validate_args=False),
+        domains=("log",),
+        options={"constant": True},
+    ),
+    "negative_binomial": LikelihoodEntry(
+        ("mu", "theta"),
+        2,
+        "count",
+        "-log NB(x; mean m, inverse dispersion t)",
+        _negative_binomial,
+        lambda mu, theta, constant, eps: _negative_binomial_distribution(mu, theta, eps),
+        domains=("positive", "positive"),
+        options={"constant": True, "eps": 1e-8},
+    ),
+    "zero_inflated_negative_binomial": LikelihoodEntry(
+        ("mu", "theta", "pi_logits"),
+        3,
+        "count",
+        "-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; m, t))",
+        _zero_inflated_negative_binomial,
+        lambda mu, theta, pi_logits, constant, eps: ZeroInflated(
+            _negative_binomial_distribution(mu, theta, eps), pi_logits
+        ),
+        domains=("positive", "positive", "real"),
+        options={"constant": True, "eps": 1e-8},
+    ),
+    "discretized_logistic": LikelihoodEntry(
+        ("mean", "log_scale"),
+        2,
+        "bins",
+        "-log(sigmoid(b) - sigmoid(a)), a, b = (x -+ w / 2 - m) e^-ls",
+        _discretized_logistic,
+        lambda mean, log_scale, bins, low, high, floor: DiscretizedLogistic(
+            mean, torch.exp(log_scale.clamp(min=floor)), bins, low, high
+        ),
+        options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0},
+        check=_check_bins,
+    ),
+    "categorical": LikelihoodEntry(
+        ("logits",),
+        1,
+        "class",
+        "logsumexp(l) - l_x",
+        _categorical,
+        lambda logits, dim: Classes(logits, int(dim)),
+        domains=("planes",),
+        options={"dim": 1},
+        check=_check_dim,
+        planes={0: 1},
+    ),
+    "discretized_logistic_mixture": LikelihoodEntry(
+        ("planes",),
+        1,
+        "bins",
+        "-log sum_k softmax(l)_k prod_c DL(x_c; m_kc + sum_b<c tanh(a_kcb) x_b, ls_kc)",
+        _discretized_logistic_mixture,
+        lambda planes, channels, dim, **grid: DiscretizedLogisticMixture(planes, int(dim), int(channels), **grid),
+        domains=("planes",),
+        options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0, "channels": 3, "dim": 1},
+        check=_check_mixture,
+        planes={1: 3, 3: 10},
+    ),
+}
+
+
+# Composed of another's sums (vaefast/_compose.py): no kernel of their own, and no value for a single element.
+COMPOSED: dict[str, LikelihoodEntry] = {
+    "gaussian_optimal": LikelihoodEntry(
+        ("mean",),
+        1,
+        "real",
+        "n / 2 (log(2 pi s) + 1), s the mean of (x - m)^2",
+        _gaussian,
+        lambda mean, per_sample: D.Normal(mean, math.nan, validate_args=False),
+        domains=("real",),
+        options={"per_sample": False},
+    ),
+}
+
+
+def names() -> tuple[str, ...]:
+    return (*LIKELIHOODS, *COMPOSED)
+
+
+def entry_of(name: str) -> LikelihoodEntry:
+    return COMPOSED[name] if name in COMPOSED else LIKELIHOODS[name]
