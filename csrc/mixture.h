@@ -51,6 +51,22 @@ struct LogSumExp {
     sum = select(more, fma_(sum, e, one), sum + e);
     most = select(more, a, most);
   }
+
+  // several at once: one more exponential for all of them
+  template <int N>
+  VF_HD void add(const V (&a)[N]) {
+    V top = most, more = lit<V>(0);
+    for (int i = 0; i < N; ++i) top = select(less(top, a[i]), a[i], top);
+    for (int i = 0; i < N; ++i) more = more + exp_(a[i] - top);
+    sum = fma_(sum, exp_(most - top), more);
+    most = top;
+  }
+
+  VF_HD void add(const LogSumExp& other) {
+    const V top = select(less(most, other.most), other.most, most);
+    sum = fma_(sum, exp_(most - top), other.sum * exp_(other.most - top));
+    most = top;
+  }
 };
 
 // The site S gives, and takes, vectors V:

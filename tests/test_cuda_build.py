@@ -28,9 +28,9 @@ def need_tools() -> None:
         pytest.skip(f"{missing}; make test-cuda-build brings a CUDA torch, whose triton has all but nvcc")
 
 
-@pytest.fixture(params=units.ARITHMETICS)
+@pytest.fixture(params=units.UNITS)
 def unit(request: pytest.FixtureRequest) -> Path:
-    """The kernels with one arithmetic type, compiled for one architecture."""
+    """Kernels compiled for one architecture."""
     need_tools()
     return units.cubin(request.param, gates.ARCH)
 

@@ -2,29 +2,44 @@
 // sum goes to its place in `partial`; the last block to finish adds those up in a fixed order. No torch types here.
 #pragma once
 
-#include "cuda/mixture.cuh"
+#include "cuda/classes.cuh"
 
 namespace vaefast {
 
 // No problem of this kind in the launch.
 struct Nothing {};
 
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 constexpr int kPacksPerThread = 4;
+
+// Work on the plain path (plain.cuh), which says itself how many blocks a multiprocessor is to hold.
+template <class Work>
+constexpr bool kPlainWork = false;
+
 // Leaves 80 (128) registers a thread: what kernels need, and enough threads to hide memory's latency. A sample with its
 // KL, and what runs beside a gradient of the KL, need more of the first and, with more loads a thread, fewer of the
 // second; a mixture in double, 168.
 template <class T, class Rec, class Post>
-constexpr int kBlocksPerSM =
-    sizeof(T) == 8 && kMixtureWork<Rec> ? 1
-    : sizeof(T) == 4 && !std::is_same_v<Post, PosteriorForward<T, true, true>> &&
-            !std::is_same_v<Post, PosteriorBackward<T, true, true>> &&
-            (std::is_same_v<Rec, Nothing> || !std::is_same_v<Post, PosteriorBackward<T, false, true>>)
-        ? 3
-        : 2;
+constexpr int blocks_per_sm() {
+  if constexpr (kPlainWork<Rec>) {
+    return Rec::kBlocks < Post::kBlocks ? Rec::kBlocks : Post::kBlocks;
+  } else if constexpr (kPlainWork<Post>) {
+    return Post::kBlocks;
+  } else if (sizeof(T) == 8) {
+    return kMixtureWork<Rec> ? 1 : 2;
+  } else {
+    const bool sample_and_kl =
+        std::is_same_v<Post, PosteriorForward<T, true, true>> || std::is_same_v<Post, PosteriorBackward<T, true, true>>;
+    const bool beside = !std::is_same_v<Rec, Nothing> && std::is_same_v<Post, PosteriorBackward<T, false, true>>;
+    return sample_and_kl || beside ? 2 : 3;
+  }
+}
+
 // Larger problems get longer units, so that the last block has few partial sums to add.
 constexpr int64_t kMaxUnits = 8192;
+// Smaller ones get shorter units, so that a GPU's multiprocessors all have one.
+constexpr int64_t kLeastUnits = 256;
+// More rows than this are finished by a launch of their own, a stretch a block, and not by the last block.
+constexpr int64_t kRowsOfOneBlock = 1024;
 
 // How a problem is cut: groups of `width` threads, a unit each; units of at most `unit` elements of one row. It follows
 // from the sizes alone, and so does the order in which sums are added.
@@ -32,23 +47,29 @@ struct Geometry {
   int64_t cols = 0, unit = 1, blocks = 0;
   uint32_t per_row = 0, count = 0;
   int width = kThreads;
+
+  // Whether a unit's number fits; nothing else of the geometry can be relied on where it does not.
+  bool fits() const { return blocks * (kThreads / width) <= 0xffffffff; }
 };
 
-// each: elements that a thread has at least.
+// each: elements that a thread has at least. most: units that a long row is cut into at most. lanes: threads that share
+// an element.
 template <class T>
-Geometry geometry_of(const Space& s, int each = kPack<T> * kPacksPerThread) {
+Geometry geometry_of(const Space& s, int each = kPack<T> * kPacksPerThread, int64_t most = kMaxUnits, int lanes = 1) {
   Geometry g;
   g.cols = s.rows ? s.numel / s.rows : 0;
+  while (s.rows == 1 && each > kPack<T> && s.numel * lanes < kLeastUnits * kThreads * each) each /= 2;
   // short rows share a block, a warp each; long ones are split
-  if (s.rows > 1 && g.cols <= int64_t(kWarp) * each) g.width = kWarp;
-  const int64_t least = int64_t(g.width) * each;
-  g.unit = least * (g.width == kWarp ? 2 : 1 + s.numel / (least * kMaxUnits));
+  if (s.rows > 1 && g.cols <= int64_t(kWarp) * each / lanes) g.width = kWarp;
+  const int64_t least = int64_t(g.width) * each / lanes;
+  g.unit = least * (g.width == kWarp ? 2 : 1 + s.numel / (least * most));
   // a row need not begin where a pack does
   const int64_t reach = g.cols + (s.rows > 1 ? kPack<T> - 1 : 0);
   const int64_t per_row = g.cols ? (reach + g.unit - 1) / g.unit : 0;
   g.per_row = uint32_t(per_row);
-  g.count = uint32_t(per_row * s.rows);
-  g.blocks = (int64_t(g.count) * g.width + kThreads - 1) / kThreads;
+  const int64_t count = per_row * s.rows;
+  g.count = uint32_t(count);
+  g.blocks = (count * g.width + kThreads - 1) / kThreads;
   return g;
 }
 
@@ -58,6 +79,7 @@ struct Launch {
   Geometry rec, post;  // blocks [0, rec.blocks) take the reconstruction, the rest the posterior
   void* total = nullptr;
   double beta = 1.0;
+  uint32_t rows = 1;            // sums to finish
   unsigned* counter = nullptr;  // 0 before and after; null where nothing is left to the last block
 };
 
@@ -110,7 +132,9 @@ __device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g,
   const int64_t from = begin / kPack<T> * kPack<T> + int64_t(unit - row * g.per_row) * g.unit;
   const Unit u{from < begin ? begin : from, from + g.unit < end ? from + g.unit : end, lane, g.width, data, skipped};
   const bool first = unit == 0 && lane == 0 && (!LISTED || blockIdx.x == 0);
-  if constexpr (kMixtureWork<Work>) {
+  if constexpr (kPlainWork<Work>) {
+    return Work::run(p, u, first);
+  } else if constexpr (kMixtureWork<Work>) {
     return Work::template run<Move<1>>(p, u, first);
   } else {
     return visit<T, LISTED>(p.space.moves, [&](auto move) { return Work::template run<decltype(move)>(p, u, first); });
@@ -132,19 +156,28 @@ __device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t f
   }
 }
 
-// out[row] = scale * (the row's partials, added in an order that the sizes alone decide), by one whole block.
+// out[row] = scale * (the row's partials, added in an order that the sizes alone decide) of rows [row, end), by one
+// whole block.
 template <class T>
-__device__ inline void finish_rows(const Sum& s, const Geometry& g, uint32_t rows, double* shared) {
+__device__ inline void finish_rows(const Sum& s, const Geometry& g, uint32_t row, uint32_t end, double* shared) {
   if (!s.out || g.per_row == 1) return;
+  constexpr int kAtOnce = 8;
   // few long rows: the block takes one after the other; else a warp or a thread each
-  const int width = rows < kThreads / kWarp ? kThreads : g.per_row >= kWarp / 2 ? kWarp : 1;
+  const int width = end - row < kThreads / kWarp ? kThreads : g.per_row >= kWarp / 2 ? kWarp : 1;
   const uint32_t lane = threadIdx.x % width;
-  for (uint32_t row = threadIdx.x / width; row < rows; row += kThreads / width) {
+  for (row += threadIdx.x / width; row < end; row += kThreads / width) {
+    const double* partial = s.partial + int64_t(row) * g.per_row;
     double sum = 0;
-#pragma unroll 4
-    for (uint32_t k = lane; k < g.per_row; k += width) {
-      // from L2, where the other blocks left it
-      sum += __ldcg(s.partial + int64_t(row) * g.per_row + k);
+    for (uint32_t first = lane; first < g.per_row; first += kAtOnce * width) {
+      double x[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        // from L2, where the other blocks left it; all loads are under way before the first is added
+        const uint32_t at = first + k * width;
+        x[k] = at < g.per_row ? __ldcg(partial + at) : 0;
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) sum += x[k];
     }
     sum = group_sum(sum, width, shared);
     if (lane == 0) static_cast<T*>(s.out)[row] = T(s.scale * sum);
@@ -152,16 +185,15 @@ __device__ inline void finish_rows(const Sum& s, const Geometry& g, uint32_t row
 }
 
 template <class T>
-__device__ inline void finish(const Launch& a, double* shared) {
-  const uint32_t rows = uint32_t(a.posterior.space.rows);
-  finish_rows<T>(a.reconstruction.sum, a.rec, uint32_t(a.reconstruction.space.rows), shared);
-  finish_rows<T>(a.posterior.sum, a.post, rows, shared);
+__device__ inline void finish(const Launch& a, uint32_t row, uint32_t end, double* shared) {
+  finish_rows<T>(a.reconstruction.sum, a.rec, row, end, shared);
+  finish_rows<T>(a.posterior.sum, a.post, row, end, shared);
   if (!a.total) return;
   __syncthreads();
   const T* nll = static_cast<const T*>(a.reconstruction.sum.out);
   const T* kl = static_cast<const T*>(a.posterior.sum.out);
 #pragma unroll 4
-  for (uint32_t row = threadIdx.x; row < rows; row += kThreads) {
+  for (row += threadIdx.x; row < end; row += kThreads) {
     static_cast<T*>(a.total)[row] = T(double(__ldcg(nll + row)) + a.beta * double(__ldcg(kl + row)));
   }
 }
@@ -169,19 +201,26 @@ __device__ inline void finish(const Launch& a, double* shared) {
 // True in every thread of the last block to arrive; what the others wrote before is visible then.
 __device__ inline bool last_block(unsigned* counter) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(counter, 1u) == gridDim.x - 1;
+    // Releases what the block wrote before the barrier, and acquires what the other blocks released. A fence by every
+    // thread would say the same at some microseconds a block.
+#if defined(__CUDA_ARCH__)
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+#else
+    const unsigned before = atomicAdd(counter, 1u);
+#endif
+    last = before == gridDim.x - 1;
     if (last) *counter = 0;
   }
   __syncthreads();
-  __threadfence();
   return last;
 }
 
 template <class T, class Rec, class Post>
-__global__ void __launch_bounds__(kThreads, (kBlocksPerSM<T, Rec, Post>)) job_kernel(const __grid_constant__ Launch a) {
+__global__ void __launch_bounds__(kThreads, (blocks_per_sm<T, Rec, Post>()))
+    job_kernel(const __grid_constant__ Launch a) {
   __shared__ double shared[kThreads / kWarp];
   const uint32_t rec_blocks = uint32_t(a.rec.blocks);
   if (blockIdx.x < rec_blocks) {
@@ -193,7 +232,15 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerSM<T, Rec, Post>)) job_ke
       run_block<Post>(a.posterior, a.post, rec_blocks, reinterpret_cast<T*>(shared));
     }
   }
-  if (a.counter && last_block(a.counter)) finish<T>(a, shared);
+  if (a.counter && last_block(a.counter)) finish<T>(a, 0, a.rows, shared);
+}
+
+// What the last block of many rows is spared.
+template <class T>
+__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ Launch a) {
+  __shared__ double shared[kThreads / kWarp];
+  const uint32_t row = blockIdx.x * kThreads;
+  finish<T>(a, row, a.rows - row < kThreads ? a.rows : row + kThreads, shared);
 }
 
 }  // namespace vaefast

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 2) list_kernel(const __grid_constant
       out.partial[int64_t(row) * a.sums.per_row + place] = double(sum);
     }
   }
-  if (a.counter && last_block(a.counter)) finish_rows<T>(out, a.sums, uint32_t(a.posterior.space.rows), shared);
+  if (a.counter && last_block(a.counter)) finish_rows<T>(out, a.sums, 0, uint32_t(a.posterior.space.rows), shared);
 }
 
 }  // namespace vaefast

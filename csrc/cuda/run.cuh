@@ -1,5 +1,5 @@
-// Cuts problems into blocks, finds scratch memory, picks the kernel and launches it on the caller's stream. One unit
-// includes this for each arithmetic type, so that they compile side by side.
+// The host's side: cuts problems into blocks, finds scratch memory, decides which launch of launches.h does it, on the
+// caller's stream.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -8,8 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/grid.cuh"
-#include "cuda/list.cuh"
+#include "cuda/launches.h"
 #include "problem.h"
 
 namespace vaefast {
@@ -17,57 +16,8 @@ namespace vaefast {
 // A counter that is 0 between launches, for one launch at a time on this stream.
 unsigned* counter_for(const at::Tensor& on, cudaStream_t stream);
 
-template <class T>
-void run_typed(const at::Tensor& on, const Job& job, cudaStream_t stream);
-
-#define VF_TYPED(EXTERN, T) EXTERN template void run_typed<T>(const at::Tensor&, const Job&, cudaStream_t);
-
-VF_TYPED(extern, float)
-VF_TYPED(extern, double)
-
-template <class T, class Rec, class Post>
-void launch(const Launch& a, cudaStream_t stream) {
-  start(job_kernel<T, Rec, Post>, a.rec.blocks + a.post.blocks, kThreads, stream, a);
-}
-
-// A reconstruction comes with a KL or its gradients, of which there may be none.
-template <class T, class Rec>
-void launch_with_kl(const Launch& a, cudaStream_t stream) {
-  a.posterior.backward ? launch<T, Rec, PosteriorBackward<T, false, true>>(a, stream)
-                       : launch<T, Rec, PosteriorForward<T, false, true>>(a, stream);
-}
-
-template <class T, class L, int NP>
-void launch_params(const Launch& a, cudaStream_t stream) {
-  if (a.reconstruction.nparams == NP) return launch_with_kl<T, Reconstruction<T, L, NP>>(a, stream);
-  if constexpr (NP > L::required) launch_params<T, L, NP - 1>(a, stream);
-}
-
-template <class T>
-void launch_reconstruction(const Launch& a, cudaStream_t stream) {
-  if (a.reconstruction.kept) return launch<T, Rescale<T>, PosteriorBackward<T, false, true>>(a, stream);
-  visit(a.reconstruction.likelihood, Likelihoods{}, [&](auto tag) {
-    using L = typename decltype(tag)::type;
-    if constexpr (kMixture<L>) {
-      visit(a.reconstruction.channels, typename L::Channels{},
-            [&](auto channels) { launch_with_kl<T, Mixture<T, L, decltype(channels)::value>>(a, stream); });
-    } else {
-      launch_params<T, L, L::params>(a, stream);
-    }
-  });
-}
-
-// f(Tag of the work that a posterior asks for)
-template <class T, template <class, bool, bool> class Work, class F>
-void visit_outputs(const PosteriorProblem& p, const F& f) {
-  if (!p.kl) return f(Tag<Work<T, true, false>>{});
-  p.sample ? f(Tag<Work<T, true, true>>{}) : f(Tag<Work<T, false, true>>{});
-}
-
-template <class T, class F>
-void visit_posterior(const PosteriorProblem& p, const F& f) {
-  p.backward ? visit_outputs<T, PosteriorBackward>(p, f) : visit_outputs<T, PosteriorForward>(p, f);
-}
+// Blocks of a rescaling.
+constexpr int64_t kRescaleUnits = 1024;
 
 // Decides how the loops reach each operand, and how they move them all. The first `full` operands are as large as the
 // space where they are there at all.
@@ -138,38 +88,117 @@ void set_access(PosteriorProblem& p) {
   }
 }
 
+// Whether plain moves may be of 16 bytes whatever the dtype.
+inline bool in_lines(const Space& s, const std::vector<const Operand*>& operands) {
+  if (s.numel == 0 || s.moves == Moves::kSingle || s.moves == Moves::kPacked) return false;
+  const int line = s.moves == Moves::kPlain ? 4 : 8;
+  if (s.numel / s.rows % line || (s.views && s.size[s.ndim - 1] % line)) return false;
+  return std::all_of(operands.begin(), operands.end(), [](const Operand* op) {
+    const bool moved = op->access == Access::kLinear || op->access == Access::kView;
+    return !moved || (reinterpret_cast<uintptr_t>(op->data) % 16 == 0 && op->skip % 16 == 0);
+  });
+}
+
+inline bool is_number(const Operand& op) { return op.access == Access::kConstant || op.access == Access::kScalar; }
+
+inline bool is_plain(const PosteriorProblem& p) {
+  const auto there = [&](const Operand& op) { return !p.backward || op.data; };
+  return in_lines(p.space, {&p.mu, &p.raw, &p.dz, &p.out_z, &p.out_dmu, &p.out_draw}) && !p.prior &&
+         !p.activation.clamped && !p.activation.floored && (!p.sample || p.philox.on) && !p.out_kl.data &&
+         is_number(p.dkl) && there(p.out_dmu) && there(p.out_draw);
+}
+
+inline bool is_mixture(const ReconstructionProblem& p) {
+  return !p.kept && visit(p.likelihood, Likelihoods{}, [](auto tag) { return kMixture<typename decltype(tag)::type>; });
+}
+
+inline bool is_plain(const ReconstructionProblem& p) {
+  std::vector<const Operand*> operands{&p.target};
+  for (int k = 0; k < p.nparams; ++k) operands.insert(operands.end(), {&p.param[k], &p.out_grad[k]});
+  return in_lines(p.space, operands) && !p.kept && !is_mixture(p) && !p.weight.data && !p.out_nll.data &&
+         is_number(p.upstream);
+}
+
+// Whether a plain kernel does the job: both problems, in one dtype. Only float16 leaves the gradients of a plain loss
+// to backward, where those of the KL come with them.
+inline bool is_plain(const Job& job, const Launch& a) {
+  const ReconstructionProblem& r = a.reconstruction;
+  const PosteriorProblem& p = a.posterior;
+  if (!job.posterior) return is_plain(r);
+  if (!job.reconstruction) return is_plain(p);
+  return is_plain(r) && is_plain(p) && r.space.moves == p.space.moves &&
+         (!p.backward || r.space.moves == Moves::kPlainHalf);
+}
+
+inline void launch_plain(const Launch& a, bool reconstruction, cudaStream_t stream) {
+  const Moves moves = reconstruction ? a.reconstruction.space.moves : a.posterior.space.moves;
+  if (moves == Moves::kPlain) return launch_plain<float>(a, reconstruction, stream);
+  if (moves == Moves::kPlainHalf) return launch_plain<__half>(a, reconstruction, stream);
+  launch_plain<__nv_bfloat16>(a, reconstruction, stream);
+}
+
+// How a problem is cut; raises where its units are more than can be numbered.
+template <class T, class... Options>
+Geometry cut(const Space& space, Options... options) {
+  const Geometry g = geometry_of<T>(space, options...);
+  TORCH_CHECK(g.fits() && space.rows <= 0xffffffff, "vaefast: ", space.rows,
+              " rows are too many for one launch; split the batch");
+  return g;
+}
+
+template <class T>
+Geometry cut_reconstruction(ReconstructionProblem& p) {
+  constexpr int each = kPack<T> * kPacksPerThread;
+  // where the gradients turn out right as they are, every block has come for nothing
+  if (p.kept) return cut<T>(p.space, each, kRescaleUnits);
+  if (p.planes == 1) return cut<T>(p.space);
+  p.space.moves = Moves::kSingle;
+  return p.channels ? cut<T>(p.space, 1) : cut<T>(p.space, 4, kMaxUnits, lanes_of(p));
+}
+
+template <class T>
+void launch_job(const Launch& a, const Job& job, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 4) {
+    if (is_plain(job, a)) return launch_plain(a, job.reconstruction, stream);
+  }
+  if (!job.reconstruction) return launch_posterior<T>(a, stream);
+  is_mixture(a.reconstruction) ? launch_mixture<T>(a, stream) : launch_reconstruction<T>(a, stream);
+}
+
 template <class T>
 void run_one(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   Launch a;
   if (job.reconstruction) {
     a.reconstruction = *job.reconstruction;
     set_access<T>(a.reconstruction);
-    Space& space = a.reconstruction.space;
-    const bool sites = a.reconstruction.planes > 1;
-    if (sites) space.moves = Moves::kSingle;
-    a.rec = sites ? geometry_of<T>(space, 1) : geometry_of<T>(space);
+    a.rec = cut_reconstruction<T>(a.reconstruction);
   }
   if (job.posterior) {
     a.posterior = *job.posterior;
     set_access<T>(a.posterior);
-    a.post = geometry_of<T>(a.posterior.space);
+    a.post = cut<T>(a.posterior.space);
   }
   a.total = job.total;
   a.beta = job.beta;
   const auto adds_up = [](const Sum& sum, const Geometry& g) { return sum.out && g.per_row != 1; };
   Sum &rec = a.reconstruction.sum, &post = a.posterior.sum;
   at::Tensor partial;
+  bool apart = false;
   if (a.total || adds_up(rec, a.rec) || adds_up(post, a.post)) {
     partial = at::empty({int64_t(a.rec.count) + a.post.count}, on.options().dtype(at::kDouble));
     rec.partial = partial.mutable_data_ptr<double>();
     post.partial = rec.partial + a.rec.count;
-    a.counter = counter_for(on, stream);
-    // a sum over nothing is a block's work too
-    if (a.rec.blocks + a.post.blocks == 0) (job.reconstruction ? a.rec : a.post).blocks = 1;
+    const int64_t rows = job.posterior ? a.posterior.space.rows : a.reconstruction.space.rows;
+    a.rows = uint32_t(rows);
+    apart = rows > kRowsOfOneBlock;
+    if (!apart) {
+      a.counter = counter_for(on, stream);
+      // a sum over nothing is a block's work too
+      if (a.rec.blocks + a.post.blocks == 0) (job.reconstruction ? a.rec : a.post).blocks = 1;
+    }
   }
-  if (a.rec.blocks + a.post.blocks == 0) return;
-  if (job.reconstruction) return launch_reconstruction<T>(a, stream);
-  visit_posterior<T>(a.posterior, [&](auto work) { launch<T, Nothing, typename decltype(work)::type>(a, stream); });
+  if (a.rec.blocks + a.post.blocks > 0) launch_job<T>(a, job, stream);
+  if (apart) launch_finish<T>(a, stream);
 }
 
 // Whether two posteriors fit into one launch: the kernel goes by what it reads of the first alone.
@@ -196,7 +225,7 @@ void run_list(const at::Tensor& on, const Job& job, cudaStream_t stream) {
       operands[i]->number = uint8_t(i);
       listed[k].data[i] = operands[i]->data;
     }
-    listed[k].cut = geometry_of<T>(p.space);
+    listed[k].cut = cut<T>(p.space);
     listed[k].first_partial = std::exchange(partials, partials + listed[k].cut.per_row);
     if (listed[k].cut.blocks == 0 && !p.sum.out) continue;
     const auto fits = [&](const std::vector<int64_t>& ks) {
@@ -206,6 +235,8 @@ void run_list(const at::Tensor& on, const Job& job, cudaStream_t stream) {
     (found == launches.end() ? launches.emplace_back() : *found).push_back(k);
   }
   at::Tensor partial;
+  Launch last;
+  const bool apart = job.posterior->sum.out && job.posterior->space.rows > kRowsOfOneBlock;
   for (const auto& ks : launches) {
     ListLaunch a;
     a.posterior = job.posterior[ks[0]];
@@ -226,13 +257,15 @@ void run_list(const at::Tensor& on, const Job& job, cudaStream_t stream) {
         partial = partials < 2 ? at::zeros({size}, options) : at::empty({size}, options);
       }
       sum.partial = partial.mutable_data_ptr<double>();
-      if (&ks == &launches.back()) a.counter = counter_for(on, stream);
+      if (&ks == &launches.back() && !apart) a.counter = counter_for(on, stream);
       blocks = std::max<int64_t>(blocks, 1);
+      last.posterior.sum = sum;
+      last.post = a.sums;
+      last.rows = uint32_t(a.posterior.space.rows);
     }
-    visit_posterior<T>(a.posterior, [&](auto work) {
-      start(list_kernel<T, typename decltype(work)::type>, blocks, kThreads, stream, a);
-    });
+    launch_list<T>(a, blocks, stream);
   }
+  if (apart) launch_finish<T>(last, stream);
 }
 
 template <class T>

@@ -8,6 +8,9 @@
 
 namespace vaefast {
 
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+
 // Elements [first, limit), shared by `width` threads of which this is number `lane`.
 struct Unit {
   int64_t first, limit;

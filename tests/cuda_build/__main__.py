@@ -15,8 +15,8 @@ def taken() -> gates.Baseline:
     return {
         f"sm_{gates.ARCH}": {
             name: {"registers": r.registers, "shared": r.shared}
-            for arithmetic in units.ARITHMETICS
-            for (name, _), r in sorted(resources(units.cubin(arithmetic, gates.ARCH)).items())
+            for unit in units.UNITS
+            for (name, _), r in sorted(resources(units.cubin(unit, gates.ARCH)).items())
         }
     }
 

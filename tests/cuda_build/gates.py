@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cuda_build.binary import Resources
+from cuda_build.operations import FLIGHT, DType, Operation, way_round
 from cuda_build.paths import Flow
-from cuda_build.sass import Kernel
+from cuda_build.sass import Instruction, Kernel
 
 BASELINE = Path(__file__).with_name("baseline.json")
 ARCH = 90  # the architecture that every change is judged on
 LOCAL = ("LDL", "STL")
+REGISTER = re.compile(r"\bR(\d+)\b")
 DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|\S*64H|\S*\.F64\b")
 # Outside the loops over packs a float kernel may execute these, a few times a block:
 ALLOWED_DOUBLE = {
@@ -49,11 +51,34 @@ def within(name: str, taken: Resources, baseline: Mapping[str, Mapping[str, int]
             yield f"{name}: {getattr(taken, what)} {what}, {most} in the baseline"
 
 
+def in_flight(path: Iterable[Instruction]) -> int:
+    """The most loads of 16 bytes that are under way on it before what one of them brings is used."""
+    most, waiting = 0, list[set[int]]()
+    for instruction in path:
+        named = [int(number) for number in REGISTER.findall(instruction.operands)]
+        if instruction.root == "LDG" and instruction.opcode.endswith(".128"):
+            waiting.append(set(range(named[0], named[0] + 4)))
+            most = max(most, len(waiting))
+        elif any(number in loaded for loaded in waiting for number in named):
+            waiting.clear()
+    return most
+
+
+def flights(operation: Operation, dtype: DType, flow: Flow) -> Iterator[str]:
+    """Two lines of each operand, on the plain path."""
+    path = way_round(operation, dtype, flow)
+    wanted = FLIGHT * operation.loads
+    if path is None:
+        yield f"{operation.name}, {dtype.name}: no way round {operation.kernel_for(dtype)} does it"
+    elif (found := in_flight(path.instructions)) < wanted:
+        yield f"{operation.name}, {dtype.name}: {found} loads of 16 bytes in flight, not {wanted}"
+
+
 def vectors(name: str, kernel: Kernel) -> Iterator[str]:
     """16 bytes at once, but for doubles, which go one by one (kPack in csrc/cuda/pack.cuh), as a mixture's sites do;
     and the KL beside a mixture is a function that several kernels call. A KL alone, with its sum reduced, still holds
     the store of an unreduced one."""
-    if name.startswith("double") or "Mixture<" in name:
+    if name.startswith("double") or "Mixture<" in name or "finish" in name:
         return
     for root in ("LDG", "STG"):
         if not any(i.root == root and i.opcode.endswith(".128") for i in kernel.code):
@@ -80,8 +105,8 @@ def no_double(name: str, kernel: Kernel) -> Iterator[str]:
     """Of a float kernel: none in any loop over packs, whatever the dtypes, and only listed ones elsewhere."""
     flow = Flow(kernel)
     hot = packed(flow)
-    # a mixture's sites go one by one
-    if len(hot) < sum(not work.startswith("Mixture") for work in name.partition(": ")[2].split(" + ")):
+    # a mixture's sites go one by one, and so do sums
+    if len(hot) < sum(not work.startswith(("Mixture", "finish")) for work in name.partition(": ")[2].split(" + ")):
         yield f"{name}: {len(hot)} loops over packs were found"
     for body in hot:
         for instruction in flow.body(body):

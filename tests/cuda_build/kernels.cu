@@ -1,8 +1,9 @@
-// Every kernel that csrc/cuda/run.cuh launches with arithmetic in VAEFAST_ARITHMETIC, without torch: what a change of
-// the kernels does to their machine code is seen in a minute, for one architecture. test_cuda_build.py compares the
-// list with the library's.
+// Every kernel that csrc/cuda/run.cuh launches with arithmetic in VAEFAST_ARITHMETIC or, on the plain path, with
+// operands of VAEFAST_PLAIN, without torch: what a change of the kernels does to their machine code is seen in a minute,
+// for one architecture. test_cuda_build.py compares the list with the library's.
 
 #include "cuda/list.cuh"
+#include "cuda/plain.cuh"
 
 namespace vaefast {
 
@@ -56,12 +57,44 @@ void posteriors(const void** out) {
   alone_and_listed<T, Work<T, false, true>>(out);
 }
 
+template <class S, class L, int NP>
+void plain_params(const void** out) {
+  using Rec = PlainReconstruction<S, L, NP>;
+  out[0] = one<float, Rec, PlainForward<S, false, true>>();
+  if constexpr (std::is_same_v<S, __half>) out[1] = one<float, Rec, PlainBackward<S, false, true>>();
+  if constexpr (NP > L::required) plain_params<S, L, NP - 1>(out);
+}
+
+template <class S, class L>
+void plain_reconstruction(const void** out) {
+  if constexpr (!kMixture<L>) plain_params<S, L, L::params>(out);
+}
+
+template <class S, template <class, bool, bool> class Work>
+void plain_posteriors(const void** out) {
+  out[0] = one<float, Nothing, Work<S, true, false>>();
+  out[1] = one<float, Nothing, Work<S, true, true>>();
+  out[2] = one<float, Nothing, Work<S, false, true>>();
+}
+
+template <class S, class... Ls>
+void plain(TypeList<Ls...>, const void** out) {
+  (plain_reconstruction<S, Ls>(out), ...);
+  plain_posteriors<S, PlainForward>(out);
+  plain_posteriors<S, PlainBackward>(out);
+}
+
+#if defined(VAEFAST_PLAIN)
+void all(const void** out) { plain<VAEFAST_PLAIN>(Likelihoods{}, out); }
+#else
 void all(const void** out) {
   using T = VAEFAST_ARITHMETIC;
   reconstructions<T>(Likelihoods{}, out);
   out[0] = one<T, Rescale<T>, PosteriorBackward<T, false, true>>();
   posteriors<T, PosteriorForward>(out);
   posteriors<T, PosteriorBackward>(out);
+  out[0] = reinterpret_cast<const void*>(finish_kernel<T>);
 }
+#endif
 
 }  // namespace vaefast

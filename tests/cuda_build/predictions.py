@@ -53,7 +53,12 @@ def bounds(count: float, size: int, gpu: GPU) -> dict[str, Any]:
 def predictions(gpus: Mapping[str, GPU] = GPUS) -> list[dict[str, Any]]:
     """A record for each kernel, dtype and GPU. Double has no place here: its arithmetic is not what the GPU issues."""
     flows = {
-        arch: {name: Flow(kernel) for name, kernel in cubin_sass(units.cubin("float", arch)).items()}
+        arch: {
+            name: Flow(kernel)
+            for unit in units.UNITS
+            if unit != "double"
+            for name, kernel in cubin_sass(units.cubin(unit, arch)).items()
+        }
         for arch in sorted({gpu.arch for gpu in gpus.values()})
     }
     found = []
@@ -61,7 +66,8 @@ def predictions(gpus: Mapping[str, GPU] = GPUS) -> list[dict[str, Any]]:
         for dtype in DTYPES:
             size = dtype.size * (operation.loads + operation.stores)
             counts = {
-                arch: instructions(operation, dtype, flow[f"float: {operation.kernel}"]) for arch, flow in flows.items()
+                arch: instructions(operation, dtype, flow[f"float: {operation.kernel_for(dtype)}"])
+                for arch, flow in flows.items()
             }
             for name, gpu in gpus.items():
                 count = counts[gpu.arch]

@@ -11,7 +11,14 @@ from cuda_build.binary import Missing, output
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_name("kernels.cu")
-ARITHMETICS = ("float", "double")
+# kernels of an arithmetic type; on the plain path, whose arithmetic is float, of operands that hold a type
+UNITS = {
+    "float": "VAEFAST_ARITHMETIC=float",
+    "double": "VAEFAST_ARITHMETIC=double",
+    "plain-float32": "VAEFAST_PLAIN=float",
+    "plain-float16": "VAEFAST_PLAIN=__half",
+    "plain-bfloat16": "VAEFAST_PLAIN=__nv_bfloat16",
+}
 
 
 def nvcc() -> str:
@@ -24,23 +31,23 @@ def nvcc() -> str:
     raise Missing("no nvcc in PATH or CUDA_HOME; install the CUDA toolkit")
 
 
-def _key(arithmetic: str, arch: int) -> str:
+def _key(unit: str, arch: int) -> str:
     """Changes with all that the machine code follows from."""
-    digest = hashlib.sha256(f"{arithmetic} {arch} {output(nvcc(), '--version')}".encode())
+    digest = hashlib.sha256(f"{UNITS[unit]} {arch} {output(nvcc(), '--version')}".encode())
     for file in [SOURCE, *sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))]:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def cubin(arithmetic: str, arch: int) -> Path:
-    """The kernels with this arithmetic for sm_``arch``; about a minute where they are not kept from before."""
-    kept = ROOT / "build" / "cuda-units" / f"{arithmetic}-sm_{arch}-{_key(arithmetic, arch)}.cubin"
+def cubin(unit: str, arch: int) -> Path:
+    """The kernels of a unit for sm_``arch``; about a minute where they are not kept from before."""
+    kept = ROOT / "build" / "cuda-units" / f"{unit}-sm_{arch}-{_key(unit, arch)}.cubin"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        for old in kept.parent.glob(f"{arithmetic}-sm_{arch}-*"):
+        for old in kept.parent.glob(f"{unit}-sm_{arch}-*"):
             old.unlink()
         fresh = kept.with_suffix(f".{os.getpid()}")
-        options = ["-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", f"-DVAEFAST_ARITHMETIC={arithmetic}"]
+        options = ["-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", f"-D{UNITS[unit]}"]
         output(nvcc(), *options, "-cubin", SOURCE, "-o", fresh)
         fresh.rename(kept)
     return kept

@@ -32,6 +32,7 @@ CHECKED = f"-O1 {SANITIZE}"
 # precompiled: parsing torch's headers takes longer than compiling a unit of device code
 HEADER = "#include <ATen/ATen.h>\n"
 HOST = sorted(CSRC.glob("*.cpp"))
+LAUNCH = HERE / "launch.cpp"
 
 
 def device_units() -> list[Path]:
@@ -106,12 +107,14 @@ def write_rules(mutants: Sequence[Mutant]) -> None:
     counted = "--coverage -fprofile-abs-path"
     nvcc = f"-include {HERE / 'simt.h'}"
     # the executor jumps between stacks, which a sanitizer's own code must not see
-    host = [*map(rules.host, HOST), rules.host(HERE / "simt.cpp", "-O2"), rules.checked(HERE / "launch.cpp", counted)]
+    host = [*map(rules.host, HOST), rules.host(HERE / "simt.cpp", "-O2")]
     device = {unit.stem: rules.checked(unit, f"{nvcc} {counted}") for unit in device_units()}
+    device[LAUNCH.stem] = rules.checked(LAUNCH, counted)
     rules.link(library(), [*device.values(), *host])
     for mutant in mutants:
         folder = write_mutant(mutant)
-        broken = rules.checked(folder / "cuda" / f"{mutant.unit}.cu", nvcc, folder)
+        source = LAUNCH if mutant.unit == LAUNCH.stem else folder / "cuda" / f"{mutant.unit}.cu"
+        broken = rules.checked(source, nvcc, folder)
         sound = [out for unit, out in device.items() if unit != mutant.unit]
         # the mutant comes first: of an inline function that several objects hold, the linker takes the first
         rules.link(library(mutant), [broken, *sound, *host])

@@ -20,7 +20,8 @@ class Mutant:
     test: str  # of test_kernels.py; passes without the mutant and fails with it
     shows: str  # a regular expression for what the failure must say
     dtype: str = "float32"  # the test is run in this dtype
-    unit: str = "run_float"  # the unit of csrc/cuda that serves it, and that is compiled with the mutant
+    # the unit of csrc/cuda that serves it, and that is compiled with the mutant; "launch" is the host's
+    unit: str = "run_posterior_float"
 
     def fits(self, text: str) -> bool:
         return text.count(self.old) == 1
@@ -53,7 +54,7 @@ MUTANTS = (
         "test_sums_row_after_row",
         WRONG,
         dtype="float64",
-        unit="run_double",
+        unit="run_posterior_double",
     ),
     Mutant(
         "no_barrier_before_reading_last",
@@ -94,6 +95,7 @@ MUTANTS = (
         "op->data != nullptr;",
         "test_layouts",
         "runtime error: .* misaligned address",
+        unit="launch",
     ),
     Mutant(
         "ignores_where_rows_begin",
@@ -112,6 +114,51 @@ MUTANTS = (
         "test_same_bits_in_any_order",
         "differs from run to run",
         dtype="float64",
-        unit="run_double",
+        unit="run_posterior_double",
+    ),
+    Mutant(
+        "reads_a_line_beyond_the_unit",
+        "plain.cuh",
+        "fetch(place(element < limit ? element : first))",
+        "fetch(place(element))",
+        "test_plain_posterior",
+        r"AddressSanitizer: heap-buffer-overflow[\s\S]*READ of size 16",
+        unit="run_plain_float32",
+    ),
+    Mutant(
+        "takes_a_view_for_contiguous",
+        "plain.cuh",
+        "product(at.row, op.skip) +",
+        "",
+        "test_plain_posterior",
+        WRONG,
+        unit="run_plain_float32",
+    ),
+    Mutant(
+        "one_noise_for_both_halves_of_a_line",
+        "plain.cuh",
+        "normals(stream, at.element + k,",
+        "normals(stream, at.element,",
+        "test_plain_posterior",
+        WRONG,
+        dtype="bfloat16",
+        unit="run_plain_bfloat16",
+    ),
+    Mutant(
+        "leaves_lanes_of_a_site_out",
+        "classes.cuh",
+        "away < step * lanes",
+        "away < lanes",
+        "test_classes",
+        WRONG,
+        unit="run_mixture_float",
+    ),
+    Mutant(
+        "finishes_the_first_rows_alone",
+        "kernel.cuh",
+        "const uint32_t row = blockIdx.x * kThreads;",
+        "const uint32_t row = 0;",
+        "test_many_rows",
+        WRONG,
     ),
 )

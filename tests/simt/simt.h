@@ -47,6 +47,18 @@ T shuffle_down(T value, int delta) {
   return result;
 }
 
+template <class T>
+T shuffle_xor(T value, int mask) {
+  static_assert(sizeof(T) <= 8);
+  const unsigned lane = thread.x % 32;
+  uint64_t* slots = warp_slots();
+  T result;
+  __builtin_memcpy(&slots[lane], &value, sizeof(T));
+  warp_barrier();
+  __builtin_memcpy(&result, &slots[lane ^ mask], sizeof(T));
+  return result;
+}
+
 }  // namespace simt
 
 #define threadIdx ::simt::thread
@@ -60,6 +72,11 @@ inline void __threadfence() {}
 template <class T>
 T __shfl_down_sync(unsigned, T value, int delta) {
   return simt::shuffle_down(value, delta);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return simt::shuffle_xor(value, mask);
 }
 
 template <class T>

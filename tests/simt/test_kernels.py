@@ -27,8 +27,8 @@ from inputs import (
 from torch import Tensor
 
 import vaefast
-from vaefast import reference
-from vaefast.reference import PARAMETERIZATIONS
+from vaefast import Likelihood, reference
+from vaefast.reference import LIKELIHOODS, PARAMETERIZATIONS
 
 Layout = Callable[[Tensor], Tensor]
 
@@ -328,6 +328,108 @@ def test_boundaries(size: int, dtype: torch.dtype) -> None:
     check(vaefast.sample_with_kl, inputs, reduction="none", noise=True)
     recon, target, weight = reconstruction_of("gaussian", 2, (size,), (dtype,) * 2, ("contiguous",) * 2, "full")
     check(vaefast.reconstruction_loss, [recon], target, weight=weight, likelihood="gaussian", reduction="none")
+
+
+# Around a line of 16 bytes, a warp's lines, and a block's two rounds of them; the last rows take several blocks.
+PLAIN_ROWS = (
+    *((2, n) for n in (8, 16, 248, 256, 264, 504, 512, 520, 1016, 2040, 2048, 2056, 4088, 4096, 4104, 6152, 8200)),
+    (16,), (1032,), (4104,), (65544,), (300, 16), (40, 520),
+)  # fmt: skip
+PLAIN_DTYPES = [dtype for dtype in FLOATING if dtype != torch.float64]
+
+
+def only(launches: Callable[[], list[Any]], before: int, kernel: str) -> None:
+    """What was launched since then has all run that kernel's work."""
+    names = [launch.kernel for launch in launches()[before:]]
+    assert names and all(kernel in name for name in names), names
+
+
+@pytest.mark.parametrize("dtype", PLAIN_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "chunk 1"])
+@pytest.mark.parametrize("shape", PLAIN_ROWS, ids=str)
+def test_plain_posterior(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, launches: Callable[[], list[Any]]
+) -> None:
+    parameterization = list(PARAMETERIZATIONS)[sum(shape) // 8 % len(PARAMETERIZATIONS)]
+    inputs = posterior_of(shape, parameterization, "none", (dtype,) * 2, (layout,) * 2)[:2]
+    options = {"parameterization": parameterization}
+    mu, raw = (t.detach().requires_grad_() for t in inputs)
+    for reduction in ("sum", "per_sample") if len(shape) > 1 else ("batchmean",):
+        check(vaefast.sample_with_kl, inputs, **options, reduction=reduction, noise=True)
+        check(vaefast.gaussian_kl, inputs, **options, reduction=reduction)
+        before = len(launches())
+        vaefast.sample_with_kl(mu, raw, **options, reduction=reduction)
+        vaefast.gaussian_kl(mu, raw, **options, reduction=reduction)
+        only(launches, before, "PlainForward<")
+    check(vaefast.reparameterize, inputs, **options, noise=True)
+    before = len(launches())
+    z, kl = vaefast.sample_with_kl(mu, raw, **options, reduction="sum")
+    torch.autograd.grad((z, kl), (mu, raw), (torch.ones_like(z), torch.ones_like(kl)))
+    only(launches, before, "Plain")
+
+
+@pytest.mark.parametrize("dtype", PLAIN_DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "case", drawn([case for case in LIKELIHOOD_CASES if "planes" not in LIKELIHOODS[case[0]].domains], PLAIN_ROWS)
+    + drawn(product([("bernoulli", 1), ("gaussian", 2)]), PLAIN_ROWS), ids=str
+)  # fmt: skip
+def test_plain_reconstruction(case: tuple[Any, ...], dtype: torch.dtype, launches: Callable[[], list[Any]]) -> None:
+    """With a KL and alone: the loss and its gradients, also those that float16 leaves to backward."""
+    likelihood, count, shape = case if len(case) == 3 else (*case[0], case[1])
+    recon, target, _ = reconstruction_of(likelihood, count, shape, (dtype,) * 2, ("contiguous",) * 2, "none")
+    latent = posterior_of((*shape[:-1], 16), "logvar", "none", (dtype,) * 2, ("contiguous",) * 2)[:2]
+    for reduction in ("sum", "per_sample") if len(shape) > 1 else ("sum",):
+        check(vaefast.reconstruction_loss, [recon], target, likelihood=likelihood, reduction=reduction)
+        check(vaefast.elbo_loss, [recon, *latent], target, likelihood=likelihood, reduction=reduction)
+    leaves = [t.detach().requires_grad_() for t in (*recon, *latent)]
+    before = len(launches())
+    loss = vaefast.elbo_loss(leaves[:-2], target, *leaves[-2:], likelihood=likelihood, reduction="sum")
+    only(launches, before, "PlainReconstruction<")
+    torch.autograd.grad(loss, leaves)
+    if dtype == torch.float16:
+        only(launches, before, "PlainReconstruction<")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shapes", [((1027, 8), (1027, 4)), ((1300, 3), (1300, 1)), ((1030, 0), (1030, 4))], ids=str)
+def test_many_rows(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, launches: Callable[[], list[Any]]) -> None:
+    """More rows than a block finishes have a launch of their own for it, and only they."""
+    recon, target, _ = reconstruction_of("gaussian", 1, shapes[0], (dtype,) * 2, ("contiguous",) * 2, "none")
+    latent = posterior_of(shapes[1], "logvar", "none", (dtype,) * 2, ("contiguous",) * 2)[:2]
+    check(vaefast.elbo_loss, [recon, *latent], target, likelihood="gaussian", reduction="per_sample")
+    check_lists(vaefast.multi_tensor_gaussian_kl, [[latent[0]] * 3, [latent[1]] * 3], reduction="per_sample")
+    for rows, count in ((shapes[0][0], 2), (1024, 1)):
+        before = len(launches())
+        given = [t[:rows] for t in (*recon, target, *latent)]
+        vaefast.elbo_loss(given[0], *given[1:], likelihood="gaussian", reduction="per_sample")
+        assert len(launches()[before:]) == count
+
+
+def test_many_long_rows() -> None:
+    """Each has several partial sums."""
+    mu = torch.linspace(-2, 2, 1025 * 4100).view(1025, 4100)
+    raw = torch.zeros(1).expand(mu.shape)
+    kl = vaefast.gaussian_kl(mu, raw, reduction="per_sample")
+    assert_right("result", kl, 0.5 * mu.double().square().sum(1), ARITHMETIC[torch.float32] * 4100**0.5)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("weight", WEIGHTS[:2])
+@pytest.mark.parametrize("classes", [1, 2, 3, 8, 10, 31, 32, 33, 255, 256, 300])
+@pytest.mark.parametrize("dim", [1, -1])
+def test_classes(dim: int, classes: int, weight: str, dtype: torch.dtype) -> None:
+    """Next to each other or in planes; sites around what a warp and a block take at once; one class that is none."""
+    for sites in ((1,), (33,), (2, 9), (3, 4, 5)) if classes < 255 else ((1,), (2, 9)):
+        shape = (*sites, classes) if dim == -1 else (sites[0], classes, *sites[1:])
+        g = generator(classes)
+        logits = (3 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype)
+        target = torch.randint(classes, sites, generator=g).to(dtype)
+        target = target.clamp(max=256) if dtype == torch.bfloat16 else target
+        target.view(-1)[-1] = -1
+        weights = None if weight == "none" else (torch.rand(sites, generator=g) * 2).floor().to(dtype)
+        for reduction in ("none", "per_sample", "sum"):
+            options: dict[str, Any] = {"likelihood": Likelihood("categorical", dim=dim), "reduction": reduction}
+            check(vaefast.reconstruction_loss, [logits], target, weight=weights, **options)
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

@@ -1,0 +1,7 @@
+// Mixtures whose arithmetic is double.
+
+#include "cuda/launch_reconstruction.cuh"
+
+namespace vaefast {
+template void launch_mixture<double>(const Launch&, cudaStream_t);
+}  // namespace vaefast
