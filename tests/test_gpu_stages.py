@@ -346,6 +346,10 @@ def test_the_plan_fits_its_time() -> None:
         assert 30 <= stage.promised <= stage.limit, stage.name
     names = [stage.name for group in groups for stage in group]
     assert len(set(names)) == len(names) and names[0] == "smoke"
+    said = (ROOT / "tools" / "gpu" / "README.md").read_text()
+    for group in groups:
+        row = re.search(rf"^\| {group[0].name}\b[^|]*\| (\d+) s", said, re.M)
+        assert row and float(row[1]) == group[0].promised, f"README does not say what {group[0].name} is promised"
     assert {"cuda", "tests", "memcheck", "racecheck", "memcheck control", "nccl", "kernels", "wall", "ncu"} <= {*names}
 
 

@@ -29,8 +29,10 @@ if ! "$env/bin/python" -c "import ninja, numpy, setuptools, torch; assert torch.
 fi
 
 rm -f "$so" vaefast/_build_info.py
+# lines for the sanitizer's messages; what is small or has lines nvcc does not compress unasked, at four times the size
+flags="-lineinfo --compress-mode=size -Xfatbin=-compress-all"
 VAEFAST_FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=${MAX_JOBS:-$(nproc)} \
-  NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} -lineinfo" nice "$env/bin/python" setup.py build_ext --inplace
+  NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} $flags" nice "$env/bin/python" setup.py build_ext --inplace
 
 "$env/bin/python" - <<PYTHON
 import torch, vaefast
@@ -40,4 +42,6 @@ assert torch.__version__ == "$torch", f"torch {torch.__version__} is not $torch"
 assert "cuda" in vaefast.available_backends(), "the extension has no CUDA kernels"
 assert _build.info().cuda_archs == ("9.0",), f"built for {_build.info().cuda_archs}"
 PYTHON
+size=$(stat -c %s "$so")
+[ "$size" -lt 20000000 ] || { echo "$so: $size bytes are more than a checkout should carry (20 MB)" >&2; exit 1; }
 ls -l "$so" vaefast/_build_info.py
