@@ -139,14 +139,14 @@ class Case:
             posteriors = self.workload.posteriors(*(t.double() for t in self.inputs))
             return [(z.double() - mean) / std for z, (mean, std) in zip(outputs, posteriors)]
 
-    def step(self, function: Function) -> Step:
-        """What is timed; runs under no_grad in mode "f"."""
+    def step(self, function: Function, apart: bool = False) -> Step:
+        """What is timed; runs under no_grad in mode "f". apart: on leaves of its own, whose autograd nodes no earlier
+        call has tied to its stream."""
+        inputs = tuple(t.detach().requires_grad_(t.requires_grad) for t in self.inputs) if apart else self.inputs
         if self.mode == "f":
-            inputs = self.inputs
             return lambda: function(*inputs)
         if self.workload.optimizer:
             return self._training_step(function)
-        inputs = self.inputs
         leaves = tuple(t for t in inputs if t.requires_grad)
         wanted = [i for i, g in enumerate(self.upstream) if g is not None]
         upstream = tuple(self.upstream[i] for i in wanted)
@@ -426,7 +426,7 @@ def measure(
                 if not checked or case.workload.optimizer:
                     step()  # the first call compiles, or makes the optimizer's state
                 record["peak_bytes"] = peak_bytes(step, case.device)
-                steps[provider.name] = provider.wrap(step) if provider.wrap else step
+                steps[provider.name] = provider.wrap(case.step(function, apart=True)) if provider.wrap else step
             except Exception as error:  # one provider's failure is a result too
                 record["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         progress("timing")

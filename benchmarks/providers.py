@@ -48,8 +48,15 @@ def captured(step: Step) -> tuple[torch.cuda.CUDAGraph, Any]:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = step()
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    try:
+        with torch.cuda.graph(graph):
+            kept = step()
+    except Exception:
+        # the generator takes a capture that broke off for one that goes on
+        generator.graphsafe_set_state(before)
+        raise
     return graph, kept
 
 

@@ -108,7 +108,8 @@ def test_batches_are_as_good_as_all_at_once(sizes: list[int], shift: float, devi
     for part_mu, part_logvar in zip(mu.split(sizes), logvar.split(sizes)):
         monitor.update(part_mu, part_logvar)
     report = monitor.report()
-    torch.testing.assert_close(report.activity, mu.var(0), rtol=1e-9, atol=0.0)
+    # so far from 0 a GPU's own variance, of what has collapsed, keeps fewer digits than its difference from that
+    torch.testing.assert_close(report.activity, mu.var(0), rtol=1e-9, atol=0.0 if device == "cpu" else 1e-14)
     torch.testing.assert_close(report.mean, mu.mean(0), rtol=1e-13, atol=1e-15)
     whole = collapse_report(mu, logvar)
     torch.testing.assert_close(report.kl, whole.kl, rtol=1e-13, atol=0.0)

@@ -27,16 +27,18 @@ MAX_DIMS = 8  # kMaxDims in csrc/common.h
 _C: Any = None
 # what has a struct in csrc/likelihoods.h
 LIKELIHOODS: frozenset[str] = frozenset()
+# types of devices that there are kernels for, known before anything is traced: Dynamo traces no call of the extension
+DEVICES: tuple[str, ...] = ()
 
 
 def _load() -> None:
-    global _C, LIKELIHOODS
+    global _C, LIKELIHOODS, DEVICES
     if not _build.compiled():
         return
     _build.refuse_other_torch()
     from . import _C as extension
 
-    _C, LIKELIHOODS = extension, frozenset(extension.likelihoods())
+    _C, LIKELIHOODS, DEVICES = extension, frozenset(extension.likelihoods()), tuple(extension.devices())
     from . import _double_backward  # noqa: F401  (registers the differentiable backward ops)
 
     if torch.version.cuda is not None and not _build.info().cuda:
@@ -51,7 +53,7 @@ _load()
 
 
 def devices() -> tuple[str, ...]:
-    return () if _C is None else tuple(_C.devices())
+    return () if _C is None else DEVICES
 
 
 def cpu_capability() -> str | None:
@@ -66,7 +68,7 @@ def why_not(x: Tensor, no_grad_to: Sequence[Tensor | None]) -> str | None:
     """Why the kernels do not cover a call whose first tensor is x, or None."""
     if _C is None:
         return "the extension is not built"
-    if not x.is_cpu and x.device.type != "meta" and x.device.type not in _C.devices():
+    if not x.is_cpu and x.device.type != "meta" and x.device.type not in DEVICES:
         return f"there are no kernels for {x.device.type} tensors"
     if x.dim() > MAX_DIMS:
         return f"there are more than {MAX_DIMS} dimensions"
@@ -93,7 +95,7 @@ def is_plain(x: object) -> bool:
         and (type(x) is Tensor or type(x) is Parameter)
         and forward_ad._current_level < 0
         and _functorch.depth() == 0
-        and (x.is_cpu or x.device.type in _C.devices())
+        and (x.is_cpu or x.device.type in DEVICES)
         and x.dim() <= MAX_DIMS
     )
 

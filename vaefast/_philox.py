@@ -27,6 +27,26 @@ def draw_seed(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.cat((word, torch.zeros_like(word))).to(like.device)
 
 
+def take_counters(like: Tensor, numel: int, generator: torch.Generator | None = None) -> Tensor:
+    """The seed of numel elements, as a kernel takes it: on a GPU that is the generator's own seed and its offset, which
+    moves on; elsewhere, and where a graph or a transform is in the making, what ``draw_seed`` gives."""
+    device = like.device if generator is None else generator.device
+    if (
+        device.type != "cuda"
+        or torch.compiler.is_compiling()
+        or transforming()
+        or torch.cuda.is_current_stream_capturing()
+    ):
+        return draw_seed(like, generator)
+    if generator is None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+    offset = generator.get_offset()
+    generator.set_offset(offset + (numel + 3) // 4 * 4)
+    seed = generator.initial_seed()
+    return torch.tensor((seed - (seed >> 63 << 64), offset // 4), device=like.device)
+
+
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Ten rounds; words are int64 tensors that hold 32-bit unsigned values."""
     c0, c1, c2, c3 = counter

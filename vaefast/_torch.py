@@ -14,7 +14,7 @@ from ._arguments import loss_shape
 from ._engine import Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._options import ELBOTerms, Parameterization
-from ._philox import draw_seed, normal
+from ._philox import normal, take_counters
 from .likelihoods import LIKELIHOODS
 
 
@@ -30,7 +30,7 @@ def sample(
     """Computed in ``dtype``, where more decides on it than is given here; ``seed`` is one that was drawn before."""
     dtype = dtype or compute_dtype(mu, raw, eps)
     if eps is None:
-        eps = normal(draw_seed(mu, generator) if seed is None else seed, mu, dtype)
+        eps = normal(take_counters(mu, mu.numel(), generator) if seed is None else seed, mu, dtype)
     return (mu.to(dtype) + std_of(raw.to(dtype), p.spec) * eps.to(dtype)).to(mu.dtype)
 
 
@@ -86,7 +86,8 @@ def multi_kl(many: Posteriors, reduction: str) -> Tensor:
 def multi_sample_with_kl(
     many: Posteriors, reduction: str, generator: torch.Generator | None
 ) -> tuple[list[Tensor], Tensor]:
-    seed = draw_seed(many.mus[0], generator)
+    words = sum((mu.numel() + 3) // 4 * 4 for mu in many.mus)
+    seed = take_counters(many.mus[0], words, generator)
     samples, counter = [], torch.zeros_like(seed)
     for mu, raw in zip(many.mus, many.raws):
         samples.append(sample(mu, raw, many.p, None, None, seed + counter))
