@@ -52,12 +52,19 @@ struct LogSumExp {
     most = select(more, a, most);
   }
 
-  // several at once: one more exponential for all of them
+  // The first n of several, which become e^(a - most), by fours; those after them are -inf, or become whatever they
+  // may. One more exponential serves all.
   template <int N>
-  VF_HD void add(const V (&a)[N]) {
+  VF_HD void add(V (&a)[N], int n) {
     V top = most, more = lit<V>(0);
     for (int i = 0; i < N; ++i) top = select(less(top, a[i]), a[i], top);
-    for (int i = 0; i < N; ++i) more = more + exp_(a[i] - top);
+    for (int i = 0; i < N; i += 4) {
+      if (i >= n) continue;
+      for (int k = i; k < i + 4; ++k) {
+        a[k] = exp_(a[k] - top);
+        more = more + a[k];
+      }
+    }
     sum = fma_(sum, exp_(most - top), more);
     most = top;
   }

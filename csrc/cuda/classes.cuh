@@ -8,7 +8,7 @@
 namespace vaefast {
 
 // Classes of a site that a lane takes at once.
-constexpr int kClassesAtOnce = 8;
+constexpr int kClassesAtOnce = 16;
 
 // Lanes that share a site, a power of 2: enough to take all classes at once. Where they do not lie next to each other,
 // no more than leave whole sectors of 32 bytes to sites that do.
@@ -68,13 +68,12 @@ struct Mixture<T_, L, 0> {
     return sum;
   }
 
-  // f(i, k) for the lane's classes k from `first` on, of which i counts kClassesAtOnce.
+  // f(i, k) for kClassesAtOnce of the lane's classes, k, from `first` on.
   template <class F>
   static __device__ void for_batch(int planes, int lanes, int first, const F& f) {
 #pragma unroll
     for (int i = 0; i < kClassesAtOnce; ++i) {
-      // the same for all lanes, but for the last one
-      if (i * lanes < planes && first + i * lanes < planes) f(i, first + i * lanes);
+      if (first + i * lanes < planes) f(i, first + i * lanes);
     }
   }
 
@@ -87,46 +86,49 @@ struct Mixture<T_, L, 0> {
 
   template <class M, class S>
   static __device__ T site(const ReconstructionProblem& p, const Share& share, const Pack& at, bool there) {
-    const int planes = p.planes, lanes = share.lanes;
+    const int planes = p.planes, lanes = share.lanes, stride = kClassesAtOnce * lanes;
     T weight[1], upstream[1], nll[1] = {};
     decode_optional<M>(p.weight, fetch_optional<T, M>(p.weight, at), weight);
     decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
-    const bool on = weight[0] != T(0), once = lanes * kClassesAtOnce >= planes;
-    const T x = load_element<T>(p.target, site_offset(p.target, at));
+    const bool on = weight[0] != T(0), once = stride >= planes;
     const S* logits = static_cast<const S*>(p.param[0].data) + site_offset(p.param[0], at);
+    const T x = load_element<T>(p.target, site_offset(p.target, at));
+    // -1, and no number for a result, where there is no such class
+    const int hit = x >= T(0) && x < T(planes) && x == T(int(x)) ? int(x) : -1;
+    const T none = hit < 0 ? lit<T>(__builtin_nan("")) : T(0);
 
     LogSumExp<T> all;
-    T l[kClassesAtOnce], picked = 0;
-    int found = 0;
+    T l[kClassesAtOnce];
     if (on) {
 #pragma unroll 1
-      for (int first = share.slice; first < planes; first += kClassesAtOnce * lanes) {
+      for (int first = share.slice; first < planes; first += stride) {
         read(logits, p.param_step, planes, lanes, first, l);
-        all.add(l);
-        for_batch(planes, lanes, first, [&](int i, int k) {
-          if (x != T(k)) return;
-          picked = l[i];
-          found = 1;
-        });
+        // as many steps for all lanes
+        all.add(l, (planes - first + share.slice + lanes - 1) / lanes);
       }
     }
+    // read by all before any writes a gradient in its place
+    const T picked = on ? T(load(logits[(hit < 0 ? 0 : hit) * p.param_step])) : T(0), own = all.most;
+    __syncwarp();
     for (int away = share.away; away < share.away * lanes; away *= 2) {
       all.add(LogSumExp<T>{__shfl_xor_sync(0xffffffffu, all.most, away), __shfl_xor_sync(0xffffffffu, all.sum, away)});
-      picked += __shfl_xor_sync(0xffffffffu, picked, away);
-      found += __shfl_xor_sync(0xffffffffu, found, away);
     }
-    // no number where there is no such class
-    const T none = found ? T(0) : lit<T>(__builtin_nan(""));
     if (on) nll[0] = weight[0] * (log_(all.sum) - (picked - all.most) + none);
     if (there && p.grad) {
       S* grad = static_cast<S*>(p.out_grad[0].data) + site_offset(p.out_grad[0], at);
       const T scale = lit<T>(p.grad_scale) * weight[0] * upstream[0], inverse = T(1) / all.sum;
+      // what the lane's exponentials, while it still has them, are less than the site's
+      const T factor = once ? exp_(own - all.most) * inverse : inverse;
 #pragma unroll 1
-      for (int first = share.slice; first < planes; first += kClassesAtOnce * lanes) {
-        if (on && !once) read(logits, p.param_step, planes, lanes, first, l);
+      for (int first = share.slice; first < planes; first += stride) {
+        if (on && !once) {
+          read(logits, p.param_step, planes, lanes, first, l);
+#pragma unroll
+          for (int i = 0; i < kClassesAtOnce; ++i) l[i] = exp_(l[i] - all.most);
+        }
         for_batch(planes, lanes, first, [&](int i, int k) {
-          const T hit = x == T(k) ? T(1) : none;
-          grad[k * p.grad_step] = stored<S>(on ? scale * fma_(exp_(l[i] - all.most), inverse, -hit) : T(0));
+          const T g = scale * fma_(l[i], factor, k == hit ? T(-1) : none);
+          grad[k * p.grad_step] = stored<S>(on ? g : T(0));
         });
       }
     }

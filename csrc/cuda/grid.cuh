@@ -3,8 +3,6 @@
 
 #include <c10/cuda/CUDAException.h>
 
-#include <atomic>
-
 namespace vaefast {
 
 template <class... Args>
@@ -12,18 +10,6 @@ void start(void (*kernel)(Args...), int64_t blocks, int threads, cudaStream_t st
   TORCH_CHECK(blocks <= 0x7fffffff, "vaefast: too many elements for one launch");
   kernel<<<unsigned(blocks), unsigned(threads), 0, stream>>>(args...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-// Of the current device.
-inline int multiprocessors() {
-  constexpr int kDevices = 64;
-  static std::atomic<int> known[kDevices];
-  int device, count;
-  C10_CUDA_CHECK(cudaGetDevice(&device));
-  if (device < kDevices && (count = known[device])) return count;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  if (device < kDevices) known[device] = count;
-  return count;
 }
 
 }  // namespace vaefast

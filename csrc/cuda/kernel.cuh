@@ -105,9 +105,8 @@ struct Place {
   int lane;
 };
 
-// block: its number among the problem's.
-__device__ inline Place place_of(const Geometry& g, uint32_t block) {
-  uint32_t thread = threadIdx.x;
+__device__ inline Place place_of(const Geometry& g, uint32_t first_block) {
+  uint32_t block = blockIdx.x - first_block, thread = threadIdx.x;
 #if defined(__CUDA_ARCH__)
   // computed each time it is asked for: kept over a unit's loop it would take registers there
   asm volatile("" : "+r"(block), "+r"(thread));
@@ -122,10 +121,10 @@ __device__ inline uint32_t row_of(const Geometry& g, uint32_t unit) {
 
 // A thread's part of its unit's sum. `data` and `skipped`: see Unit.
 template <class Work, bool LISTED, class Problem>
-__device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t block,
+__device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t first_block,
                                             void* const* data = nullptr, uint64_t skipped = 0) {
   using T = typename Work::T;
-  const auto [unit, lane] = place_of(g, block);
+  const auto [unit, lane] = place_of(g, first_block);
   if (unit >= g.count) return 0;
   const uint32_t row = row_of(g, unit);
   const int64_t begin = row * g.cols, end = begin + g.cols;
@@ -143,12 +142,12 @@ __device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g,
 }
 
 template <class Work, class Problem>
-__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t block, typename Work::T* shared) {
+__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
   using T = typename Work::T;
-  T sum = run_unit<Work, false>(p, g, block);
+  T sum = run_unit<Work, false>(p, g, first_block);
   if (!Work::kSums || !p.sum.out) return;
   sum = group_sum(sum, g.width, shared);
-  const Place at = place_of(g, block);
+  const Place at = place_of(g, first_block);
   if (at.lane != 0 || at.unit >= g.count) return;
   if (g.per_row == 1) {
     static_cast<T*>(p.sum.out)[at.unit] = T(p.sum.scale * double(sum));
@@ -162,7 +161,7 @@ __device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t b
 template <class T>
 __device__ inline void finish_rows(const Sum& s, const Geometry& g, uint32_t row, uint32_t end, double* shared) {
   if (!s.out || g.per_row == 1) return;
-  constexpr int kAtOnce = 8;
+  constexpr int kAtOnce = 16;
   // few long rows: the block takes one after the other; else a warp or a thread each
   const int width = end - row < kThreads / kWarp ? kThreads : g.per_row >= kWarp / 2 ? kWarp : 1;
   const uint32_t lane = threadIdx.x % width;
@@ -219,33 +218,19 @@ __device__ inline bool last_block(unsigned* counter) {
   return last;
 }
 
-// The work of a launch's block.
-template <class T, class Rec, class Post>
-__device__ inline void run_at(const Launch& a, uint32_t block, double* shared) {
-  const uint32_t rec_blocks = uint32_t(a.rec.blocks);
-  if (block < rec_blocks) {
-    if constexpr (!std::is_same_v<Rec, Nothing>) {
-      run_block<Rec>(a.reconstruction, a.rec, block, reinterpret_cast<T*>(shared));
-    }
-  } else {
-    if constexpr (!std::is_same_v<Post, Nothing>) {
-      run_block<Post>(a.posterior, a.post, block - rec_blocks, reinterpret_cast<T*>(shared));
-    }
-  }
-}
-
 template <class T, class Rec, class Post>
 __global__ void __launch_bounds__(kThreads, (blocks_per_sm<T, Rec, Post>()))
     job_kernel(const __grid_constant__ Launch a) {
   __shared__ double shared[kThreads / kWarp];
-  if constexpr (kPlainWork<Post>) {
-    // as many blocks as the GPU holds take all of the launch's: fewer begin, and fewer wait for their turn at the
-    // counter
-    const uint32_t blocks = uint32_t(a.rec.blocks + a.post.blocks);
-#pragma unroll 1
-    for (uint32_t block = blockIdx.x; block < blocks; block += gridDim.x) run_at<T, Rec, Post>(a, block, shared);
+  const uint32_t rec_blocks = uint32_t(a.rec.blocks);
+  if (blockIdx.x < rec_blocks) {
+    if constexpr (!std::is_same_v<Rec, Nothing>) {
+      run_block<Rec>(a.reconstruction, a.rec, 0, reinterpret_cast<T*>(shared));
+    }
   } else {
-    run_at<T, Rec, Post>(a, blockIdx.x, shared);
+    if constexpr (!std::is_same_v<Post, Nothing>) {
+      run_block<Post>(a.posterior, a.post, rec_blocks, reinterpret_cast<T*>(shared));
+    }
   }
   if (a.counter && last_block(a.counter)) finish<T>(a, 0, a.rows, shared);
 }

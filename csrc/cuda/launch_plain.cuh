@@ -9,9 +9,7 @@ namespace vaefast {
 
 template <class Rec, class Post>
 void launch_plain(const Launch& a, cudaStream_t stream) {
-  const int64_t blocks = a.rec.blocks + a.post.blocks,
-                held = int64_t(multiprocessors()) * blocks_per_sm<float, Rec, Post>();
-  start(job_kernel<float, Rec, Post>, blocks < held ? blocks : held, kThreads, stream, a);
+  start(job_kernel<float, Rec, Post>, a.rec.blocks + a.post.blocks, kThreads, stream, a);
 }
 
 template <class S, class L, int NP>

@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(kThreads, 2) list_kernel(const __grid_constant
   }
   const Listed& one = a.list[index];
   const Sum& out = a.posterior.sum;
-  T sum = run_unit<Post, true>(a.posterior, one.cut, blockIdx.x - one.first_block, one.data, one.skipped);
+  T sum = run_unit<Post, true>(a.posterior, one.cut, one.first_block, one.data, one.skipped);
   if (Post::kSums && out.out) {
     sum = group_sum(sum, one.cut.width, reinterpret_cast<T*>(shared));
-    const Place at = place_of(one.cut, blockIdx.x - one.first_block);
+    const Place at = place_of(one.cut, one.first_block);
     if (at.lane == 0 && at.unit < one.cut.count) {
       const uint32_t row = row_of(one.cut, at.unit);
       const uint32_t place = one.first_partial + at.unit - row * one.cut.per_row;

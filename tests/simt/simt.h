@@ -67,7 +67,7 @@ T shuffle_xor(T value, int mask) {
 #define gridDim ::simt::grid_size
 
 inline void __syncthreads() { simt::block_barrier(); }
-inline void __threadfence() {}
+inline void __syncwarp() { simt::warp_barrier(); }
 
 template <class T>
 T __shfl_down_sync(unsigned, T value, int delta) {

@@ -8,7 +8,4 @@ void start(void (*kernel)(Args...), int64_t blocks, int threads, cudaStream_t, c
   simt::run(reinterpret_cast<const void*>(kernel), blocks, threads, [&] { kernel(args...); });
 }
 
-// So few that blocks of ordinary tests take several turns.
-inline int multiprocessors() { return 1; }
-
 }  // namespace vaefast
