@@ -117,7 +117,7 @@ template <class S, bool SAMPLE, bool KLD>
 struct PlainForward {
   using T = float;
   static constexpr bool kSums = KLD;
-  static constexpr int kBlocks = sizeof(S) == 4 ? 5 : 4;
+  static constexpr int kBlocks = sizeof(S) == 4 ? 5 : SAMPLE && KLD ? 3 : 4;
 
   static __device__ T run(const PosteriorProblem& p, const Unit& u, bool first_thread) {
     Stream stream{};
