@@ -97,6 +97,12 @@ def test_time_is_shared_out(tmp_path: Path) -> None:
     assert records[1]["limit"] == 30 and records[1]["says"] == f"{30 - stages.MARGIN:.0f}"
     assert records[2]["limit"] == 50
     assert int(records[2]["says"]) == pytest.approx(time.time() + 50 - stages.MARGIN, abs=5)
+    margin = Stage("margin", [sys.executable, "-c", show, SECONDS], 40, 0, margin=25)
+    assert run_all([margin], to=tmp_path)[0]["says"] == "15"
+    # promised more than there is, each has its part
+    records = run_all([first], [replace(second, promised=75)], total=20, to=tmp_path)
+    assert records[0]["limit"] == pytest.approx(20 * 5 / 80, abs=0.3)
+    assert records[1]["limit"] > 17
     late = run_all([python("", name="late", promised=5)], total=0.5, to=tmp_path)
     assert late[0]["why"] == "not run: no time was left"
 

@@ -145,6 +145,6 @@ def of_kernels_alone(sanitizer: str) -> list[str]:
     """The option by which compute-sanitizer leaves torch's kernels alone, which would take the time, if it has it."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         run = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, timeout=20)
-        if "--kernel-regex" in run.stdout:
+        if "--kernel-regex" in run.stdout + run.stderr:
             return ["--kernel-regex", "kns=vaefast"]
     return []

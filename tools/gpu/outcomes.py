@@ -1,10 +1,10 @@
 """A pytest plugin for a run with little time: ``pytest -p tools.gpu.outcomes --stop-after 120 --outcomes FILE``.
 
 One case of every test function comes first, then the second of every function, and so on, so that a run cut short has
-seen everything once. Cases of the reference back end, which run no kernel, are left out on CUDA. Failures go to the
-file at once, and it is written every few seconds: pytest tells of failures last, and a run that is killed tells
-nothing. After a test that lost the device nothing that follows in the same process can pass: a worker of xdist ends,
-and another takes its place; a lone process stops.
+seen everything once; most gradchecks, which take as long as all else, come last. Cases of the reference back end, which
+run no kernel, are left out on CUDA. Failures go to the file at once, and it is written every few seconds: pytest tells
+of failures last, and a run that is killed tells nothing. After a test that lost the device nothing that follows in the
+same process can pass: a worker of xdist ends, and another takes its place; a lone process stops.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def dealt(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     turn = {}
     for item in items:
         function = item.nodeid.partition("[")[0]
-        turn[item] = seen[function]
+        turn[item] = "gradcheck" in function and seen[function] > 0, seen[function]
         seen[function] += 1
     return sorted(items, key=turn.__getitem__)
 

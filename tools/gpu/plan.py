@@ -134,7 +134,8 @@ def tests(s: Setting, name: str, processes: int, *options: str) -> Stage:
     judge = judge_tests(s.work / f"{name}.json")
     # many processes share the cores
     env = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    return Stage(name, command, 190, 150, env, judge=judge, tells="^outcomes: ")
+    # a test takes up to 14 s, and every worker ends its own
+    return Stage(name, command, 190, 150, env, judge=judge, tells="^outcomes: ", margin=20)
 
 
 def sanitize(s: Setting, name: str, *options: str, tells: str, judge: Callable[[int, str], str]) -> Stage:
@@ -183,8 +184,8 @@ def proof(s: Setting) -> list[Stage]:
     return [
         tests(s, "cuda", 2, "tests/test_cuda.py", *few),
         tests(s, "tests", half - 2 or 1, *rest),
-        sanitize(s, "memcheck", *until, tells="cases ran|SUMMARY", judge=judge_sanitizer),
-        sanitize(s, "racecheck", *until, tells="cases ran|SUMMARY", judge=judge_sanitizer),
+        sanitize(s, "memcheck", *until, tells="cases ran", judge=judge_sanitizer),
+        sanitize(s, "racecheck", *until, tells="cases ran", judge=judge_sanitizer),
         sanitize(s, "memcheck control", "--past-the-end", tells="Invalid|read past", judge=judge_control),
         nccl(s),
         bench(s, "compile", 190, 150, "--filter", wall, "--providers", "compile", "--budget", "0"),
@@ -209,7 +210,9 @@ def ncu(s: Setting) -> Stage:
     command = [s.ncu or "ncu", "--csv", "--page", "details", "--profile-from-start", "off", "--clock-control", "none"]
     command += ["--target-processes", "application-only", *(w for name in SECTIONS for w in ("--section", name))]
     missing = "" if s.ncu or not s.gpu else "there is no ncu in PATH or next to nvcc: install Nsight Compute"
-    return Stage("ncu", [*command, *program] if s.gpu else program, 70, 40, missing=missing, judge=judge_ncu)
+    return Stage(
+        "ncu", [*command, *program] if s.gpu else program, 70, 40, missing=missing, judge=judge_ncu, tells="^hot: "
+    )
 
 
 def plan(s: Setting) -> list[list[Stage]]:

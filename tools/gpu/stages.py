@@ -1,9 +1,9 @@
 """Stages: commands that run one group after another under one deadline, none of which stops the next.
 
 The stages of a group run side by side. A stage gets its limit or what is left of the total, less what later groups are
-promised, whichever is smaller. Commands that end by themselves are told their time, less a margin: the word SECONDS
-becomes how long, the word UNTIL becomes when (as ``time.time()`` counts). Each stage's output goes to a log file, whose
-end is kept where the stage failed.
+promised, whichever is smaller; where the total is less than all promises, each is kept in part. Commands that end by
+themselves are told their time, less a margin: the word SECONDS becomes how long, the word UNTIL becomes when (as
+``time.time()`` counts). Each stage's output goes to a log file, whose end is kept where the stage failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from benchmarks.facts import LOST
 
 SECONDS, UNTIL = "SECONDS", "UNTIL"
-MARGIN = 8.0  # seconds between the end that a command is told and the one that it is given
+MARGIN = 8.0
 GRACE = 5.0  # seconds between asking a command to end and ending it
 TAIL = 12_000  # characters of a failed stage's output that are kept
 
@@ -46,6 +46,7 @@ class Stage:
         resumes: how often it is begun again after it lost the device (exit status LOST) or died of a signal; the
             command knows from its own files where to go on.
         tells: finds the line of the output that says most; the last one does where none is found.
+        margin: seconds between the end that the command is told and the one that it is given.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stage:
     judge: Callable[[int, str], str] = lambda status, output: f"exit status {status}" if status else ""
     resumes: int = 0
     tells: str = r"\S"
+    margin: float = MARGIN
 
 
 def telling_line(text: str, pattern: str) -> str:
@@ -110,10 +112,11 @@ class Runner:
         An interrupt ends what runs and leaves no time to what follows, so that what was found so far is not lost.
         """
         deadline = time.monotonic() + total
+        promised = [max((stage.promised for stage in group), default=0.0) for group in groups]
+        kept = min(1.0, total / sum(promised)) if sum(promised) else 1.0
         self._order += [stage.name for group in groups for stage in group]
         for i, group in enumerate(groups):
-            later = sum(max((s.promised for s in g), default=0.0) for g in groups[i + 1 :])
-            left = deadline - later - time.monotonic()
+            left = deadline - kept * sum(promised[i + 1 :]) - time.monotonic()
             with ThreadPoolExecutor(max(1, len(group))) as pool:
                 futures = [pool.submit(self._one, stage, min(stage.limit, left)) for stage in group]
                 try:
@@ -150,7 +153,7 @@ class Runner:
                 with log.open("wb") as out:
                     status = self._command(stage, start + seconds, out)
                     while resumed < stage.resumes and status is not None and (status == LOST or status < 0):
-                        if self._stopped.is_set() or time.monotonic() - start > seconds - MARGIN:
+                        if self._stopped.is_set() or time.monotonic() - start > seconds - stage.margin:
                             break
                         resumed += 1
                         status = self._command(stage, start + seconds, out)
@@ -168,7 +171,8 @@ class Runner:
     def _command(self, stage: Stage, until: float, out: BinaryIO) -> int | None:
         """Its exit status; None where it had to be ended."""
         left = until - time.monotonic()
-        told = {SECONDS: f"{max(1.0, left - MARGIN):.0f}", UNTIL: f"{time.time() + left - MARGIN:.0f}"}
+        own = max(1.0, left - stage.margin)
+        told = {SECONDS: f"{own:.0f}", UNTIL: f"{time.time() + own:.0f}"}
         process = subprocess.Popen(
             [told.get(word, word) for word in stage.command],
             cwd=self.cwd,
