@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 from cuda_build import gates, predictions, units
 from cuda_build.binary import Missing, Resources, architectures, cubin_sass, resources, tool
+from cuda_build.operations import DTYPES, DType, operations
+from cuda_build.paths import Flow
 from cuda_build.sass import Kernel
 from inputs import assert_cuda_kernels
 
@@ -56,6 +58,17 @@ def test_registers_and_shared_memory_stay_within_the_baseline(taken: dict[str, R
 
 def test_loads_and_stores_of_16_bytes(code: dict[str, Kernel]) -> None:
     assert not [line for name, kernel in code.items() for line in gates.vectors(name, kernel)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+def test_loads_are_under_way_together(dtype: DType) -> None:
+    """On the plain path, all that a thread reads once round its loop, before it uses any of it."""
+    need_tools()
+    code = cubin_sass(units.cubin(f"plain-{dtype.name}", gates.ARCH))
+    flows = {name: Flow(kernel) for name, kernel in code.items()}
+    plain = [o for o in operations(cubin_sass(units.cubin("plain-float32", gates.ARCH))) if o.plain]
+    assert plain
+    assert not [line for o in plain for line in gates.flights(o, dtype, flows[f"float: {o.kernel_for(dtype)}"])]
 
 
 def test_float_kernels_do_no_double_arithmetic_in_their_loops(code: dict[str, Kernel]) -> None:
