@@ -154,6 +154,20 @@ def breakdown(document: dict[str, Any]) -> str:
     return "\n".join([title, "", head, "|---|" + "---:|" * 4, *rows])
 
 
+def kernels(results: dict[str, Any]) -> str:
+    """A kernel of a GPU's run a line: its share of a copy's speed, by dtype and number of elements."""
+    shares = {(r["kernel"], r["dtype"], r["elements"]): r["of_copy"] for r in results["kernels"] if "of_copy" in r}
+    columns = [c for c in dict.fromkeys((dtype, elements) for _, dtype, elements in shares) if c[0] != "float64"]
+    head = ["kernel", *(f"{dtype} {elements / 2**20:.0f}M" for dtype, elements in columns)]
+    machine = results["machine"]
+    title = f"{machine['gpu']}; torch {machine['torch']}, {machine['cuda']}; {results['date']}; of a copy's speed."
+    lines = [title, "", f"| {' | '.join(head)} |", "|---|" + "---:|" * len(columns)]
+    for name in dict.fromkeys(name for name, *_ in shares):
+        cells = [f"{shares[key]:.0%}" if (key := (name, *column)) in shares else "" for column in columns]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
@@ -256,10 +270,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where the results go")
     p.add_argument("--page", type=Path, default=ROOT / "benchmarks" / "README.md", help="where the costs go")
     args = p.parse_args(argv)
-    tables: dict[str, list[str]] = {"results": [], "costs": [], "breakdown": []}
+    tables: dict[str, list[str]] = {"results": [], "costs": [], "breakdown": [], "kernels": []}
     found = (f for f in RESULTS.glob("*.json") if "-quick" not in f.name)
-    for file in args.files or sorted(found, key=lambda f: f.stem):
-        results = json.loads(file.read_text())
+    read = [(json.loads(file.read_text()), file) for file in args.files or sorted(found, key=lambda f: f.stem)]
+    # GPUs first
+    for results, file in sorted(read, key=lambda one: "kernels" not in one[0]):
+        if results.get("kernels"):
+            tables["kernels"].append(kernels(results))
         if "breakdown" in results:
             tables["breakdown"].append(breakdown(results))
             continue
@@ -268,9 +285,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"written: {out}")
             if not document["sweep"]:
                 tables["results"].append(markdown(document))
-                tables["costs"].append(costs(document))
+                if any("costs" in p for case in document["cases"] for p in case["providers"].values()):
+                    tables["costs"].append(costs(document))
     filled(args.readme, "results", tables["results"])
-    for name in ("costs", "breakdown"):
+    for name in ("costs", "breakdown", "kernels"):
         filled(args.page, name, tables[name])
     return 0
 

@@ -65,7 +65,7 @@ def in_flight(path: Iterable[Instruction]) -> int:
 
 
 def flights(operation: Operation, dtype: DType, flow: Flow) -> Iterator[str]:
-    """All that go once round the loop, on the plain path; but that ptxas puts one of the Bernoulli's behind the first use,
+    """All that go once round the loop, on the plain path; but ptxas puts one of the Bernoulli's behind the first use,
     whatever their order."""
     path = way_round(operation, dtype, flow)
     wanted = operation.moved(dtype)[1] * operation.loads - (" bernoulli 1" in operation.name)
