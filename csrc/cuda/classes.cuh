@@ -8,29 +8,30 @@
 namespace vaefast {
 
 // Classes of a site that a lane takes at once.
-constexpr int kClassesAtOnce = 16;
+constexpr int kClassesAtOnce = 12;
 
-// Lanes that share a site, a power of 2: enough to take all classes at once. Where they do not lie next to each other,
-// no more than leave whole sectors of 32 bytes to sites that do.
-VF_HD int lanes_of(const ReconstructionProblem& p) {
+// Lanes that share a site, their logarithm: enough to take all classes at once. Where they do not lie next to each
+// other, no more than leave whole sectors of 32 bytes to sites that do.
+VF_HD int log_lanes_of(const ReconstructionProblem& p) {
   const DType dtype = p.param[0].dtype;
-  const int most = p.param_step == 1 ? kWarp : dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
-  int lanes = 1;
-  while (lanes < most && lanes * kClassesAtOnce < p.planes) lanes *= 2;
-  return lanes;
+  const int most = p.param_step == 1 ? 5 : dtype == DType::kDouble ? 3 : dtype == DType::kFloat ? 2 : 1;
+  int log = 0;
+  while (log < most && (kClassesAtOnce << log) < p.planes) ++log;
+  return log;
 }
 
 // Where a lane stands: its site among those of the warp, and which of the site's classes are its own: slice,
 // slice + lanes ...
 struct Share {
-  int site, sites, slice, lanes;
+  int log, lanes;
+  int site, sites, slice;
   int away;  // between the lanes of a site
 
-  __device__ Share(const ReconstructionProblem& p, int lane) : lanes(lanes_of(p)) {
-    sites = kWarp / lanes;
+  __device__ Share(const ReconstructionProblem& p, int lane) : log(log_lanes_of(p)), lanes(1 << log) {
+    sites = kWarp >> log;
     const bool beside = p.param_step == 1;
-    site = beside ? lane / lanes : lane % sites;
-    slice = beside ? lane % lanes : lane / sites;
+    site = beside ? lane >> log : lane & (sites - 1);
+    slice = beside ? lane & (lanes - 1) : lane >> (5 - log);
     away = beside ? 1 : sites;
   }
 };
@@ -68,25 +69,42 @@ struct Mixture<T_, L, 0> {
     return sum;
   }
 
-  // f(i, k) for kClassesAtOnce of the lane's classes, k, from `first` on.
+  // kClassesAtOnce of a lane's classes, of which there are `own`; for the lane that has most of them, `most`.
+  struct Batch {
+    int first, own, most;
+
+    __device__ Batch(int planes, const Share& share, int first)
+        : first(first),
+          own((planes - first + share.lanes - 1) >> share.log),
+          most((planes - first + share.slice + share.lanes - 1) >> share.log) {}
+  };
+
+  // f(i, whether the lane has so many), by fours as far as any lane has one
   template <class F>
-  static __device__ void for_batch(int planes, int lanes, int first, const F& f) {
+  static __device__ void for_batch(const Batch& b, const F& f) {
 #pragma unroll
     for (int i = 0; i < kClassesAtOnce; ++i) {
-      if (first + i * lanes < planes) f(i, first + i * lanes);
+      if (i % 4 == 0 && i >= b.most) break;
+      f(i, i < b.own);
     }
   }
 
   template <class S>
-  static __device__ void read(const S* logits, int64_t step, int planes, int lanes, int first, T (&l)[kClassesAtOnce]) {
+  static __device__ void read(const S* logits, int64_t step, const Share& share, const Batch& b,
+                              T (&l)[kClassesAtOnce]) {
+    const S* from = logits + b.first * step;
+    step <<= share.log;
 #pragma unroll
     for (int i = 0; i < kClassesAtOnce; ++i) l[i] = -lit<T>(HUGE_VAL);
-    for_batch(planes, lanes, first, [&](int i, int k) { l[i] = T(load(logits[k * step])); });
+    for_batch(b, [&](int i, bool there) {
+      if (there) l[i] = T(load(*from));
+      from += step;
+    });
   }
 
   template <class M, class S>
   static __device__ T site(const ReconstructionProblem& p, const Share& share, const Pack& at, bool there) {
-    const int planes = p.planes, lanes = share.lanes, stride = kClassesAtOnce * lanes;
+    const int planes = p.planes, stride = kClassesAtOnce << share.log;
     T weight[1], upstream[1], nll[1] = {};
     decode_optional<M>(p.weight, fetch_optional<T, M>(p.weight, at), weight);
     decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
@@ -102,15 +120,15 @@ struct Mixture<T_, L, 0> {
     if (on) {
 #pragma unroll 1
       for (int first = share.slice; first < planes; first += stride) {
-        read(logits, p.param_step, planes, lanes, first, l);
-        // as many steps for all lanes
-        all.add(l, (planes - first + share.slice + lanes - 1) / lanes);
+        const Batch batch(planes, share, first);
+        read(logits, p.param_step, share, batch, l);
+        all.add(l, batch.most);
       }
     }
     // read by all before any writes a gradient in its place
     const T picked = on ? T(load(logits[(hit < 0 ? 0 : hit) * p.param_step])) : T(0), own = all.most;
     __syncwarp();
-    for (int away = share.away; away < share.away * lanes; away *= 2) {
+    for (int away = share.away; away < share.away * share.lanes; away *= 2) {
       all.add(LogSumExp<T>{__shfl_xor_sync(0xffffffffu, all.most, away), __shfl_xor_sync(0xffffffffu, all.sum, away)});
     }
     if (on) nll[0] = weight[0] * (log_(all.sum) - (picked - all.most) + none);
@@ -121,14 +139,19 @@ struct Mixture<T_, L, 0> {
       const T factor = once ? exp_(own - all.most) * inverse : inverse;
 #pragma unroll 1
       for (int first = share.slice; first < planes; first += stride) {
+        const Batch batch(planes, share, first);
         if (on && !once) {
-          read(logits, p.param_step, planes, lanes, first, l);
-#pragma unroll
-          for (int i = 0; i < kClassesAtOnce; ++i) l[i] = exp_(l[i] - all.most);
+          read(logits, p.param_step, share, batch, l);
+          for_batch(batch, [&](int i, bool) { l[i] = exp_(l[i] - all.most); });
         }
-        for_batch(planes, lanes, first, [&](int i, int k) {
-          const T g = scale * fma_(l[i], factor, k == hit ? T(-1) : none);
-          grad[k * p.grad_step] = stored<S>(on ? g : T(0));
+        S* to = grad + first * p.grad_step;
+        const int64_t step = p.grad_step << share.log;
+        const int at = (hit - first) >> share.log,
+                  mine = hit >= 0 && ((hit ^ first) & (share.lanes - 1)) == 0 ? at : -1;
+        for_batch(batch, [&](int i, bool own) {
+          const T g = on ? scale * fma_(l[i], factor, i == mine ? T(-1) : none) : T(0);
+          if (own) *to = stored<S>(g);
+          to += step;
         });
       }
     }

@@ -152,7 +152,7 @@ Geometry cut_reconstruction(ReconstructionProblem& p) {
   if (p.kept) return cut<T>(p.space, each, kRescaleUnits);
   if (p.planes == 1) return cut<T>(p.space);
   p.space.moves = Moves::kSingle;
-  return p.channels ? cut<T>(p.space, 1) : cut<T>(p.space, 4, kMaxUnits, lanes_of(p));
+  return p.channels ? cut<T>(p.space, 1) : cut<T>(p.space, 4, kMaxUnits, 1 << log_lanes_of(p));
 }
 
 template <class T>

@@ -147,8 +147,8 @@ MUTANTS = (
     Mutant(
         "leaves_lanes_of_a_site_out",
         "classes.cuh",
-        "away < step * lanes",
-        "away < lanes",
+        "away < share.away * share.lanes",
+        "away < share.lanes",
         "test_classes",
         WRONG,
         unit="run_mixture_float",
