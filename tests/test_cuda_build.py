@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cuda_build import gates, predictions, units
+from cuda_build import gates, model, predictions, units
 from cuda_build.binary import Missing, Resources, architectures, cubin_sass, resources, tool
 from cuda_build.operations import DTYPES, DType, operations
 from cuda_build.paths import Flow
@@ -80,7 +80,7 @@ def test_float_kernels_do_no_double_arithmetic_in_their_loops(code: dict[str, Ke
 
 def test_instructions_stay_within_the_predictions() -> None:
     need_tools()
-    fresh = predictions.predictions({"H100": predictions.GPUS["H100"]})
+    fresh = predictions.predictions({"H100": model.GPUS["H100"]})
     assert not list(gates.no_slower(fresh, predictions.committed()))
 
 

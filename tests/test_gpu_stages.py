@@ -21,6 +21,7 @@ import pytest
 import sanitize
 import torch
 from cuda_build import predictions
+from cuda_build.model import GPUS
 from cuda_build.operations import DTYPES, operations
 from inputs import FLOATING, LIKELIHOOD_CASES, REDUCTIONS
 
@@ -276,13 +277,14 @@ def stand_ins(fake_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(results, "PREDICTIONS", tmp_path / "predictions.json")
     predicted = [
-        {"kernel": name, "dtype": "float32", "gpu": chip, "share": share}
+        {"kernel": name, "dtype": "float32", "gpu": chip, "elements": 9, "share": share}
         for name in ("scale_", "posterior_forward sample")
         for chip, share in (("H100", 0.5), ("Test", 0.97))
     ]
     (tmp_path / "predictions.json").write_text(json.dumps({"predictions": predicted}))
     kernels = ("scale_", "float32"), ("posterior_forward sample", "float32"), ("scale_", "bfloat16")
     found = [{"kernel": k, "dtype": d, "elements": 9, "of_copy": 0.93} for k, d in kernels]
+    found += [found[0] | {"elements": 8}, found[0] | {"elements": 9, "dtype": "float64", "error": "no"}]
     there = tmp_path / "work" / "kernels.json"
     write = f"from pathlib import Path; Path({str(there)!r}).write_text({json.dumps(found)!r}); print('seen')"
     good, bad = python(write, name="kernels"), python("print('oops'); raise SystemExit(1)", name="tests")
@@ -303,7 +305,7 @@ def test_everything_is_written_when_stages_fail(
     assert [(s["name"], s["ok"]) for s in document["stages"]] == [("kernels", True), ("tests", False)]
     assert document["stages"][1]["tail"] == "oops\n"
     assert document["machine"]["gpu"] == "NVIDIA Test 80GB" and document["machine"]["capability"] == "9.0"
-    assert len(document["kernels"]) == 3 and document["documents"] == []
+    assert len(document["kernels"]) == 5 and document["documents"] == []
     assert [(p["kernel"], p["dtype"], p["predicted"]) for p in document["predictions"]] == [
         ("scale_", "float32", 0.97),
         ("posterior_forward sample", "float32", 0.97),
@@ -495,15 +497,16 @@ def test_every_kernel_is_measured(extension: object, tmp_path: Path) -> None:
 
 
 def test_every_kernel_has_its_predictions() -> None:
-    """Under the name that it is timed by and for as many bytes, for every GPU; but for mixtures, whose loops over
-    components are not told apart in the machine code."""
+    """Under the name that it is timed by and for as many bytes, for every GPU and size; but for mixtures,
+    whose loops over components are not told apart in the machine code."""
     plain = {name for name, entry in reference.LIKELIHOODS.items() if not entry.planes}
     timed = {kernel.name: kernel.moved for kernel in kernels.kernels() if kernel.likelihood in {"", *plain}}
     works = [f"{name.title().replace('_', '')}, {count}" for name, count in LIKELIHOOD_CASES if name in plain]
-    held = [f"float: Reconstruction<{work}> + PosteriorForward<false, true>" for work in works]
+    held = [f"float: PlainReconstruction<{work}> + PlainForward<false, true>" for work in works]
     assert {o.name: o.loads + o.stores for o in operations(held)} == timed
     predicted = predictions.committed()
-    assert predicted.keys() == set(product(timed, [dtype.name for dtype in DTYPES], predictions.GPUS))
+    assert predictions.ELEMENTS == kernels.ELEMENTS == tuple(map(int, plan.ELEMENTS))
+    assert predicted.keys() == set(product(timed, [dtype.name for dtype in DTYPES], GPUS, predictions.ELEMENTS))
 
 
 def test_a_kernel_that_loses_the_device_is_named_and_the_next_run_goes_on(

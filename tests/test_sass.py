@@ -7,7 +7,6 @@ from cuda_build import gates
 from cuda_build.binary import Resources, arguments
 from cuda_build.operations import DTYPES, Operation, instructions
 from cuda_build.paths import Demand, Flow, Search
-from cuda_build.predictions import GPU, bounds
 from cuda_build.sass import Kernel, kernels
 
 LISTING = """
@@ -132,16 +131,10 @@ def test_template_arguments() -> None:
     assert arguments("f<float, A<B<1>, 2>, C>") == ["float", "A<B<1>, 2>", "C"]
 
 
-def test_bounds() -> None:
-    gpu = GPU(90, 1e12, 100, 1e9)  # 12.8e12 instructions of one thread a second
-    assert bounds(12.8, 4, gpu) == {"picoseconds": 4.0, "share": 1.0, "bound": "memory"}
-    assert bounds(128, 4, gpu) == {"picoseconds": 10.0, "share": 0.4, "bound": "issue"}
-
-
 def test_gates_on_instructions() -> None:
-    known = {("k", "float32", "H100"): {"instructions": 5.0}}
-    record = {"kernel": "k", "dtype": "float32", "gpu": "H100", "instructions": 5.0}
+    known = {("k", "float32", "H100", 64): {"instructions": 5.0}}
+    record = {"kernel": "k", "dtype": "float32", "gpu": "H100", "elements": 64, "instructions": 5.0}
     assert not list(gates.no_slower([record], known))
     slower = [record | {"instructions": 5.25}, record | {"dtype": "float16"}]
     told = list(gates.no_slower(slower, known))
-    assert told[0] == "k, float32, H100: 5.25 instructions an element, predicted 5.0" and "--write" in told[1]
+    assert told[0] == "k, float32, H100, 64: 5.25 instructions an element, predicted 5.0" and "--write" in told[1]

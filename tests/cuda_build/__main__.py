@@ -1,12 +1,13 @@
-"""``python -m cuda_build``: tables of what the machine code takes; ``--write`` keeps them, as the package says."""
+"""``python -m cuda_build``: tables of what the machine code takes; ``--write`` keeps them, as the package says;
+``--fit`` brings the model's constants to what a GPU did."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from itertools import groupby
+from pathlib import Path
 
-from cuda_build import gates, predictions, units
+from cuda_build import gates, model, predictions, units
 from cuda_build.binary import resources
 
 
@@ -24,18 +25,23 @@ def taken() -> gates.Baseline:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cuda_build", description=__doc__)
     parser.add_argument("--write", action="store_true", help="rewrite baseline.json and benchmarks/predictions.json")
-    write = parser.parse_args().write
+    parser.add_argument("--fit", type=Path, metavar="RESULTS", help="print constants that fit a file of make gpu")
+    args = parser.parse_args()
+    if args.fit:
+        results = json.loads(args.fit.read_text())
+        known = predictions.committed().values()
+        gpu = next(name for name in model.GPUS if name in results["machine"]["gpu"])
+        constants, off = model.fit(known, results["kernels"], gpu)
+        print(f"{model.told(constants)}\noff by {off:.1%} on average")
+        return
     baseline, predicted = taken(), predictions.predictions()
-    if write:
+    if args.write:
         gates.BASELINE.write_text(json.dumps(baseline, indent=1) + "\n")
         predictions.FILE.write_text(predictions.text(predicted))
         return
     for name, numbers in baseline[f"sm_{gates.ARCH}"].items():
         print(f"{numbers['registers']:4} registers  {numbers['shared']:5} bytes shared  {name}")
-    print(f"\n{'':44}instructions an element, the share of a copy's speed that they allow")
-    for (name, dtype), records in groupby(predicted, key=lambda r: (r["kernel"], r["dtype"])):
-        each = "  ".join(f"{r['gpu']} {r['instructions']:6.2f} {r['share']:4.0%}" for r in records)
-        print(f"{name:44} {dtype:9} {each}")
+    print(predictions.table(predicted))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cuda_build import predictions
 from cuda_build.binary import Resources
 from cuda_build.operations import DType, Operation, way_round
 from cuda_build.paths import Flow
@@ -86,14 +87,15 @@ def vectors(name: str, kernel: Kernel) -> Iterator[str]:
             yield f"{name}: no 128-bit {root}"
 
 
-def no_slower(fresh: Iterable[Mapping[str, Any]], known: Mapping[tuple[str, str, str], Any]) -> Iterator[str]:
+def no_slower(fresh: Iterable[Mapping[str, Any]], known: Mapping[predictions.Key, Any]) -> Iterator[str]:
     """Predictions made anew against the committed ones."""
     for r in fresh:
-        key = (r["kernel"], r["dtype"], r["gpu"])
+        key = predictions.key_of(r)
+        name = ", ".join(map(str, key))
         if key not in known:
-            yield f"{', '.join(key)}: not among the predictions; write them again (python -m cuda_build --write)"
+            yield f"{name}: not among the predictions; write them again (python -m cuda_build --write)"
         elif r["instructions"] > (most := known[key]["instructions"]):
-            yield f"{', '.join(key)}: {r['instructions']} instructions an element, predicted {most}"
+            yield f"{name}: {r['instructions']} instructions an element, predicted {most}"
 
 
 def packed(flow: Flow) -> list[frozenset[int]]:

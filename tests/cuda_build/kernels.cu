@@ -80,6 +80,7 @@ void plain_posteriors(const void** out) {
 template <class S, class... Ls>
 void plain(TypeList<Ls...>, const void** out) {
   (plain_reconstruction<S, Ls>(out), ...);
+  out[0] = one<float, PlainRescale<S>, PlainBackward<S, false, true>>();
   plain_posteriors<S, PlainForward>(out);
   plain_posteriors<S, PlainBackward>(out);
 }

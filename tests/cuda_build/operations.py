@@ -20,7 +20,7 @@ EX2 = r"^MUFU\.EX2"
 POSTERIOR = Demand(r"^MUFU\.RSQ")
 PACK = 4  # elements with float arithmetic (kPack in csrc/cuda/pack.cuh)
 LINE = 16  # bytes that the plain path moves at once, and
-FLIGHT = 2  # times in a row for each operand, of up to three (Line and kFlight in csrc/cuda/plain.cuh)
+FLIGHT = 2  # times in a row for each operand, twice that of one, once of four (Line and kFlight in csrc/cuda/plain.cuh)
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,18 @@ class Operation:
 
     @property
     def plain(self) -> bool:
-        return "<S, " in self.kernel
+        return "<S" in self.kernel
 
     def kernel_for(self, dtype: DType) -> str:
         """The kernel's short name, float arithmetic left out."""
-        return self.kernel.replace("<S, ", "<" if dtype.type == "float" else f"<{dtype.type}, ")
+        if dtype.type == "float":
+            return self.kernel.replace("<S, ", "<").replace("<S>", "")
+        return self.kernel.replace("<S", f"<{dtype.type}")
 
     def moved(self, dtype: DType) -> tuple[int, int]:
         """Elements that one instruction moves, and how many moves of each operand are once round the loop."""
-        return (LINE // dtype.size, 1 if self.loads == 4 else FLIGHT) if self.plain else (PACK, 1)
+        times = {1: 2 * FLIGHT, 4: 1}.get(self.loads, FLIGHT)
+        return (LINE // dtype.size, times) if self.plain else (PACK, 1)
 
     def demands(self, dtype: DType) -> list[Demand]:
         """For a path that goes once round the loop."""
@@ -126,7 +129,7 @@ FIXED = (
     Operation("posterior_backward kl, prior", KL_BACKWARD, 4, 4, scalars=1, exp=True),
     Operation("posterior_backward sample, kl", "PlainBackward<S, true, true>", 3, 2, philox=True, exp=True),
     # once round the inner loop: each kept gradient
-    Operation("scale_", f"Rescale + {KL_BACKWARD}", 1, 1, posterior=False, scalars=1),
+    Operation("scale_", "PlainRescale<S> + PlainBackward<S, false, true>", 1, 1, posterior=False),
 )
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 
 import networkx as nx
 
-from cuda_build.sass import Instruction, Kernel
+from cuda_build.sass import TARGET, Instruction, Kernel
 
 Met = tuple[int, ...]
 
@@ -110,10 +110,22 @@ class Flow:
 
 @dataclass(frozen=True)
 class Path:
-    """A way once round a loop."""
+    """A way once round a loop, block by block.
+
+    Args:
+        length: instructions executed.
+        blocks: that it goes through.
+        instructions: of them.
+        loop: all blocks of the loop.
+        beside: instructions that some threads of a warp may execute where others do not: those between a fork of the
+            way and where the threads meet again, which the demands allow.
+    """
 
     length: int
+    blocks: tuple[int, ...]
     instructions: tuple[Instruction, ...]
+    loop: frozenset[int]
+    beside: int = 0
 
 
 def _meetings(instructions: Sequence[Instruction], demands: Sequence[Demand]) -> frozenset[Met]:
@@ -142,7 +154,8 @@ class Search:
         """The shortest cycle of any of these loops."""
         allowed = {block for block in self.meets if any(self._sums((0,) * len(self.demands), block))}
         cycles = [path for header, body in loops if (path := self._from(header, body & allowed))]
-        return min(cycles, key=lambda path: path.length, default=None)
+        path = min(cycles, key=lambda path: path.length, default=None)
+        return path and replace(path, beside=self._beside(path))
 
     def _sums(self, met: Met, block: int) -> Iterator[Met]:
         for more in self.meets[block]:
@@ -173,7 +186,8 @@ class Search:
             block, met = state
             then = self.flow.blocks[block].successors
             if start in then and all(n >= d.least for n, d in zip(met, self.demands)):
-                return Path(length, self._walked(came, state))
+                blocks = self._walked(came, state)
+                return Path(length, blocks, tuple(i for b in blocks for i in self.flow.instructions(b)), body)
             for follower in then:
                 if follower in body and follower != start:
                     for total in self._sums(met, follower):
@@ -181,11 +195,25 @@ class Search:
                             heapq.heappush(heap, (length + self.cost[follower], next(order), (follower, total), state))
         return None
 
+    def _beside(self, path: Path) -> int:
+        """What the path leaves out at its forks."""
+        found: set[int] = set()
+        for block in path.blocks:
+            for fork in (i for i in self.flow.instructions(block) if i.root == "BSSY"):
+                seen = {self.flow.kernel.labels[TARGET.findall(fork.operands)[0]]}
+                waiting = list(self.flow.blocks[block].successors)
+                while waiting:
+                    if (then := waiting.pop()) in path.loop and then not in seen:
+                        seen.add(then)
+                        found.add(then)
+                        waiting += self.flow.blocks[then].successors
+        return sum(self.cost[block] for block in found - set(path.blocks))
+
     def _walked(
         self, came: dict[tuple[int, Met], tuple[int, Met] | None], state: tuple[int, Met] | None
-    ) -> tuple[Instruction, ...]:
+    ) -> tuple[int, ...]:
         blocks = []
         while state is not None:
             blocks.append(state[0])
             state = came[state]
-        return tuple(i for block in reversed(blocks) for i in self.flow.instructions(block))
+        return tuple(reversed(blocks))

@@ -19,13 +19,14 @@ FOUND = ("smoke", "cuda", "tests", "kernels")
 
 def compare(measured: Sequence[dict[str, Any]], predictions: Any, gpu: str) -> list[dict[str, Any]]:
     """Each measured kernel beside the share of a copy's speed that was predicted for this GPU, where it was."""
+    keys = ("kernel", "dtype", "elements")
     shares = {
-        (p["kernel"], p["dtype"]): p["share"] for p in (predictions or {}).get("predictions", []) if p["gpu"] in gpu
+        tuple(p[key] for key in keys): p["share"] for p in (predictions or {}).get("predictions", []) if p["gpu"] in gpu
     }
     return [
         {**record, "predicted": shares[key]}
         for record in measured
-        if (key := (record["kernel"], record["dtype"])) in shares and "error" not in record
+        if (key := tuple(record[key] for key in keys)) in shares and "error" not in record
     ]
 
 
