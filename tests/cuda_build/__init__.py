@@ -4,6 +4,7 @@
 and shared memory of every kernel to ``baseline.json`` here, which the gates of ``test_cuda_build.py`` hold later builds
 to, and the share of a copy's speed that each is predicted to reach to ``benchmarks/predictions.json``. Without
 ``--write`` it prints the same as tables. Run it after a change of the kernels, and commit the files with the change.
+``--fit RESULTS`` prints the model's constants as what ``make gpu`` measured would have them.
 
 ``units`` compiles the kernels (``kernels.cu``), ``binary`` takes a library or a cubin apart, ``sass`` parses a kernel,
 ``paths`` finds the shortest way round its hot loop, ``operations`` says what that way has to do, and ``gates`` what
