@@ -27,7 +27,6 @@ import vaefast  # noqa: E402
 from benchmarks import harness  # noqa: E402
 from benchmarks.facts import LOST  # noqa: E402
 from tools.gpu import ab, checks, plan, results, smoke  # noqa: E402
-from vaefast import _ops  # noqa: E402
 
 FUNCTIONS = {"reparameterize", "gaussian_kl", "sample_with_kl", "reconstruction_loss", "elbo_loss"}
 
@@ -285,7 +284,7 @@ def test_builds_are_compared(extension: Any, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ab, "WORK", tmp_path / "ab")
     builds = [tmp_path / "before.so", tmp_path / "after.so"]
     for build in builds:
-        shutil.copy(_ops._C.__file__, build)
+        shutil.copy(extension.__file__, build)
     options = ["--device", "cpu", "--only", "^posterior_forward kl$", "--elements", "64", "--dtypes", "float32"]
     assert ab.main([*map(str, builds), *options, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
