@@ -1,5 +1,5 @@
 // The likelihoods: one struct each. eval(p, x) gives the nll of x in nats and its gradient in each given parameter;
-// p holds the first `required` to `params` of them, in the order of the entry in vaefast/reference.py. One that has
+// p holds the first `required` to `params` of them, in the order of the entry in vaefast/likelihoods.py. One that has
 // options, `options` numbers in that entry's order, takes them third: eval(p, x, o).
 // Those with Channels are mixtures (mixture.h), whose last option is the dimension along which their planes lie; the
 // one before it, if a target has any, the number of channels.

@@ -1,5 +1,5 @@
 // The posterior: parameterisations of its scale, sampling, and the KL between diagonal Gaussians with its gradients.
-// A parameterisation is one struct here, listed in Parameterizations, and one entry in vaefast/reference.py.
+// A parameterisation is one struct here, listed in Parameterizations, and one entry in vaefast/_gaussian.py.
 #pragma once
 
 #include "registry.h"
