@@ -161,6 +161,7 @@ def test_an_interrupt_ends_what_runs_and_keeps_what_was_found(tmp_path: Path) ->
 import json, os, signal, sys, threading
 from pathlib import Path
 from tools.gpu.stages import Runner, Stage
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background is begun without
 threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()
 run = lambda name, code: Stage(name, [sys.executable, "-c", code], 60, 0, resumes=5)
 groups = [[run("one", "print(1)")], [run("two", "import time; time.sleep(50)")], [run("three", "print(3)")]]
