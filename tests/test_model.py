@@ -19,13 +19,13 @@ from cuda_build.sass import Instruction, kernels
 
 GPU = model.GPU(90, copy=2e12, sms=100, clock=1e9)
 SHARP = Constants(
-    latency=0.6e-6, l2=0.27e-6, cycles=2.2, issue=0.8, beside=0.5, start=0.3e-6, fence=0.5e-6, reduce=0.3e-6,
+    latency=0.6e-6, l2=0.27e-6, cycles=2.2, issue=0.8, beside=0.5, start=0.3e-6, fence=0.5e-6,
     arrive=0.6e-6, drain=0.0, launch=2e-6, sharpness=200.0,
 )  # fmt: skip
 SOFT = replace(SHARP, drain=0.5, sharpness=5.0)
 # nothing but a copy
 CODE = Code(
-    registers=32, instructions=4.0, beside=0.0, trip=8, waits=1, in_flight=64, seeded=False, persistent=False, fences=0,
+    registers=32, instructions=4.0, beside=0.0, trip=8, waits=1, in_flight=64, seeded=False, fences=0,
     at_once=0, units=8192,
 )  # fmt: skip
 
@@ -176,14 +176,6 @@ def test_a_sum_costs_its_tail() -> None:
     assert shares == sorted(shares, reverse=True) and len(set(shares)) == 4
     large = [share(code, elements=1 << 26, c=SOFT)["share"] for code in (CODE, replace(tail, fences=2, at_once=1))]
     assert large[0] - large[1] < shares[0] - shares[3], "less of a longer time"
-
-
-def test_blocks_that_stay_begin_and_end_once() -> None:
-    tail = replace(CODE, registers=128, at_once=8, fences=2)
-    slow = replace(SOFT, arrive=5e-6)
-    stays = share(replace(tail, persistent=True), c=slow)["share"]
-    assert stays > 1.2 * share(tail, c=slow)["share"]
-    assert stays < share(replace(tail, persistent=True, at_once=0), c=slow)["share"], "but for each unit's sum"
 
 
 def test_the_committed_predictions_are_the_models() -> None:
