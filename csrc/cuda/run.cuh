@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -89,7 +90,7 @@ void set_access(PosteriorProblem& p) {
 }
 
 // Whether plain moves may be of 16 bytes whatever the dtype.
-inline bool in_lines(const Space& s, const std::vector<const Operand*>& operands) {
+inline bool in_lines(const Space& s, std::initializer_list<const Operand*> operands) {
   if (s.numel == 0 || s.moves == Moves::kSingle || s.moves == Moves::kPacked) return false;
   const int line = s.moves == Moves::kPlain ? 4 : 8;
   if (s.numel / s.rows % line || (s.views && s.size[s.ndim - 1] % line)) return false;
@@ -113,9 +114,10 @@ inline bool is_mixture(const ReconstructionProblem& p) {
 }
 
 inline bool is_plain(const ReconstructionProblem& p) {
-  std::vector<const Operand*> operands{&p.target};
-  for (int k = 0; k < p.nparams; ++k) operands.insert(operands.end(), {&p.param[k], &p.out_grad[k]});
-  return in_lines(p.space, operands) && !is_mixture(p) && !p.weight.data && !p.out_nll.data && is_number(p.upstream);
+  if (is_mixture(p) || p.weight.data || p.out_nll.data || !is_number(p.upstream)) return false;
+  static_assert(kMaxParams == 4);
+  return in_lines(p.space, {&p.target, &p.param[0], &p.param[1], &p.param[2], &p.param[3], &p.out_grad[0],
+                            &p.out_grad[1], &p.out_grad[2], &p.out_grad[3]});
 }
 
 // Whether a plain kernel does the job: both problems, in one dtype. In backward the KL's gradients come with a
