@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 import vaefast
 from vaefast import Parameterization
-from vaefast._options import REDUCTIONS
 from vaefast.reference import DOMAINS, LIKELIHOODS, PARAMETERIZATIONS
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
