@@ -19,12 +19,13 @@ from vaefast._options import REDUCTIONS
 FUNCTIONS = [n for n in vaefast.__all__ if inspect.isroutine(getattr(vaefast, n))]
 SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
 KL_OPTIONS = (
-    "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False prior_parameterization='logvar'"
+    "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False prior_parameterization='logvar' "
+    "kl_weight=None"
 )
 CONTRACT = {
     "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise='philox' num_samples=None",
     "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
-    + KL_OPTIONS,
+    + KL_OPTIONS.replace("kl_weight", "weight"),
     "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' "
     "prior_parameterization='logvar'",
     "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
