@@ -25,6 +25,7 @@ class ELBOLoss(nn.Module):
         free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: the KL's options, as for
             :func:`vaefast.gaussian_kl`.
         kl_weight: its ``weight``, unless the call gives one.
+        batch_dims: as for :func:`vaefast.elbo_terms`.
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
         process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
         overwrite_recon: as for :func:`vaefast.reconstruction_loss`.
