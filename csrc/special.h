@@ -21,7 +21,8 @@ struct Stirling {
   V value, slope;
 };
 
-// for z >= 1
+// @ stirling_from_one.value | z in [1, 2^100] | 1e-8 / 3e-17
+// @ stirling_from_one.slope | z in [1, 2^100] | 6e-8 / 1e-16
 template <class V>
 VF_HD Stirling<V> stirling_from_one(V z) {
   if constexpr (kDouble<V>) {
@@ -57,7 +58,8 @@ VF_HD Stirling<V> stirling_from_one(V z) {
   }
 }
 
-// for z > 0
+// @ stirling.value | z in [tiny, 2^100] | 2e-7 + 2 ulp / 4e-16 + 2 ulp
+// @ stirling.slope | z in [tiny, 2^100] | 6e-8 + 6 ulp / 1e-16 + 6 ulp
 template <class V>
 VF_HD Stirling<V> stirling(V z) {
   const V one = lit<V>(1), zero = lit<V>(0), up = z + one;
@@ -71,7 +73,8 @@ VF_HD Stirling<V> stirling(V z) {
   return s;
 }
 
-// log Gamma(x + 1) - (x log x - x) for x > 0, given log x
+// log Gamma(x + 1) - (x log x - x), given log x
+// @ factorial_excess(x,log(x)) | x in [tiny, 2^100] | 3e-7 + 1 ulp / 6e-16 + 1 ulp
 template <class V>
 VF_HD V factorial_excess(V x, V log_x) {
   const V one = lit<V>(1), up = x + one;
@@ -83,6 +86,7 @@ VF_HD V factorial_excess(V x, V log_x) {
 }
 
 // x, or NaN where it is negative and no count
+// @ count_of | x in [0, inf] | 0 ulp | -1: nan; 0: 0; inf: inf
 template <class V>
 VF_HD V count_of(V x) {
   return select(less(x, lit<V>(0)), lit<V>(kNaN), x);
@@ -90,6 +94,9 @@ VF_HD V count_of(V x) {
 
 // The minus log probability of a count x >= 0 under the negative binomial of mean mu = m + eps > 0 and inverse
 // dispersion theta, and its derivatives. Without `constant`, log Gamma(x + 1) is left out.
+// @ negative_binomial.nll | m in [1e-6, 1e6], theta in [1e-6, 1e6], x in [1, 1e6] or 0 | 2e-6 / 1e-14 of 1 or more
+// @ negative_binomial.dmu | m in [1e-6, 1e6], theta in [1e-6, 1e6], x in [1, 1e6] or 0 | 2e-6 / 1e-14 of 1 or more
+// @ negative_binomial.dtheta | m in [1e-6, 1e6], theta in [1e-6, 1e6], x in [1, 1e6] or 0 | 2e-6 / 1e-14 of 1 or more
 template <class V>
 struct CountTerm {
   V nll, dmu, dtheta;

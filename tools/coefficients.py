@@ -1,7 +1,8 @@
 """The coefficients of csrc's polynomials: ``python -m tools.coefficients`` prints them with the error that they leave.
 
 Each is minimax, by Remez's exchange in 50 digits, in the weighted error that its use has, and then rounded to the type
-that computes with it, up or down as suits the others. Taylor coefficients need no program: they stand in the headers as fractions.
+that computes with it, up or down as suits the others. Taylor coefficients need no program: they stand in the
+headers as fractions.
 """
 
 from __future__ import annotations
