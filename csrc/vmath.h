@@ -19,7 +19,7 @@
 #include <cstring>
 #include <limits>
 
-#include "common.h"
+#include "problems.h"
 
 namespace vaefast {
 inline namespace VF_ISA {
