@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from torch import Tensor
 
 from . import _arguments, _compose, _options, distributed, presets
-from ._checks import Real, batched, choice
+from ._checks import Real, batched, choice, is_real, number
 from ._engine import Pair, Reconstruction
 from ._gaussian import Prior
 from ._options import Composed, ELBOTerms, KLOptions, Likelihood, Parameterization, composed, spelled_out
@@ -107,6 +107,8 @@ class Functions(PosteriorFunctions):
         chosen = _options.likelihood(likelihood)
         if isinstance(target, Tensor) and not target.is_floating_point():
             target = _arguments.indices(target, chosen)
+        if not isinstance(recon, (Tensor, tuple, list)):
+            recon = _arguments.listed(recon)
         direct = self.engines.direct(recon[0] if isinstance(recon, (tuple, list)) and recon else recon)
         params = None if direct is None else direct.parameters(recon, target, weight, chosen)
         if direct is not None and params is not None:
@@ -152,6 +154,10 @@ class Functions(PosteriorFunctions):
         chosen = _options.likelihood(likelihood)
         if isinstance(target, Tensor) and not target.is_floating_point():
             target = _arguments.indices(target, chosen)
+        if not isinstance(recon, (Tensor, tuple, list)):
+            recon = _arguments.listed(recon)
+        if type(beta) is not float and not isinstance(beta, Tensor) and is_real(beta):
+            beta = number(beta)
         tensors = recon, target, mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
         direct = self.engines.direct(mu) if process_group is None else None

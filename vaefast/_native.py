@@ -174,8 +174,9 @@ class Compiled:
             return None
         for value in recon:
             if not isinstance(value, Tensor):
+                dtype, device = first.dtype, first.device
                 return [
-                    torch.scalar_tensor(p, dtype=first.dtype, device=first.device) if is_real(p) else p for p in recon
+                    torch.scalar_tensor(float(p), dtype=dtype, device=device) if is_real(p) else p for p in recon
                 ]  # fmt: skip
         return recon
 

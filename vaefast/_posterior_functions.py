@@ -275,7 +275,8 @@ class PosteriorFunctions:
         """The sum of :func:`gaussian_kl` over many posteriors, such as the levels of a hierarchy, in one call.
 
         Args:
-            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
+            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device. Any
+                iterable counts as a list: ``parameters()``, a ``ParameterList``.
             prior_mus, prior_raws: None is N(0, I); else lists as long, each tensor broadcasting to its mu. Trained if
                 they require grad.
             parameterization: what ``raws`` mean.
@@ -295,6 +296,7 @@ class PosteriorFunctions:
             kl = vaefast.multi_tensor_gaussian_kl(mus, logvars, prior_mus, prior_logvars)
             loss = nll + kl
         """
+        mus, raws, prior_mus, prior_raws = map(_arguments.listed, (mus, raws, prior_mus, prior_raws))
         logvars = parameterization == "logvar" and prior_parameterization in (None, "logvar")
         if logvars and isinstance(mus, (list, tuple)) and mus:
             direct = self.engines.direct(mus[0])
@@ -330,7 +332,8 @@ class PosteriorFunctions:
         Backward regenerates the noise: what is kept is the inputs and 16 bytes for all of them.
 
         Args:
-            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
+            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device. Any
+                iterable counts as a list: ``parameters()``, a ``ParameterList``.
             prior_mu, prior_logvar: one prior for all: floats, or tensors that broadcast to every mu.
             parameterization: what ``raws`` mean.
             prior_parameterization: what ``prior_logvar`` means.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _options
 from ._arguments import posterior
-from ._checks import floating, is_real
+from ._checks import floating, is_real, number
 from ._gaussian import logvar_of
 from ._options import Parameterization
 from .functional import Prior, gaussian_kl
@@ -51,7 +51,7 @@ def active_units(mu: Tensor, threshold: float = THRESHOLD) -> Tensor:
         active = vaefast.diagnostics.active_units(encoder(x)[0])
         print(f"{int(active.sum())} of {active.numel()} units are active")
     """
-    _threshold(threshold)
+    threshold = _threshold(threshold)
     mean = _Moments()
     mean.update(_samples(mu))
     return mean.variance() > threshold
@@ -284,6 +284,7 @@ def _samples(x: object) -> Tensor:
 def _threshold(value: object) -> float:
     if not is_real(value):
         raise TypeError(f"threshold must be a number, got {type(value).__name__}")
-    if not (value >= 0 and math.isfinite(value)):
+    found = number(value)
+    if not (found >= 0 and math.isfinite(found)):
         raise ValueError(f"threshold must be finite and at least 0, got {value!r}")
-    return value
+    return found

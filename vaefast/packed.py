@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _backends
-from ._checks import choice, like, same_device, same_shape
+from ._checks import choice, flag, like, same_device, same_shape
 from ._engine import Moments
 from ._gaussian import clamped, compute_dtype, reduced
 from ._generators import Generators, each_its_own
@@ -55,10 +55,8 @@ class DiagonalGaussian:
         *,
         deterministic: bool = False,
     ) -> None:
-        if not isinstance(deterministic, bool):
-            raise TypeError(f"deterministic must be a bool, got {deterministic!r}")
         self.parameters, self.dim = _arguments.packed(moments, dim)
-        self.deterministic = deterministic
+        self.deterministic = flag("deterministic", deterministic)
         default = clamp == _DIFFUSERS.clamp
         self._parameterization = _DIFFUSERS if default else Parameterization("logvar", clamp=clamp)
 
