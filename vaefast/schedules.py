@@ -168,8 +168,8 @@ class BetaSchedule(nn.Module):
         calling it gives a 0-d float32 tensor without gradient.
 
     Raises:
-        TypeError, ValueError: a schedule that cannot be called; a step that is no integer, or below 0; a state whose
-            step is not finite.
+        TypeError, ValueError: a schedule that cannot be called; a step that is no integer, or below 0.
+        RuntimeError: by ``load_state_dict``, a step that is not finite.
 
     Example::
 
@@ -187,7 +187,7 @@ class BetaSchedule(nn.Module):
         self.schedule = schedule
         self.register_buffer("value", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("step_digits", torch.zeros(4, dtype=torch.float32))
-        self._step = 0
+        self._step, self._seen = 0, (0, 0)
         self.seek(step)
 
     def forward(self) -> Tensor:
@@ -198,14 +198,13 @@ class BetaSchedule(nn.Module):
     @property
     def current_step(self) -> int:
         """Where it stands: what was written last, or what others have written into the buffer since."""
-        if self.step_digits.is_meta or self._seen == _identity(self.step_digits):
-            return self._step
-        return _of_digits(self.step_digits)
+        digits = self.step_digits
+        return self._step if digits.is_meta or _writes(digits) == self._seen else _of_digits(digits)
 
     def step(self) -> None:
         """One step on."""
         # not current_step: DDP writes all buffers in each forward, and reading one would wait for the device
-        self.seek((self._step if self._mine is self.step_digits else self.current_step) + 1)
+        self.seek((self._step if self.step_digits is self._mine else self.current_step) + 1)
 
     def seek(self, step: int) -> None:
         """To any step."""
@@ -224,11 +223,14 @@ class BetaSchedule(nn.Module):
         device = self.step_digits.device
         if self._replaced():
             self.value = torch.zeros((), dtype=torch.float32, device=device)
-        for digit, now in zip(self.step_digits.unbind(), _digits(step)):
-            digit.fill_(now)
+        known = _digits(self._step) if _writes(self.step_digits) == self._seen else [None] * 4
+        for digit, before, now in zip(self.step_digits.unbind(), known, _digits(step)):
+            if now != before:
+                digit.fill_(now)
         self.value.fill_(value)
-        self._step, self._mine, self._seen = step, self.step_digits, _identity(self.step_digits)
-        self._filled = self.value
+        # what was written into, so that others in its place, and others' writes, are told from it
+        self._step, self._filled, self._mine = step, self.value, self.step_digits
+        self._seen = _writes(self.step_digits)
 
     def _replaced(self) -> bool:
         """Whether another tensor lies in the value's place than was filled, or one of another dtype or device."""
@@ -251,10 +253,17 @@ class BetaSchedule(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
         digits = state_dict.get(prefix + "step_digits")
-        if isinstance(digits, Tensor) and digits.shape == self.step_digits.shape and not digits.is_meta:
-            self._write(_of_digits(digits))
+        if not isinstance(digits, Tensor) or digits.shape != self.step_digits.shape or digits.is_meta:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            return
+        try:
+            step = _of_digits(digits)
+        except ValueError as error:
+            args[-1].append(f"{prefix}{error}")  # which torch raises with all else that is wrong with the state
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._write(step)
 
     def extra_repr(self) -> str:
         return f"{self.schedule!r}, step={self.current_step}"
@@ -271,12 +280,14 @@ def _digits(step: int) -> list[float]:
 def _of_digits(digits: Tensor) -> int:
     step: float = sum(d * _BASE**k for k, d in enumerate(digits.tolist()))
     if not math.isfinite(step):
-        raise ValueError(f"step_digits must be four finite numbers, the step's digits in base {_BASE}, got {digits}")
+        raise ValueError(
+            f"step_digits must be four finite numbers, the step's digits in base {_BASE}, got {digits.tolist()}"
+        )
     return max(0, round(step))
 
 
-def _identity(t: Tensor) -> tuple[int, int]:
-    """Another one for another tensor, and after each write into this one."""
+def _writes(t: Tensor) -> tuple[int, int]:
+    """Another for another tensor, a copy's too, and after each write into this one."""
     return id(t), 0 if t.is_inference() else t._version
 
 
