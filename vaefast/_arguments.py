@@ -10,7 +10,20 @@ import torch
 from torch import Tensor
 
 from . import _options
-from ._checks import batched, broadcasts, choice, factor, flag, floating, is_real, is_whole, like, same_device, tensors
+from ._checks import (
+    batched,
+    broadcasts,
+    choice,
+    dense,
+    factor,
+    flag,
+    floating,
+    is_real,
+    is_whole,
+    like,
+    same_device,
+    tensors,
+)
 from ._engine import Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, logvar_of, wide
 from ._options import Composed, KLOptions, Likelihood, Parameterization
@@ -215,7 +228,9 @@ def reconstruction(
         shape = first.shape
         target = like("target", target, "recon", first)
     if weight is not None:
-        if not (isinstance(weight, Tensor) and weight.dtype == torch.bool):
+        if isinstance(weight, Tensor) and weight.dtype == torch.bool:
+            dense("weight", weight)
+        else:
             weight = floating("weight", weight)
         broadcasts("weight", weight, "recon's sites" if entry.planes else "recon", shape)
         same_device("weight", weight, "recon", first.device)

@@ -12,6 +12,9 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn import Parameter
 
 Real = float | int
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -76,9 +79,39 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
+def wrapped(x: object) -> bool:
+    """Whether x is a tensor made of others, a DTensor, a jagged one or another wrapper, which PyTorch's own operators
+    see through. What traces is none."""
+    kind = type(x)
+    if (
+        kind is Tensor
+        or kind is Parameter
+        or not isinstance(x, Tensor)
+        or isinstance(x, (FakeTensor, FunctionalTensor))
+    ):
+        return False
+    return getattr(kind, "__torch_dispatch__", None) is not Tensor.__torch_dispatch__
+
+
+def dense(name: str, x: Tensor) -> None:
+    """Elements at strides; a jagged tensor passes."""
+    if x.layout is torch.strided and not x.is_nested and not x.is_quantized:
+        return
+    if x.layout is torch.jagged:
+        return
+    if x.is_nested:
+        layout, remedy = "nested with layout torch.strided", "make it with layout=torch.jagged, or pad and mask it"
+    elif x.is_quantized:
+        layout, remedy = "quantized", f"convert it with {name}.dequantize()"
+    else:
+        layout, remedy = f"of layout {x.layout}", f"convert it with {name}.to_dense()"
+    raise TypeError(f"{name} is {layout}; it must be a strided or a jagged tensor: {remedy}")
+
+
 def floating(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    dense(name, x)
     if x.dtype not in FLOATING:
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64, got {str(x.dtype)[6:]}; "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from torch import Tensor
 
 from . import _arguments, _compose, _options, distributed, presets
-from ._checks import Real, batched, choice, is_real, number
+from ._checks import Real, batched, choice, is_real, number, wrapped
 from ._engine import Pair, Reconstruction
 from ._gaussian import Prior
 from ._options import Composed, ELBOTerms, KLOptions, Likelihood, Parameterization, composed, spelled_out
@@ -114,9 +114,10 @@ class Functions(PosteriorFunctions):
         if direct is not None and params is not None:
             try:
                 return direct.reconstruction(params, target, weight, chosen, overwrite_recon, reduction)
-            except (TypeError, ValueError):
+            except Exception:
                 self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
-                raise
+                if not any(map(wrapped, (*params, target, weight))):
+                    raise
         of = self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
         return _compose.nll(_compose.engine_of(self.engines, of), of, reduction)
 
@@ -177,9 +178,10 @@ class Functions(PosteriorFunctions):
                 pair, o = _arguments.with_options(pair, reduction, balance, options)
                 terms = _compose.elbo_of_terms(direct, direct, of, pair, factor, reduction, o)
                 return terms.loss if loss_alone else terms
-            except (TypeError, ValueError):
+            except Exception:
                 self._groups(*tensors, chosen, beta, p, reduction, weight, balance, overwrite_recon, options)
-                raise
+                if not any(map(wrapped, (*params, weight, *tensors))):
+                    raise
         if process_group is not None:
             _options.reduction_for_elbo(reduction)
             distributed.check(process_group, reduction, chosen)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _compose, _options
-from ._checks import batch
-from ._engine import Engine, Engines, Pair
+from ._checks import batch, wrapped
+from ._engine import Engine, Engines, Pair, Posteriors
 from ._gaussian import Prior, wide
 from ._generators import Generators
 from ._options import Composed, Parameterization, composed, spelled_out
@@ -23,7 +23,7 @@ class PosteriorFunctions:
     """Each goes the short way, where the engines have one for the call; or its arguments are checked and composed.
 
     The short way is decided on before it is taken: a call enters the extension once. Where that refuses it, the checks
-    say why, in words for people.
+    say why, in words for people; or it is a tensor behind the first that kernels do not see through.
     """
 
     def __init__(self, engines: Engines, module: str) -> None:
@@ -83,9 +83,10 @@ class PosteriorFunctions:
             if direct is not None:
                 try:
                     return direct.posterior(mu, logvar, None, None, p, "none", None, None, None, True, False)[0]
-                except (TypeError, ValueError):
+                except Exception:
                     _arguments.posterior(mu, logvar)
-                    raise
+                    if not wrapped(logvar):
+                        raise
         mu, logvar = _arguments.posterior(mu, logvar)
         eps = _arguments.noise(noise, eps, generator, mu, dim)
         return _compose.sample(self.engines, mu, logvar, p, eps, generator, noise, dim)
@@ -154,11 +155,12 @@ class PosteriorFunctions:
                     return direct.posterior(*given, p, reduction, balance, None, None, False, True)[0]
                 pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
                 return _compose.kl(direct, pair, reduction, o)
-            except (TypeError, ValueError):
+            except Exception:
                 _arguments.kl(*given, p, reduction, balance, options)
-                raise
+                if not any(map(wrapped, given)):
+                    raise
         pair, o = _arguments.kl(*given, p, reduction, balance, options)
-        return _compose.kl(self.engines.engine(mu), pair, reduction, o)
+        return _compose.kl(self.engines.engine(mu, beside=pair[1:4]), pair, reduction, o)
 
     def kl_per_dim(
         self,
@@ -248,9 +250,10 @@ class PosteriorFunctions:
                         return z, kl
                     pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
                     return _compose.sample_with_kl(direct, pair, reduction, o, None, None)
-                except (TypeError, ValueError):
+                except Exception:
                     _arguments.kl(*given, p, reduction, balance, options)
-                    raise
+                    if not any(map(wrapped, given)):
+                        raise
         pair, o = _arguments.kl(*given, p, reduction, balance, options)
         _options.estimator(estimator, o)
         eps = _arguments.noise(noise, eps, generator, mu)
@@ -258,7 +261,7 @@ class PosteriorFunctions:
             return _compose.estimated(self.engines, pair, reduction, o, estimator, eps, generator, noise)
         if isinstance(generator, Sequence):
             return _compose.each_sample_with_kl(self.engines, pair, reduction, o, generator, noise)
-        engine = self.engines.engine(mu, eps)
+        engine = self.engines.engine(mu, eps, beside=pair[1:4])
         return _compose.sample_with_kl(engine, pair, reduction, o, *_compose.drawn(mu, eps, generator, noise))
 
     def multi_tensor_gaussian_kl(
@@ -307,13 +310,14 @@ class PosteriorFunctions:
                     return direct.multi(
                         mus, raws, prior_mus or (), 0.0, prior_raws or (), 0.0, p, reduction, None, False
                     )[0]  # fmt: skip
-                except (TypeError, ValueError):
+                except Exception:
                     _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction)
-                    raise
+                    if not any(map(wrapped, (*mus, *raws, *(prior_mus or ()), *(prior_raws or ())))):
+                        raise
         many = _arguments.each_with_its_prior(
             mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction
         )
-        return self._engine_of(many.mus).multi_kl(many, reduction)
+        return self._engine_of(many).multi_kl(many, reduction)
 
     def multi_tensor_sample_with_kl(
         self,
@@ -357,12 +361,13 @@ class PosteriorFunctions:
             mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction
         )
         _arguments.noise("philox", None, generator, many.mus[0], None)
-        return self._engine_of(many.mus).multi_sample_with_kl(many, reduction, generator)
+        return self._engine_of(many).multi_sample_with_kl(many, reduction, generator)
 
-    def _engine_of(self, mus: Sequence[Tensor]) -> Engine:
-        """The one that covers them all: they lie on one device, and differ in nothing but their dimensions."""
-        largest = mus[0]
-        for mu in mus:
+    def _engine_of(self, many: Posteriors) -> Engine:
+        """The one that covers them all, which lie on one device."""
+        largest = many.mus[0]
+        for mu in many.mus:
             if mu.dim() > largest.dim():
                 largest = mu
-        return self.engines.engine(largest)
+        beside = *many.mus, *many.raws, *many.prior_mus, *many.prior_logvars
+        return self.engines.engine(largest, beside=beside)

@@ -210,7 +210,7 @@ class DiagonalGaussian:
             _arguments.generators(generator, self.parameters, None if self.dim == 0 else 0)
         prior = None if other is None else (other.parameters, other._parameterization)
         of = Moments(self.parameters, self.dim, self._parameterization, prior)
-        engine = _backends.engine(self.parameters)
+        engine = _backends.engine(self.parameters, beside=() if other is None else (other.parameters,))
         if isinstance(generator, Sequence):
 
             def draw(moments: Tensor, own: torch.Generator | None) -> Tensor:
