@@ -156,11 +156,11 @@ def kl(engine: Engine, pair: Pair, reduction: str, o: KLOptions, mean: Mean | No
 
 def begin(pair: Pair, reduction: str, o: KLOptions) -> tuple[Pair, str]:
     """Of what the options begin with: a plain KL, reduced as far as they allow."""
-    if not o.free_bits:
+    if not o.free_bits and not o.symmetric:
         return pair, reduction
-    inner = "per_sample" if o.free_bits_per == "sample" else "none"
+    inner = reduction if not o.free_bits else "per_sample" if o.free_bits_per == "sample" else "none"
     # elements that are yet to be added up would lose digits in mu's half precision
-    narrow = inner != reduction and pair.mu.dtype in (torch.float16, torch.bfloat16)
+    narrow = (inner != reduction or o.symmetric) and pair.mu.dtype in (torch.float16, torch.bfloat16)
     return (pair._replace(mu=pair.mu.float()) if narrow else pair), inner
 
 
@@ -169,7 +169,9 @@ def finish(
 ) -> Tensor:
     """The KL with the options, from the plain one that they begin with."""
     if o.symmetric:
-        kl = (kl + reverse(engine, pair, inner, o.balance)).to(kl.dtype)
+        kl = kl + reverse(engine, pair, inner, o.balance)
+        if reduction == "none":
+            kl = kl.to(promoted(*pair[:4]))
     return bounded(kl, pair.mu, reduction, o, mean)
 
 
