@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _options
-from ._checks import batched, broadcasts, choice, factor, floating, is_real, like, same_device, tensors
+from ._checks import (
+    batched,
+    broadcasts,
+    choice,
+    dense,
+    factor,
+    flag,
+    floating,
+    is_real,
+    is_whole,
+    like,
+    same_device,
+    tensors,
+)
 from ._engine import Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, logvar_of, wide
 from ._options import Composed, KLOptions, Likelihood, Parameterization
@@ -88,7 +102,9 @@ def batched_dims(name: str, x: Tensor, batch_dims: int) -> None:
 
 def weight(name: str, value: object, of: str, first: Tensor, shape: torch.Size) -> None:
     """A mask, or factors; either broadcasts to the terms, whose shape it is."""
-    if not (isinstance(value, Tensor) and value.dtype == torch.bool):
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
+        dense(name, value)
+    else:
         value = floating(name, value)
     broadcasts(name, value, of, shape)
     same_device(name, value, of, first.device)
@@ -104,8 +120,10 @@ def log_variance(raw: Prior, p: Parameterization, mu: Tensor) -> Prior:
 def samples(mu: object, logvar: object, number: object) -> tuple[Tensor, Tensor]:
     """Both as ``[K, B, ...]`` views, which take no memory."""
     mu, logvar = posterior(mu, logvar)
-    if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
-        raise TypeError(f"num_samples must be None or an int, got {number!r}")
+    if not isinstance(number, torch.SymInt):
+        if not is_whole(number):
+            raise TypeError(f"num_samples must be None or an int, got {number!r}")
+        number = operator.index(number)
     if number < 1:
         raise ValueError(f"num_samples must be at least 1, got {number!r}")
     return mu.expand(number, *mu.shape), logvar.expand(number, *logvar.shape)
@@ -154,8 +172,15 @@ def noise(kind: str, eps: object, generator: object, mu: Tensor, dim: int | None
     return eps
 
 
+def listed(values: Any) -> Any:
+    """A tuple of what an iterable has that is neither tensor nor sequence: ``parameters()``, a ``ParameterList``."""
+    known = isinstance(values, (Tensor, tuple, list, str, dict)) or not isinstance(values, Iterable)
+    return values if known else tuple(values)
+
+
 def parameters(recon: object, likelihood: str, entry: LikelihoodEntry) -> list[Tensor]:
     """The likelihood's parameters; the first has the full shape."""
+    recon = listed(recon)
     given: Sequence[Any] = recon if isinstance(recon, (tuple, list)) else (recon,)
     if not entry.required <= len(given) <= len(entry.params):
         takes = ", ".join(entry.params[: entry.required])
@@ -224,9 +249,7 @@ def reconstruction(recon: object, target: object, given: Any, chosen: Likelihood
         target = like("target", target, "recon", first)
     if given is not None:
         weight("weight", given, "recon's sites" if entry.planes else "recon", first, shape)
-    if overwrite is not False and overwrite is not True:
-        raise TypeError(f"overwrite_recon must be True or False, got {overwrite!r}")
-    return Reconstruction(params, target, given, chosen, overwrite)
+    return Reconstruction(params, target, given, chosen, flag("overwrite_recon", overwrite))
 
 
 def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str, batch_dims: int = 1) -> Tensor | float:
@@ -257,8 +280,9 @@ def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str, batch_dims: in
 def packed(moments: object, dim: object) -> tuple[Tensor, int]:
     """Moments whose dimension ``dim``, counted from the front in what is returned, has two halves."""
     moments = floating("moments", moments)
-    if not isinstance(dim, int) or isinstance(dim, bool):
+    if not is_whole(dim):
         raise TypeError(f"dim must be an int, got {dim!r}; deterministic goes by name")
+    dim = operator.index(dim)
     if not -moments.dim() <= dim < moments.dim():
         raise ValueError(
             f"dim={dim} is no dimension of moments, whose shape is {tuple(moments.shape)}; it takes the one "
@@ -274,7 +298,8 @@ def packed(moments: object, dim: object) -> tuple[Tensor, int]:
 
 def posteriors(mus: object, raws: object) -> tuple[list[Tensor], list[Tensor]]:
     """Two lists of the same length, at least 1, whose tensors match one by one and all lie on one device."""
-    pairs = [posterior(mu, raw) for mu, raw in zip(tensors("mus", mus), tensors("raws", raws, "mus", mus))]
+    first = tensors("mus", mus)
+    pairs = [posterior(mu, raw) for mu, raw in zip(first, tensors("raws", raws, "mus", first))]
     for mu, _ in pairs:
         same_device("a tensor of mus", mu, "its first", pairs[0][0].device)
     return [mu for mu, _ in pairs], [raw for _, raw in pairs]

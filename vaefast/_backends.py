@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -100,10 +100,12 @@ def native_for(x: Tensor) -> bool:
     return engine(x) is not _torch
 
 
-def engine(x: Tensor, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None) -> Engine:
+def engine(
+    x: Tensor, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None, beside: Sequence[object] = ()
+) -> Engine:
     if _backend == "reference":
         return _torch
-    why = _native.why_not(x, no_grad_to)
+    why = _native.why_not(x, no_grad_to, beside)
     if why is None and likelihood is not None and likelihood.name not in _native.LIKELIHOODS:
         why = f"likelihood {likelihood.name!r} is written in Python alone"
         _tell_once(likelihood.name)

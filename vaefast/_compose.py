@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._batch import Batch
+from ._checks import wrapped
 from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._generators import Generators, each_its_own, explain_to_compilers
@@ -72,7 +73,7 @@ def sample(
 
     def draw(mu: Tensor, raw: Tensor, own: torch.Generator | None) -> Tensor:
         given, own = drawn(mu, eps, own, noise)
-        return engines.engine(mu, given).sample(mu, raw, p, given, own)
+        return engines.engine(mu, given, beside=(raw,)).sample(mu, raw, p, given, own)
 
     if isinstance(generator, Sequence):
         return each_its_own(draw, (mu, raw), generator, dim)
@@ -86,6 +87,8 @@ def drawn(
     if eps is not None or noise != "torch":
         return eps, generator
     explain_to_compilers(generator)
+    if wrapped(mu):
+        return torch.randn_like(mu), None
     return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator), None
 
 
@@ -107,7 +110,7 @@ def sample_with_kl(
         return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
     begun, inner = begin(pair, reduction, o)
     z, found = engine.sample_with_kl(begun, inner, o.balance, eps, generator)
-    return z.to(pair.mu.dtype), finish(engine, found, begun, inner, reduction, o)
+    return z.to(pair.mu.dtype), finish(engine, found, pair, begun, inner, reduction, o)
 
 
 def each_sample_with_kl(
@@ -117,7 +120,7 @@ def each_sample_with_kl(
     # as one pass would draw it: in float64 where the prior alone asks for that
     wide = noise == "philox" and compute_dtype(*pair[:4]) == torch.float64
     z = sample(engines, pair.mu.double() if wide else pair.mu, pair.raw, pair.p, None, generator, noise)
-    return z.to(pair.mu.dtype), kl(engines.engine(pair.mu), pair, reduction, o)
+    return z.to(pair.mu.dtype), kl(engines.engine(pair.mu, beside=pair[1:4]), pair, reduction, o)
 
 
 def estimated(
@@ -177,19 +180,19 @@ def kl(engine: Engine, pair: Pair, reduction: str, o: KLOptions, mean: Mean | No
         found = kl(engine, batch.pair(pair), reduction, batch.options(o, pair.mu), mean)
         return batch.restored(found, reduction)
     begun, inner = begin(pair, reduction, o)
-    return finish(engine, engine.kl(begun, inner, o.balance), begun, inner, reduction, o, mean)
+    return finish(engine, engine.kl(begun, inner, o.balance), pair, begun, inner, reduction, o, mean)
 
 
 def begin(pair: Pair, reduction: str, o: KLOptions) -> tuple[Pair, str]:
     """Of what the options begin with: a plain KL, reduced as far as they allow."""
     if o.kl_weight is not None:
         inner, pair = "none", hidden(pair, o.kl_weight)
-    elif not o.free_bits:
+    elif not o.free_bits and not o.symmetric:
         return pair, reduction
     else:
         inner = reduced_for_floors(reduction, o)
     # elements that are yet to be added up would lose digits in mu's half precision
-    narrow = inner != reduction and pair.mu.dtype in (torch.float16, torch.bfloat16)
+    narrow = (inner != reduction or o.symmetric) and pair.mu.dtype in (torch.float16, torch.bfloat16)
     return (pair._replace(mu=pair.mu.float()) if narrow else pair), inner
 
 
@@ -201,11 +204,20 @@ def reduced_for_floors(reduction: str, o: KLOptions) -> str:
 
 
 def finish(
-    engine: Engine, kl: Tensor, begun: Pair, inner: str, reduction: str, o: KLOptions, mean: Mean | None = None
+    engine: Engine,
+    kl: Tensor,
+    pair: Pair,
+    begun: Pair,
+    inner: str,
+    reduction: str,
+    o: KLOptions,
+    mean: Mean | None = None,
 ) -> Tensor:
     """The KL with the options, from the plain one that they begin with."""
     if o.symmetric:
-        kl = (kl + reverse(engine, begun, inner, o.balance)).to(kl.dtype)
+        kl = kl + reverse(engine, begun, inner, o.balance)
+        if reduction == "none":
+            kl = kl.to(promoted(*pair[:4]))
     if o.kl_weight is not None:
         kl = weighted(kl, o.kl_weight, reduction, o)
     return bounded(kl, begun.mu, reduction, o, mean)
@@ -231,7 +243,8 @@ def reverse(engine: Engine, pair: Pair, reduction: str, balance: float | None) -
     """KL(p || q): exact next to p = q and not negative, as KL(q || p) is, and so is their sum."""
     dtype = compute_dtype(*pair[:4])
     like = pair.mu.to(dtype)
-    mu, logvar = (as_tensor(t, like).expand(like.shape) for t in (pair.prior_mu, pair.prior_logvar))
+    prior = (as_tensor(t, like) for t in (pair.prior_mu, pair.prior_logvar))
+    mu, logvar = (torch.zeros_like(like) + t if wrapped(like) else t.expand(like.shape) for t in prior)
     swapped = Pair(mu, logvar, pair.mu, logvar_of(pair.raw.to(dtype), pair.p.spec), PLAIN["logvar"])
     return engine.kl(swapped, reduction, None if balance is None else 1 - balance)
 
@@ -265,12 +278,12 @@ def nll(engine: Engine, of: Reconstruction, reduction: str, batch_dims: int = 1)
 
 def engine_of(engines: Engines, of: Reconstruction) -> Engine:
     likelihood = SQUARES if of.likelihood.name in COMPOSED else of.likelihood
-    return engines.engine(of.params[0], of.target, of.weight, likelihood=likelihood)
+    return engines.engine(of.params[0], of.target, of.weight, likelihood=likelihood, beside=of.params[1:])
 
 
 def gaussian_optimal(engine: Engine, of: Reconstruction, reduction: str) -> Tensor:
-    """n / 2 (log(2 pi s) + 1) with s the mean of the n squared errors, of all elements or of each sample's; Rybkin et
-    al. 2021 (arXiv:2006.13202), equation 4. A weight counts its element so many times."""
+    """n / 2 (log(2 pi s) + 1) with s the mean of the n squared errors, of all elements or of each sample's, or its
+    floor; Rybkin et al. 2021 (arXiv:2006.13202), equation 4. A weight counts its element so many times."""
     if reduction == "none":
         raise ValueError(
             "reduction='none' does not go with 'gaussian_optimal', whose variance is shared by many elements; use "
@@ -279,22 +292,32 @@ def gaussian_optimal(engine: Engine, of: Reconstruction, reduction: str) -> Tens
     first, per_sample = of.params[0], of.likelihood.options["per_sample"]
     per_row = "sum" if reduction in ("sum", "mean") and not per_sample else "per_sample"
     halves = engine.nll(of._replace(likelihood=SQUARES, overwrite=False), per_row)
-    if of.weight is None and per_row == "sum" and first.numel():
-        # halves over its own variance is n / 2, and has no gradient
-        n = first.numel()
-        whole = torch.log(halves) * (0.5 * n) + 0.5 * n * (math.log(4 * math.pi / n) + 1)
-        return whole if reduction == "sum" else whole / n
     counts = counted(first, of.weight, per_row, halves)
-    if per_sample:
-        each = 0.5 * counts * (torch.log(2 * math.pi * (2 * halves / counts)) + 1)
+    floor = of.likelihood.options["floor"]
+    if per_sample or per_row == "sum":
+        each = at_best_variance(halves, counts, halves, counts, floor)
     else:
-        variance = 2 * halves.sum() / counts.sum()
-        each = halves / variance + 0.5 * counts * torch.log(2 * math.pi * variance)
+        each = at_best_variance(halves, counts, halves.sum(), counts.sum(), floor)
     if reduction == "per_sample":
         return each
     if reduction == "batchmean":
         return each.mean()
     return each.sum() / (1 if reduction == "sum" else first.numel())
+
+
+def at_best_variance(halves: Tensor, counts: Tensor, of_halves: Tensor, of_counts: Tensor, floor: float) -> Tensor:
+    """``halves / s + counts / 2 log(2 pi s)`` with ``s = max(2 of_halves / of_counts, floor)``; 0 where nothing counts.
+
+    What bounds s is a constant, so that below it this is the Gaussian of that variance.
+    """
+    some = of_counts != 0
+    mean = 2 * of_halves / torch.where(some, of_counts, 1.0)
+    free = mean > floor
+    s = torch.where(some, torch.where(free, mean, floor), 1.0)
+    # halves over their own variance are n / 2, and have no gradient
+    own = halves is of_halves
+    squares = torch.where(free, 0.5 * counts, halves / (floor or 1.0)) if own else halves / torch.where(s > 0, s, 1.0)
+    return squares + 0.5 * counts * torch.log(2 * math.pi * s)
 
 
 def counted(first: Tensor, weight: Tensor | None, per_row: str, halves: Tensor) -> Tensor:
@@ -321,7 +344,7 @@ def elbo(
         batch, of_recon = batches(of, pair, o)
         flat = of_recon.reconstruction(of), batch.pair(pair), beta, reduction, batch.options(o, pair.mu), mean
         return batch.terms(elbo(engines, *flat), reduction)
-    of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu)
+    of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu, beside=pair[1:4])
     if mean is not None:
         reduction = mean.reduction(pair.mu.shape[0])
     composed = o.free_bits or o.capacity is not None or o.symmetric or o.kl_weight is not None

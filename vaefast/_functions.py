@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from torch import Tensor
 
 from . import _arguments, _compose, _options, distributed, presets
-from ._checks import Real, batched, choice
+from ._checks import Real, batched, choice, is_real, number, wrapped
 from ._engine import Pair, Reconstruction
 from ._gaussian import Prior
 from ._options import Composed, ELBOTerms, KLOptions, Likelihood, Parameterization, composed, spelled_out
@@ -110,15 +110,18 @@ class Functions(PosteriorFunctions):
         chosen = _options.likelihood(likelihood)
         if isinstance(target, Tensor) and not target.is_floating_point():
             target = _arguments.indices(target, chosen)
+        if not isinstance(recon, (Tensor, tuple, list)):
+            recon = _arguments.listed(recon)
         first = recon[0] if isinstance(recon, (tuple, list)) and recon else recon
         direct = self.engines.direct(first) if batch_dims == 1 else None
         params = None if direct is None else direct.parameters(recon, target, weight, chosen)
         if direct is not None and params is not None:
             try:
                 return direct.reconstruction(params, target, weight, chosen, overwrite_recon, reduction)
-            except (TypeError, ValueError):
+            except Exception:
                 self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
-                raise
+                if not any(map(wrapped, (*params, target, weight))):
+                    raise
         of = self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
         dims = _options.batch_dims(batch_dims)
         if dims != 1:
@@ -159,6 +162,10 @@ class Functions(PosteriorFunctions):
         chosen = _options.likelihood(likelihood)
         if isinstance(target, Tensor) and not target.is_floating_point():
             target = _arguments.indices(target, chosen)
+        if not isinstance(recon, (Tensor, tuple, list)):
+            recon = _arguments.listed(recon)
+        if type(beta) is not float and not isinstance(beta, Tensor) and is_real(beta):
+            beta = number(beta)
         tensors = recon, target, mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
         direct = self.engines.direct(mu) if process_group is None and options.get("batch_dims", 1) == 1 else None
@@ -178,9 +185,10 @@ class Functions(PosteriorFunctions):
                 pair, o = _arguments.with_options(pair, reduction, balance, options)
                 terms = _compose.elbo_of_terms(direct, direct, of, pair, factor, reduction, o)
                 return terms.loss if loss_alone else terms
-            except (TypeError, ValueError):
+            except Exception:
                 self._groups(*tensors, chosen, beta, p, reduction, weight, balance, overwrite_recon, options)
-                raise
+                if not any(map(wrapped, (*params, weight, *tensors))):
+                    raise
         if process_group is not None:
             _options.reduction_for_elbo(reduction)
             distributed.check(process_group, reduction, chosen)

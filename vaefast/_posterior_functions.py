@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _compose, _options
-from ._checks import batch
-from ._engine import Engine, Engines, Pair
+from ._checks import batch, wrapped
+from ._engine import Engine, Engines, Pair, Posteriors
 from ._gaussian import Prior, wide
 from ._generators import Generators
 from ._options import Composed, Parameterization, composed, spelled_out
@@ -24,7 +25,7 @@ class PosteriorFunctions:
     """Each goes the short way, where the engines have one for the call; or its arguments are checked and composed.
 
     The short way is decided on before it is taken: a call enters the extension once. Where that refuses it, the checks
-    say why, in words for people.
+    say why, in words for people; or it is a tensor behind the first that kernels do not see through.
     """
 
     def __init__(self, engines: Engines, module: str) -> None:
@@ -84,9 +85,10 @@ class PosteriorFunctions:
             if direct is not None:
                 try:
                     return direct.posterior(mu, logvar, None, None, p, "none", None, None, None, True, False)[0]
-                except (TypeError, ValueError):
+                except Exception:
                     _arguments.posterior(mu, logvar)
-                    raise
+                    if not wrapped(logvar):
+                        raise
         mu, logvar = _arguments.posterior(mu, logvar)
         eps = _arguments.noise(noise, eps, generator, mu, dim)
         return _compose.sample(self.engines, mu, logvar, p, eps, generator, noise, dim)
@@ -164,11 +166,12 @@ class PosteriorFunctions:
                     return direct.posterior(*given, p, reduction, balance, None, None, False, True)[0]
                 pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
                 return _compose.kl(direct, pair, reduction, o)
-            except (TypeError, ValueError):
+            except Exception:
                 _arguments.kl(*given, p, reduction, balance, options)
-                raise
+                if not any(map(wrapped, given)):
+                    raise
         pair, o = _arguments.kl(*given, p, reduction, balance, options)
-        return _compose.kl(self.engines.engine(mu), pair, reduction, o)
+        return _compose.kl(self.engines.engine(mu, beside=pair[1:4]), pair, reduction, o)
 
     def kl_per_dim(
         self,
@@ -260,9 +263,10 @@ class PosteriorFunctions:
                         return z, kl
                     pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
                     return _compose.sample_with_kl(direct, pair, reduction, o, None, None)
-                except (TypeError, ValueError):
+                except Exception:
                     _arguments.kl(*given, p, reduction, balance, options)
-                    raise
+                    if not any(map(wrapped, given)):
+                        raise
         pair, o = _arguments.kl(*given, p, reduction, balance, options)
         _options.estimator(estimator, o)
         eps = _arguments.noise(noise, eps, generator, mu)
@@ -270,7 +274,7 @@ class PosteriorFunctions:
             return _compose.estimated(self.engines, pair, reduction, o, estimator, eps, generator, noise)
         if isinstance(generator, Sequence):
             return _compose.each_sample_with_kl(self.engines, pair, reduction, o, generator, noise)
-        engine = self.engines.engine(mu, eps)
+        engine = self.engines.engine(mu, eps, beside=pair[1:4])
         return _compose.sample_with_kl(engine, pair, reduction, o, *_compose.drawn(mu, eps, generator, noise))
 
     def multi_tensor_gaussian_kl(
@@ -288,7 +292,8 @@ class PosteriorFunctions:
         """The sum of :func:`gaussian_kl` over many posteriors, such as the levels of a hierarchy, in one call.
 
         Args:
-            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
+            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device. Any
+                iterable counts as a list: ``parameters()``, a ``ParameterList``.
             prior_mus, prior_raws: None is N(0, I); else lists as long, each tensor broadcasting to its mu. Trained if
                 they require grad.
             parameterization: what ``raws`` mean.
@@ -309,6 +314,7 @@ class PosteriorFunctions:
             kl = vaefast.multi_tensor_gaussian_kl(mus, logvars, prior_mus, prior_logvars)
             loss = nll + kl
         """
+        mus, raws, prior_mus, prior_raws = map(_arguments.listed, (mus, raws, prior_mus, prior_raws))
         logvars = parameterization == "logvar" and prior_parameterization in (None, "logvar") and batch_dims == 1
         if logvars and isinstance(mus, (list, tuple)) and mus:
             direct = self.engines.direct(mus[0])
@@ -319,13 +325,14 @@ class PosteriorFunctions:
                     return direct.multi(
                         mus, raws, prior_mus or (), 0.0, prior_raws or (), 0.0, p, reduction, None, False
                     )[0]  # fmt: skip
-                except (TypeError, ValueError):
+                except Exception:
                     _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction, 1)
-                    raise
+                    if not any(map(wrapped, (*mus, *raws, *(prior_mus or ()), *(prior_raws or ())))):
+                        raise
         many = _arguments.each_with_its_prior(
             mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction, batch_dims
         )
-        return _compose.multi_kl(self._engine_of(many.mus), many, reduction, batch_dims)
+        return _compose.multi_kl(self._engine_of(many), many, reduction, operator.index(batch_dims))
 
     def multi_tensor_sample_with_kl(
         self,
@@ -345,7 +352,8 @@ class PosteriorFunctions:
         Backward regenerates the noise: what is kept is the inputs and 16 bytes for all of them.
 
         Args:
-            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
+            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device. Any
+                iterable counts as a list: ``parameters()``, a ``ParameterList``.
             prior_mu, prior_logvar: one prior for all: floats, or tensors that broadcast to every mu.
             parameterization: what ``raws`` mean.
             prior_parameterization: what ``prior_logvar`` means.
@@ -370,12 +378,15 @@ class PosteriorFunctions:
             mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction, batch_dims
         )
         _arguments.noise("philox", None, generator, many.mus[0], None)
-        return _compose.multi_sample_with_kl(self._engine_of(many.mus), many, reduction, batch_dims, generator)
+        return _compose.multi_sample_with_kl(
+            self._engine_of(many), many, reduction, operator.index(batch_dims), generator
+        )
 
-    def _engine_of(self, mus: Sequence[Tensor]) -> Engine:
-        """The one that covers them all: they lie on one device, and differ in nothing but their dimensions."""
-        largest = mus[0]
-        for mu in mus:
+    def _engine_of(self, many: Posteriors) -> Engine:
+        """The one that covers them all, which lie on one device."""
+        largest = many.mus[0]
+        for mu in many.mus:
             if mu.dim() > largest.dim():
                 largest = mu
-        return self.engines.engine(largest)
+        beside = *many.mus, *many.raws, *many.prior_mus, *many.prior_logvars
+        return self.engines.engine(largest, beside=beside)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _gaussian
 from ._arguments import loss_shape
+from ._checks import wrapped
 from ._engine import Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._options import ELBOTerms, Parameterization
@@ -29,7 +30,9 @@ def sample(
 ) -> Tensor:
     """Computed in ``dtype``, where more decides on it than is given here; ``seed`` is one that was drawn before."""
     dtype = dtype or compute_dtype(mu, raw, eps)
-    if eps is None:
+    if eps is None and wrapped(mu):
+        eps = torch.randn_like(mu, dtype=dtype)  # which knows the noise of tensors that are made of others
+    elif eps is None:
         eps = normal(take_counters(mu, mu.numel(), generator) if seed is None else seed, mu, dtype)
     return (mu.to(dtype) + std_of(raw.to(dtype), p.spec) * eps.to(dtype)).to(mu.dtype)
 
@@ -86,6 +89,8 @@ def multi_kl(many: Posteriors, reduction: str) -> Tensor:
 def multi_sample_with_kl(
     many: Posteriors, reduction: str, generator: torch.Generator | None
 ) -> tuple[list[Tensor], Tensor]:
+    if any(map(wrapped, many.mus)):
+        return [sample(mu, raw, many.p, None, None) for mu, raw in zip(many.mus, many.raws)], multi_kl(many, reduction)
     words = sum((mu.numel() + 3) // 4 * 4 for mu in many.mus)
     seed = take_counters(many.mus[0], words, generator)
     samples, counter = [], torch.zeros_like(seed)

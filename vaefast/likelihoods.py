@@ -122,6 +122,8 @@ def _in_float64(nll: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(nll)
     def wide(x: Tensor, *params: Tensor, **options: float) -> Tensor:
+        if x.device.type == "mps":  # which has no float64
+            return nll(x, *params, **options)
         return nll(x.double(), *(p.double() for p in params), **options).to(x.dtype)
 
     return wide
@@ -181,6 +183,11 @@ def _discretized_logistic(
     a, b = (x - mean - half) * inverse, (x - mean + half) * inverse
     inner = softplus(a) + softplus(-b) - torch.log(-torch.expm1(-2 * half * inverse))
     return torch.where(x < low + half / 2, softplus(-b), torch.where(x > high - half / 2, softplus(a), inner))
+
+
+def _check_floor(per_sample: float, floor: float) -> None:
+    if floor < 0:
+        raise ValueError(f"floor is the least variance, at least 0, got {floor!r}")
 
 
 def _check_bins(bins: float, low: float, high: float, floor: float) -> None:
@@ -362,11 +369,12 @@ COMPOSED: dict[str, LikelihoodEntry] = {
         ("mean",),
         1,
         "real",
-        "n / 2 (log(2 pi s) + 1), s the mean of (x - m)^2",
+        "(sum (x - m)^2 / s + n log(2 pi s)) / 2, s the mean of (x - m)^2, at least a floor",
         _gaussian,
-        lambda mean, per_sample: D.Normal(mean, math.nan, validate_args=False),
+        lambda mean, per_sample, floor: D.Normal(mean, math.nan, validate_args=False),
         domains=("real",),
-        options={"per_sample": False},
+        options={"per_sample": False, "floor": math.exp(-12)},
+        check=_check_floor,
     ),
 }
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _backends, _compose, _options
-from ._checks import choice, like, same_device, same_shape
+from ._checks import choice, flag, like, same_device, same_shape
 from ._engine import Moments
-from ._gaussian import clamped, compute_dtype, reduced
+from ._gaussian import clamped, compute_dtype, reduced, wide
 from ._generators import Generators, each_its_own
 from ._options import REDUCTIONS, Parameterization
 from .functional import reconstruction_loss
@@ -55,10 +55,8 @@ class DiagonalGaussian:
         *,
         deterministic: bool = False,
     ) -> None:
-        if not isinstance(deterministic, bool):
-            raise TypeError(f"deterministic must be a bool, got {deterministic!r}")
         self.parameters, self.dim = _arguments.packed(moments, dim)
-        self.deterministic = deterministic
+        self.deterministic = flag("deterministic", deterministic)
         default = clamp == _DIFFUSERS.clamp
         self._parameterization = _DIFFUSERS if default else Parameterization("logvar", clamp=clamp)
 
@@ -187,8 +185,9 @@ class DiagonalGaussian:
             dims: what to sum over; all but dimension 0 if None, which for images is diffusers' ``[1, 2, 3]``.
 
         Returns:
-            ``(log 2 pi + logvar + (sample - mean)^2 / var) / 2``, summed; 0 where this Gaussian is deterministic. Its
-            gradient reaches ``moments`` through views of them, by PyTorch's own operators.
+            ``(log 2 pi + logvar + (sample - mean)^2 / var) / 2``, summed: float32 (float64 where an input is); 0 where
+            this Gaussian is deterministic. Its gradient reaches ``moments`` through views of them, by PyTorch's own
+            operators.
 
         Raises:
             TypeError, ValueError: ``sample`` is not a floating tensor of the mean's shape and device.
@@ -201,10 +200,12 @@ class DiagonalGaussian:
         mean = self.mean
         sample = like("sample", sample, "mean", mean)
         if self.deterministic:
-            return self._zero("per_sample") if dims is None else self._zero("none").sum(tuple(dims))
-        reduction = "per_sample" if dims is None else "none"
-        nll = reconstruction_loss((mean, self.logvar), sample, likelihood="gaussian", reduction=reduction)
-        return nll if dims is None else nll.sum(tuple(dims))
+            return self._zero("per_sample") if dims is None else wide(self._zero("none")).sum(tuple(dims))
+        if dims is None:
+            return reconstruction_loss((mean, self.logvar), sample, likelihood="gaussian", reduction="per_sample")
+        # elements that are yet to be added up come in float32
+        recon = wide(mean), self.logvar
+        return reconstruction_loss(recon, sample, likelihood="gaussian", reduction="none").sum(tuple(dims))
 
     def _posterior(
         self,
@@ -220,7 +221,7 @@ class DiagonalGaussian:
             _arguments.generators(generator, self.parameters, None if self.dim == 0 else 0)
         prior = None if other is None else (other.parameters, other._parameterization)
         of = Moments(self.parameters, self.dim, self._parameterization, prior)
-        engine = _backends.engine(self.parameters)
+        engine = _backends.engine(self.parameters, beside=() if other is None else (other.parameters,))
         if isinstance(generator, Sequence):
 
             def draw(moments: Tensor, own: torch.Generator | None) -> Tensor:

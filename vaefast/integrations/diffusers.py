@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _normal
+from .._gaussian import wide
 from ..functional import reparameterize
 from ..packed import _DIFFUSERS, DiagonalGaussian
 from ._integration import Integration, library, replace
@@ -80,7 +81,9 @@ def _fused(cls: Any, noise: str) -> Any:
             if self.parameters.dim() == 4:
                 return self._q.kl(prior).to(self.parameters.dtype)
             # theirs sums over these three whatever there is, also for videos
-            return self._q.kl(prior, reduction="none").sum([1, 2, 3])
+            prior = None if other is None else DiagonalGaussian(wide(other.parameters))
+            kl = DiagonalGaussian(wide(self.parameters)).kl(prior, reduction="none")
+            return kl.sum([1, 2, 3]).to(self.parameters.dtype)
 
         def _alike(self, other: Any) -> bool:
             mine, its = self.parameters, other.parameters
@@ -93,7 +96,8 @@ def _fused(cls: Any, noise: str) -> Any:
         def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
             if self.deterministic or sample.shape != self.mean.shape:
                 return super().nll(sample, dims)  # type: ignore[no-any-return]
-            return self._q.nll(sample, dims)
+            # in the dtype of theirs, but added up before it is narrowed
+            return self._q.nll(sample, dims).to(torch.promote_types(self.parameters.dtype, sample.dtype))
 
     FusedDiagonalGaussian.__name__ = FusedDiagonalGaussian.__qualname__ = cls.__name__
     return FusedDiagonalGaussian
