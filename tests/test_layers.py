@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("_batch",),
     ("_arguments", "distributed", "presets"),
     ("_compose", "_torch"),
-    ("_double_backward",),
+    ("_batched", "_double_backward"),
     ("_native",),
     ("_backends", "_posterior_functions"),
     ("_functions",),

@@ -39,7 +39,9 @@ def _load() -> None:
     from . import _C as extension
 
     _C, LIKELIHOODS, DEVICES = extension, frozenset(extension.likelihoods()), tuple(extension.devices())
-    from . import _double_backward  # noqa: F401  (registers the differentiable backward ops)
+    from . import _batched, _double_backward  # noqa: F401  (registers the differentiable backward ops)
+
+    _batched.register()
 
     if torch.version.cuda is not None and not _build.info().cuda:
         warnings.warn(
