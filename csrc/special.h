@@ -88,6 +88,12 @@ VF_HD V count_of(V x) {
   return select(less(x, lit<V>(0)), lit<V>(kNaN), x);
 }
 
+// x, or NaN where it is outside [0, 1]
+template <class V>
+VF_HD V in_unit(V x) {
+  return select(less(x, lit<V>(0)), lit<V>(kNaN), select(less(lit<V>(1), x), lit<V>(kNaN), x));
+}
+
 // The minus log probability of a count x >= 0 under the negative binomial of mean mu = m + eps > 0 and inverse
 // dispersion theta, and its derivatives. Without `constant`, log Gamma(x + 1) is left out.
 template <class V>

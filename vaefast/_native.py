@@ -22,7 +22,7 @@ from ._gaussian import Prior
 from ._options import ELBOTerms, Likelihood, Parameterization
 from ._philox import draw_seed
 
-MAX_DIMS = 8  # kMaxDims in csrc/common.h
+MAX_DIMS = 8  # kMaxDims in csrc/problems.h
 
 _C: Any = None
 # what has a struct in csrc/likelihoods.h
@@ -90,6 +90,11 @@ def is_eager(x: object) -> TypeGuard[Tensor]:
     return not torch.compiler.is_compiling() and (type(x) is Tensor or type(x) is Parameter)
 
 
+def tracing() -> bool:
+    """Whether torch.jit.trace records: PyTorch's operators then, which have gradients in a graph and load anywhere."""
+    return torch._C._get_tracing_state() is not None
+
+
 def is_plain(x: object) -> bool:
     """Whether a call whose first tensor is x may come with no checks before: kernels cover it, as far as x can tell."""
     return (
@@ -98,6 +103,7 @@ def is_plain(x: object) -> bool:
         and (type(x) is Tensor or type(x) is Parameter)
         and forward_ad._current_level < 0
         and _functorch.depth() == 0
+        and torch._C._get_tracing_state() is None
         and (x.is_cpu or x.device.type in DEVICES)
         and x.dim() <= MAX_DIMS
     )
@@ -142,7 +148,7 @@ class Compiled:
             seed, generator = draw_seed(mu, generator), None
         prior = STANDARD if prior_mu is None and prior_logvar is None else (*split(prior_mu), *split(prior_logvar))
         result: list[Tensor] = self.entries.posterior(
-            mu, raw, *prior, eps, seed, generator, *p.spec, reduction, with_sample, with_kl, balance
+            mu, raw, *prior, eps, seed, generator, *p.spec, reduction, balance, with_sample, with_kl
         )  # fmt: skip
         return result
 
@@ -218,7 +224,7 @@ class Compiled:
         entry = self.entries.elbo_loss if loss_alone else self.entries.elbo
         prior = STANDARD if prior_mu is None and prior_logvar is None else (*split(prior_mu), *split(prior_logvar))
         return entry(
-            params, target, weight, *chosen.spec, mu, raw, *prior, *p.spec, beta, reduction, balance, overwrite
+            params, target, weight, *chosen.spec, mu, raw, *prior, *p.spec, reduction, balance, beta, overwrite
         )  # fmt: skip
 
     def elbo(self, of: Reconstruction, pair: Pair, beta: float, reduction: str, balance: float | None) -> ELBOTerms:
@@ -242,7 +248,7 @@ class Compiled:
             seed, generator = draw_seed(mus[0], generator), None
         result: list[Tensor] = self.entries.multi_posterior(
             mus, raws, prior_mus, prior_mu, prior_logvars, prior_logvar, seed, generator,
-            *p.spec, reduction, with_sample, True,
+            *p.spec, reduction, None, with_sample, True,
         )  # fmt: skip
         return result
 
@@ -264,10 +270,9 @@ class Compiled:
         if with_sample and (self.traced or foreign):
             seed, generator = draw_seed(moments, generator), None
         prior, prior_p = (None, p) if given is None else given
-        _, lo, hi, _ = p.spec
         _, prior_lo, prior_hi, _ = prior_p.spec
         result: list[Tensor] = self.entries.packed_posterior(
-            moments, dim, prior, prior_lo, prior_hi, seed, generator, lo, hi, reduction, with_sample, with_kl
+            moments, dim, prior, prior_lo, prior_hi, seed, generator, *p.spec, reduction, None, with_sample, with_kl
         )
         return result
 

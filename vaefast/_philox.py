@@ -35,6 +35,7 @@ def take_counters(like: Tensor, numel: int, generator: torch.Generator | None = 
         device.type != "cuda"
         or torch.compiler.is_compiling()
         or transforming()
+        or torch._C._get_tracing_state() is not None
         or torch.cuda.is_current_stream_capturing()
     ):
         return draw_seed(like, generator)
@@ -96,7 +97,8 @@ def normal(seed: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     flat = _flat_normal(seed, like.numel(), dtype)
     if not like.numel():
         return flat.reshape(z.shape)
-    if transforming():
+    if transforming() or torch._C._get_tracing_state() is not None:
+        # torch.jit.trace keeps strides as numbers, of the batch that it saw;
         # under vmap a sample's strides skip over the others' elements, and as_strided is refused: their order is what
         # counts. Not so while tracing, where to compare strides would be to compile for them.
         order = sorted(range(z.dim()), key=z.stride, reverse=True)

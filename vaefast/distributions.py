@@ -156,7 +156,7 @@ class Normal(D.Normal):
             x = decoder(z)
         """
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            return self.rsample(sample_shape).detach()  # for torch.jit.trace, which does not record no_grad
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws ``loc + scale * eps``, eps ~ N(0, 1) from the default generator's seed, differentiably.
