@@ -18,6 +18,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("likelihoods",),
     ("_options",),
     ("_engine",),
+    ("_batch",),
     ("_arguments", "distributed", "presets"),
     ("_compose", "_domains", "_torch"),
     ("_double_backward",),

@@ -80,6 +80,8 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
     if mu.dim() == 0 and (found.capacity is not None or (found.free_bits > 0 and found.free_bits_per != "dim")):
         what = "capacity" if found.capacity is not None else f"free_bits_per={found.free_bits_per!r}"
         raise ValueError(f"{what} needs a batch dimension, but mu is a 0-d tensor; use mu.unsqueeze(0)")
+    if found.batch_dims != 1:
+        batched_dims("mu", mu, found.batch_dims)
     if found.kl_weight is not None:
         weight("the KL's weight", found.kl_weight, "mu", mu, mu.shape)
     if isinstance(found.capacity, Tensor):
@@ -88,6 +90,14 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
         p = _options.parameterization(found.prior_parameterization)
         pair = pair._replace(prior_logvar=log_variance(prior("prior_logvar", pair.prior_logvar, mu), p, mu))
     return pair, found
+
+
+def batched_dims(name: str, x: Tensor, batch_dims: int) -> None:
+    if x.dim() < batch_dims:
+        raise ValueError(
+            f"batch_dims={batch_dims}, but {name} of shape {tuple(x.shape)} has {x.dim()} dimensions; it takes the "
+            "number of those that are the batch"
+        )
 
 
 def weight(name: str, value: object, of: str, first: Tensor, shape: torch.Size) -> None:
@@ -242,7 +252,7 @@ def reconstruction(recon: object, target: object, given: Any, chosen: Likelihood
     return Reconstruction(params, target, given, chosen, flag("overwrite_recon", overwrite))
 
 
-def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str) -> Tensor | float:
+def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str, batch_dims: int = 1) -> Tensor | float:
     """beta, where the two terms add up."""
     if reduction not in _options.ELBO_REDUCTIONS:
         _options.reduction_for_elbo(reduction)
@@ -251,9 +261,12 @@ def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str) -> Tensor | fl
         batched("mu", mu, reduction)
     if mu.device != first.device:
         same_device("mu", mu, "recon", first.device)
-    if reduction != "sum" and first.shape[0] != mu.shape[0]:
+    if batch_dims != 1:
+        batched_dims("recon", first, batch_dims)
+    if reduction != "sum" and first.shape[:batch_dims] != mu.shape[:batch_dims]:
         raise ValueError(
-            f"recon has a batch of {first.shape[0]} but mu has {mu.shape[0]} (dimension 0); "
+            f"recon has a batch of {batch_of(first, batch_dims)} but mu has {batch_of(mu, batch_dims)} "
+            f"({'dimension 0' if batch_dims == 1 else f'batch_dims={batch_dims}'}); "
             "they must be equal for the two terms to add up per sample"
         )
     if type(beta) is float:
@@ -302,17 +315,25 @@ def priors(name: str, values: object, mus: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def same_batches(mus: Sequence[Tensor], reduction: str) -> None:
+def same_batches(mus: Sequence[Tensor], reduction: str, batch_dims: object) -> None:
     choice("reduction", reduction, _options.ELBO_REDUCTIONS)
+    dims = _options.batch_dims(batch_dims)
     if reduction == "sum":
         return
     for mu in mus:
         batched("a tensor of mus", mu, reduction)
-        if mu.shape[0] != mus[0].shape[0]:
+        batched_dims("a tensor of mus", mu, dims)
+        if mu.shape[:dims] != mus[0].shape[:dims]:
+            where = "dimension 0" if dims == 1 else f"batch_dims={dims}"
             raise ValueError(
-                f"reduction={reduction!r} needs one batch (dimension 0) in all of mus, but there are "
-                f"{mus[0].shape[0]} and {mu.shape[0]}; use 'sum'"
+                f"reduction={reduction!r} needs one batch ({where}) in all of mus, but there are "
+                f"{batch_of(mus[0], dims)} and {batch_of(mu, dims)}; use 'sum'"
             )
+
+
+def batch_of(x: Tensor, batch_dims: int) -> object:
+    """Its size, as messages tell it."""
+    return x.shape[0] if batch_dims == 1 else tuple(x.shape[:batch_dims])
 
 
 def each_with_its_prior(
@@ -323,13 +344,14 @@ def each_with_its_prior(
     parameterization: str | Parameterization,
     prior_parameterization: str | Parameterization | None,
     reduction: str,
+    batch_dims: object,
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)
     of_prior = p if prior_parameterization is None else prior_parameterization_of(prior_parameterization)
     pms = priors("prior_mus", prior_mus, mus)
     plvs = [logvar_of(raw, of_prior.spec) for raw in priors("prior_raws", prior_raws, mus)]
-    same_batches(mus, reduction)
+    same_batches(mus, reduction, batch_dims)
     return Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p)
 
 
@@ -341,13 +363,14 @@ def all_with_one_prior(
     parameterization: str | Parameterization,
     prior_parameterization: str | Parameterization,
     reduction: str,
+    batch_dims: object,
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)
     pms, pm = spread(shared_prior("prior_mu", prior_mu, mus), mus)
     raw, of_prior = shared_prior("prior_logvar", prior_logvar, mus), prior_parameterization_of(prior_parameterization)
     plvs, plv = spread(log_variance(raw, of_prior, mus[0]), mus)
-    same_batches(mus, reduction)
+    same_batches(mus, reduction, batch_dims)
     return Posteriors(mus, raws, pms, pm, plvs, plv, p)
 
 

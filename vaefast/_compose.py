@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ._batch import Batch
 from ._checks import wrapped
-from ._engine import Engine, Engines, Pair, Reconstruction
+from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._generators import Generators, each_its_own, explain_to_compilers
 from ._options import PLAIN, ELBOTerms, KLOptions, Likelihood, Parameterization
@@ -95,6 +96,13 @@ def sample_with_kl(
     engine: Engine, pair: Pair, reduction: str, o: KLOptions, eps: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """In one pass, as far as the options allow."""
+    if o.batch_dims != 1:
+        batch = Batch(pair.mu, o.batch_dims)
+        flat_eps = None if eps is None else batch.flat(eps, pair.mu)
+        z, found = sample_with_kl(
+            engine, batch.pair(pair), reduction, batch.options(o, pair.mu), flat_eps, generator
+        )  # fmt: skip
+        return batch.restored(z), batch.restored(found, reduction)
     if o.kl_weight is not None:
         # what the weight hides of the KL is in the sample all the same; drawn as one pass would
         wide = compute_dtype(*pair[:4], eps) == torch.float64
@@ -102,8 +110,7 @@ def sample_with_kl(
         return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
     begun, inner = begin(pair, reduction, o)
     z, found = engine.sample_with_kl(begun, inner, o.balance, eps, generator)
-    found = finish(engine, found, begun, inner, reduction, o)
-    return z.to(pair.mu.dtype), found.to(promoted(*pair[:4])) if reduction == "none" else found
+    return z.to(pair.mu.dtype), finish(engine, found, pair, begun, inner, reduction, o)
 
 
 def each_sample_with_kl(
@@ -152,10 +159,15 @@ def estimated(
         return 0.5 * (((z - pm) * torch.exp(-0.5 * plv)) ** 2 - standard * standard + (plv - logvar))
 
     found = balanced(o.balance, log_ratio, (z, *scale), (pm, plv))
+    batch = None
+    if o.batch_dims != 1:
+        batch = Batch(pair.mu, o.batch_dims)
+        found, o, mu = batch.flat(found, mu), batch.options(o, mu), batch.flat(mu, mu)
     found = reduced(found, inner, promoted(*pair[:4]) if inner == reduction else dtype)
     if o.kl_weight is not None:
         found = weighted(found, o.kl_weight, reduction, o)
-    return drawn_z, bounded(found, mu, reduction, o, None)
+    found = bounded(found, mu, reduction, o, None)
+    return drawn_z, found if batch is None else batch.restored(found, reduction)
 
 
 # ---- the KL
@@ -163,10 +175,12 @@ def estimated(
 
 def kl(engine: Engine, pair: Pair, reduction: str, o: KLOptions, mean: Mean | None = None) -> Tensor:
     """KL(q || p) with the options."""
+    if o.batch_dims != 1:
+        batch = Batch(pair.mu, o.batch_dims)
+        found = kl(engine, batch.pair(pair), reduction, batch.options(o, pair.mu), mean)
+        return batch.restored(found, reduction)
     begun, inner = begin(pair, reduction, o)
-    found = finish(engine, engine.kl(begun, inner, o.balance), begun, inner, reduction, o, mean)
-    # elements that stay such may have been computed in float32, because they are sums
-    return found.to(promoted(*pair[:4])) if reduction == "none" else found
+    return finish(engine, engine.kl(begun, inner, o.balance), pair, begun, inner, reduction, o, mean)
 
 
 def begin(pair: Pair, reduction: str, o: KLOptions) -> tuple[Pair, str]:
@@ -190,11 +204,20 @@ def reduced_for_floors(reduction: str, o: KLOptions) -> str:
 
 
 def finish(
-    engine: Engine, kl: Tensor, begun: Pair, inner: str, reduction: str, o: KLOptions, mean: Mean | None = None
+    engine: Engine,
+    kl: Tensor,
+    pair: Pair,
+    begun: Pair,
+    inner: str,
+    reduction: str,
+    o: KLOptions,
+    mean: Mean | None = None,
 ) -> Tensor:
     """The KL with the options, from the plain one that they begin with."""
     if o.symmetric:
         kl = kl + reverse(engine, begun, inner, o.balance)
+        if reduction == "none":
+            kl = kl.to(promoted(*pair[:4]))
     if o.kl_weight is not None:
         kl = weighted(kl, o.kl_weight, reduction, o)
     return bounded(kl, begun.mu, reduction, o, mean)
@@ -246,7 +269,10 @@ def bounded(kl: Tensor, mu: Tensor, reduction: str, o: KLOptions, mean: Mean | N
 # ---- the reconstruction
 
 
-def nll(engine: Engine, of: Reconstruction, reduction: str) -> Tensor:
+def nll(engine: Engine, of: Reconstruction, reduction: str, batch_dims: int = 1) -> Tensor:
+    if batch_dims != 1:
+        batch = Batch(of.params[0], batch_dims)
+        return batch.restored(nll(engine, batch.reconstruction(of), reduction), reduction)
     return gaussian_optimal(engine, of, reduction) if of.likelihood.name in COMPOSED else engine.nll(of, reduction)
 
 
@@ -314,6 +340,10 @@ def elbo(
     o: KLOptions,
     mean: Mean | None,
 ) -> ELBOTerms:
+    if o.batch_dims != 1:
+        batch, of_recon = batches(of, pair, o)
+        flat = of_recon.reconstruction(of), batch.pair(pair), beta, reduction, batch.options(o, pair.mu), mean
+        return batch.terms(elbo(engines, *flat), reduction)
     of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu, beside=pair[1:4])
     if mean is not None:
         reduction = mean.reduction(pair.mu.shape[0])
@@ -341,3 +371,45 @@ def elbo_of_terms(
     found = kl(of_kl, pair, reduction, o, mean)
     loss = nll(of_nll, of, reduction)
     return ELBOTerms.of(loss if mean is None else mean.share(loss), found, beta)
+
+
+def batches(of: Reconstruction, pair: Pair, o: KLOptions) -> tuple[Batch, Batch]:
+    """The latents' and the data's: one, whose samples are in one order, unless all are added up."""
+    first, batch = of.params[0], Batch(pair.mu, o.batch_dims)
+    return batch, batch if first.shape[: o.batch_dims] == batch.shape else Batch(first, o.batch_dims)
+
+
+# ---- several, and packed
+
+
+def multi_kl(engine: Engine, many: Posteriors, reduction: str, batch_dims: int) -> Tensor:
+    if batch_dims == 1 or reduction == "sum":
+        return engine.multi_kl(many, reduction)
+    batch = Batch(many.mus[0], batch_dims)
+    return batch.restored(engine.multi_kl(batch.posteriors(many), reduction), reduction)
+
+
+def multi_sample_with_kl(
+    engine: Engine, many: Posteriors, reduction: str, batch_dims: int, generator: torch.Generator | None
+) -> tuple[list[Tensor], Tensor]:
+    if batch_dims == 1 or reduction == "sum":
+        return engine.multi_sample_with_kl(many, reduction, generator)
+    batch = Batch(many.mus[0], batch_dims)
+    samples, kl = engine.multi_sample_with_kl(batch.posteriors(many), reduction, generator)
+    return [batch.restored(z) for z in samples], batch.restored(kl, reduction)
+
+
+def packed(
+    engine: Engine,
+    of: Moments,
+    reduction: str,
+    batch_dims: int,
+    generator: torch.Generator | None,
+    with_sample: bool,
+    with_kl: bool,
+) -> list[Tensor]:
+    if batch_dims == 1 or not with_kl:
+        return engine.packed(of, reduction, generator, with_sample, with_kl)
+    batch = Batch(of.moments, batch_dims)
+    *z, kl = engine.packed(batch.moments(of), reduction, generator, with_sample, with_kl)
+    return [*map(batch.restored, z), batch.restored(kl, reduction)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict, TypeVar
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import likelihoods
-from ._checks import Real, choice, factor, flag, is_bool, is_real, number
+from ._checks import Real, choice, factor, flag, is_bool, is_real, is_whole, number
 from ._gaussian import PARAMETERIZATIONS, Spec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -202,6 +203,7 @@ class KLOptions(NamedTuple):
     symmetric: bool = False
     prior_parameterization: str | Parameterization = "logvar"
     kl_weight: Tensor | None = None
+    batch_dims: int = 1
 
     def changed(self) -> dict[str, Any]:
         """Those that are not the defaults."""
@@ -226,6 +228,7 @@ class Composed(TypedDict, total=False):
     symmetric: bool
     prior_parameterization: str | Parameterization
     kl_weight: Tensor | None
+    batch_dims: int
 
 
 def spelled_out(f: F, **own_names: str) -> F:
@@ -284,7 +287,16 @@ def kl_options(reduction: str, balance: object, options: Composed) -> KLOptions:
         symmetric is not False and flag("symmetric", symmetric),
         of_prior if of_prior == "logvar" else parameterization(of_prior, "prior_parameterization"),
         options.get("kl_weight"),
+        batch_dims(options["batch_dims"]) if "batch_dims" in options else 1,
     )
+
+
+def batch_dims(value: object) -> int:
+    if not is_whole(value):
+        raise TypeError(f"batch_dims must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"batch_dims must be at least 1 (the first dimensions that are the batch), got {value!r}")
+    return operator.index(value)
 
 
 def kl_balance(value: object, *prior: object) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -137,6 +138,9 @@ class PosteriorFunctions:
             weight: broadcasts to the elementwise KL and multiplies it, before free bits or the capacity; a bool tensor
                 is a mask, as of padded sequences. What it hides, where it is 0, may be NaN in every argument, and
                 reaches neither the KL nor a gradient. ``"mean"`` and ``"batchmean"`` divide as if there were none.
+            batch_dims: how many of the first dimensions are the batch: 2 for sequences ``[B, T, D]`` or samples
+                ``[K, B, D]``. ``"per_sample"`` is then ``[B, T]``, ``"batchmean"`` the mean over both, and what free
+                bits and the capacity call a sample is one step.
 
         Returns:
             The KL. A reduced result is float32 (float64 where an input is); ``"none"`` keeps the promoted input dtype.
@@ -153,7 +157,7 @@ class PosteriorFunctions:
         p = _options.parameterization(parameterization)
         if weight is not None:
             options["kl_weight"] = weight
-        direct = self.engines.direct(mu)
+        direct = self.engines.direct(mu) if options.get("batch_dims", 1) == 1 else None
         if direct is not None:
             try:
                 if not options or not composed(options):
@@ -229,6 +233,7 @@ class PosteriorFunctions:
             eps, generator, noise: as for :func:`reparameterize`.
             free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: as for :func:`gaussian_kl`.
             kl_weight: the ``weight`` of :func:`gaussian_kl`. The sample is the same with it.
+            batch_dims: as for :func:`gaussian_kl`.
             estimator: ``"analytic"``, the KL itself. ``"mc"``: log q(z) - log p(z) at the sample, its estimate without
                 bias, which can be negative (Kingma & Welling 2014, equation 2). ``"stl"``, sticking the landing: the
                 same value, but with q's mean and scale held in log q, so that the gradient goes through z alone (Roeder
@@ -248,7 +253,7 @@ class PosteriorFunctions:
         given = mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
         if estimator == "analytic" and eps is None and generator is None and noise == "philox":
-            direct = self.engines.direct(mu)
+            direct = self.engines.direct(mu) if options.get("batch_dims", 1) == 1 else None
             if direct is not None:
                 try:
                     if not options or not composed(options):
@@ -282,6 +287,7 @@ class PosteriorFunctions:
         parameterization: str | Parameterization = "logvar",
         prior_parameterization: str | Parameterization | None = None,
         reduction: str = "batchmean",
+        batch_dims: int = 1,
     ) -> Tensor:
         """The sum of :func:`gaussian_kl` over many posteriors, such as the levels of a hierarchy, in one call.
 
@@ -293,6 +299,7 @@ class PosteriorFunctions:
             parameterization: what ``raws`` mean.
             prior_parameterization: what ``prior_raws`` mean; None is what ``raws`` do.
             reduction: ``"per_sample"``, ``"batchmean"`` (both need one batch in all) or ``"sum"``.
+            batch_dims: how many of the first dimensions are the batch, as for :func:`gaussian_kl`.
 
         Returns:
             The KL in nats, float32 (float64 where an input is).
@@ -308,7 +315,7 @@ class PosteriorFunctions:
             loss = nll + kl
         """
         mus, raws, prior_mus, prior_raws = map(_arguments.listed, (mus, raws, prior_mus, prior_raws))
-        logvars = parameterization == "logvar" and prior_parameterization in (None, "logvar")
+        logvars = parameterization == "logvar" and prior_parameterization in (None, "logvar") and batch_dims == 1
         if logvars and isinstance(mus, (list, tuple)) and mus:
             direct = self.engines.direct(mus[0])
             # None is an empty list, and an empty list is an error
@@ -319,13 +326,13 @@ class PosteriorFunctions:
                         mus, raws, prior_mus or (), 0.0, prior_raws or (), 0.0, p, reduction, None, False
                     )[0]  # fmt: skip
                 except Exception:
-                    _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction)
+                    _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction, 1)
                     if not any(map(wrapped, (*mus, *raws, *(prior_mus or ()), *(prior_raws or ())))):
                         raise
         many = _arguments.each_with_its_prior(
-            mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction
+            mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction, batch_dims
         )
-        return self._engine_of(many).multi_kl(many, reduction)
+        return _compose.multi_kl(self._engine_of(many), many, reduction, operator.index(batch_dims))
 
     def multi_tensor_sample_with_kl(
         self,
@@ -338,6 +345,7 @@ class PosteriorFunctions:
         prior_parameterization: str | Parameterization = "logvar",
         reduction: str = "sum",
         generator: torch.Generator | None = None,
+        batch_dims: int = 1,
     ) -> tuple[list[Tensor], Tensor]:
         """:func:`sample_with_kl` of many posteriors, such as a network's weights, in one call; their KLs are added up.
 
@@ -351,6 +359,7 @@ class PosteriorFunctions:
             prior_parameterization: what ``prior_logvar`` means.
             reduction: ``"sum"``, or ``"per_sample"`` or ``"batchmean"`` where all have one batch.
             generator: where the seed comes from; the default generator of the tensors' device if None.
+            batch_dims: how many of the first dimensions are the batch, as for :func:`gaussian_kl`.
 
         Returns:
             ``(samples, kl)``: a list of tensors like mus, and the KL in nats.
@@ -366,10 +375,12 @@ class PosteriorFunctions:
             loss = nll(weights, batch) + kl / batches
         """
         many = _arguments.all_with_one_prior(
-            mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction
+            mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction, batch_dims
         )
         _arguments.noise("philox", None, generator, many.mus[0], None)
-        return self._engine_of(many).multi_sample_with_kl(many, reduction, generator)
+        return _compose.multi_sample_with_kl(
+            self._engine_of(many), many, reduction, operator.index(batch_dims), generator
+        )
 
     def _engine_of(self, many: Posteriors) -> Engine:
         """The one that covers them all, which lie on one device."""

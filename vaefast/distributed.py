@@ -12,6 +12,7 @@ device. Ranks with equal batches have the factor 1 and need no ``process_group=`
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -174,9 +175,9 @@ class GlobalMean:
     the global m lies is all that other ranks have to say, so m is communicated and not differentiated.
     """
 
-    def __init__(self, process_group: ProcessGroup | str, mu: Tensor) -> None:
+    def __init__(self, process_group: ProcessGroup | str, mu: Tensor, batch_dims: int = 1) -> None:
         self.group = _group(process_group)
-        self.scale = _scale(mu.shape[0], mu, self.group)
+        self.scale = _scale(math.prod(mu.shape[:batch_dims]), mu, self.group)
 
     def reduction(self, batch: int) -> str:
         # the mean of no samples is NaN, their sum is 0

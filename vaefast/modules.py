@@ -33,6 +33,7 @@ class ELBOLoss(nn.Module):
         free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: the KL's options, as for
             :func:`vaefast.gaussian_kl`.
         kl_weight: its ``weight``, unless the call gives one.
+        batch_dims: as for :func:`vaefast.elbo_terms`.
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
         process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
         overwrite_recon: as for :func:`vaefast.reconstruction_loss`.
@@ -124,9 +125,8 @@ class ELBOLoss(nn.Module):
         super()._apply(fn, recurse)
         if not isinstance(self.beta, (nn.Parameter, nn.Module)):
             self.beta = self._followed("beta", self.beta, fn)
-        options = self.kl_options
-        moved = {name: self._followed(name, getattr(options, name), fn) for name in ("capacity", "kl_weight")}
-        self.kl_options = options._replace(**moved)
+        moved = {name: self._followed(name, getattr(self.kl_options, name), fn) for name in ("capacity", "kl_weight")}
+        self.kl_options = self.kl_options._replace(**moved)
         return self
 
     def _followed(self, name: str, value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
