@@ -98,8 +98,7 @@ def normal(seed: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     if not like.numel():
         return flat.reshape(z.shape)
     if transforming() or torch._C._get_tracing_state() is not None:
-        # torch.jit.trace keeps strides as numbers, of the batch that it saw;
-        # under vmap a sample's strides skip over the others' elements, and as_strided is refused: their order is what
+        # torch.jit.trace keeps strides as numbers, those of the batch that it saw; and under vmap a sample's strides skip over the others' elements, and as_strided is refused: their order is what
         # counts. Not so while tracing, where to compare strides would be to compile for them.
         order = sorted(range(z.dim()), key=z.stride, reverse=True)
         return flat.view([z.shape[d] for d in order]).permute([order.index(d) for d in range(z.dim())])
