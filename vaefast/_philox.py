@@ -97,9 +97,10 @@ def normal(seed: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     flat = _flat_normal(seed, like.numel(), dtype)
     if not like.numel():
         return flat.reshape(z.shape)
-    if transforming() or torch._C._get_tracing_state() is not None:
-        # torch.jit.trace keeps strides as numbers, those of the batch that it saw; and under vmap a sample's strides skip over the others' elements, and as_strided is refused: their order is what
-        # counts. Not so while tracing, where to compare strides would be to compile for them.
+    if transforming() or (not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None):
+        # under vmap a sample's strides skip over the others' elements, and as_strided is refused, and torch.jit.trace
+        # keeps strides as numbers, those of the batch that it saw: their order is what counts. Not so while compiling,
+        # where to compare strides would be to compile for them.
         order = sorted(range(z.dim()), key=z.stride, reverse=True)
         return flat.view([z.shape[d] for d in order]).permute([order.index(d) for d in range(z.dim())])
     return flat.as_strided(z.shape, z.stride())
