@@ -92,6 +92,12 @@ VF_HD V count_of(V x) {
   return select(less(x, lit<V>(0)), lit<V>(kNaN), x);
 }
 
+// x, or NaN where it is outside [0, 1]
+template <class V>
+VF_HD V in_unit(V x) {
+  return select(less(x, lit<V>(0)), lit<V>(kNaN), select(less(lit<V>(1), x), lit<V>(kNaN), x));
+}
+
 // The minus log probability of a count x >= 0 under the negative binomial of mean mu = m + eps > 0 and inverse
 // dispersion theta, and its derivatives. Without `constant`, log Gamma(x + 1) is left out.
 // @ negative_binomial.nll | m in [1e-6, 1e6], theta in [1e-6, 1e6], x in [1, 1e6] or 0 | 2e-6 / 1e-14 of 1 or more

@@ -20,7 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("_engine",),
     ("_batch",),
     ("_arguments", "distributed", "presets"),
-    ("_compose", "_torch"),
+    ("_compose", "_domains", "_torch"),
     ("_batched", "_double_backward"),
     ("_native",),
     ("_backends", "_posterior_functions"),

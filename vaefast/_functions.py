@@ -71,6 +71,8 @@ class Functions(PosteriorFunctions):
                 - ``"poisson"`` log_rate; ``"negative_binomial"`` (mu, theta), mean and inverse dispersion;
                   ``"zero_inflated_negative_binomial"`` (mu, theta, pi_logits) (Lopez et al. 2018, as scvi-tools has
                   them). A negative count gives NaN; one that is not whole goes through the gamma function.
+                - Data outside [0, 1] give NaN under ``"bernoulli_probs"`` and ``"continuous_bernoulli"``, as what they
+                  replace refuses them; :func:`vaefast.check` names what lies outside a domain.
                 - ``"discretized_logistic"`` (mean, log_scale) of data on a grid, -1 to 1 in 256 steps unless
                   :class:`Likelihood` says else (Salimans et al. 2017, equation 2).
                 - Mixtures, whose recon is one tensor of planes along dimension 1, or another ``dim`` of

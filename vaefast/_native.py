@@ -92,6 +92,11 @@ def is_eager(x: object) -> TypeGuard[Tensor]:
     return not torch.compiler.is_compiling() and (type(x) is Tensor or type(x) is Parameter)
 
 
+def tracing() -> bool:
+    """Whether torch.jit.trace records: PyTorch's operators then, which have gradients in a graph and load anywhere."""
+    return torch._C._get_tracing_state() is not None
+
+
 def is_plain(x: object) -> bool:
     """Whether a call whose first tensor is x may come with no checks before: kernels cover it, as far as x can tell."""
     return (
@@ -100,6 +105,7 @@ def is_plain(x: object) -> bool:
         and (type(x) is Tensor or type(x) is Parameter)
         and forward_ad._current_level < 0
         and _functorch.depth() == 0
+        and torch._C._get_tracing_state() is None
         and (x.is_cpu or x.device.type in DEVICES)
         and x.dim() <= MAX_DIMS
     )

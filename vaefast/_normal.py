@@ -44,9 +44,9 @@ def parameters(d: Normal) -> Parameters:
 
 
 def usable(*tensors: object) -> bool:
-    """Whether vaefast's functions take these; a traced graph would hold one seed for good."""
+    """Whether vaefast's functions take these."""
     first = tensors[0]
-    return torch._C._get_tracing_state() is None and all(
+    return all(
         isinstance(t, Tensor)
         and t.dtype in FLOATING
         and t.layout is torch.strided

@@ -40,7 +40,7 @@ class Normal(D.Normal):
     and not the noise, and KLs between two normals, either of which may be torch's, from :func:`vaefast.gaussian_kl`,
     which does not cancel. Densities, and the second of a KL's two, work on the log variance: a ``scale`` costs them its
     logarithm, and in float32 an error of 1e-7 times its size; so give ``logvar`` where you have it. Where vaefast has
-    nothing for the tensors (integers, ``torch.jit.trace``), torch does it.
+    nothing for the tensors (integers, DTensors), torch does it.
 
     Args:
         loc: the mean, a float or a tensor: float16, bfloat16, float32 or float64, CPU or CUDA, any strides.
@@ -156,7 +156,7 @@ class Normal(D.Normal):
             x = decoder(z)
         """
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            return self.rsample(sample_shape).detach()  # for torch.jit.trace, which does not record no_grad
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws ``loc + scale * eps``, eps ~ N(0, 1) from the default generator's seed, differentiably.

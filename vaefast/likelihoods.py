@@ -96,8 +96,15 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return torch.where(logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x)
 
 
+def _in_unit(x: Tensor) -> Tensor:
+    """NaN where it is outside [0, 1]."""
+    return torch.where((x < 0) | (x > 1), math.nan, x)
+
+
 def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
-    """F.binary_cross_entropy, which refuses NaN: logarithms >= -100; where p (1 - p) < 1e-12, that divides instead."""
+    """F.binary_cross_entropy: logarithms >= -100; where p (1 - p) < 1e-12, that divides instead. What it refuses, a
+    datum or a probability outside [0, 1], is NaN."""
+    x = _in_unit(x)
     inside = probs * (1 - probs) > 1e-12
     p, end = torch.where(inside, probs, 0.5), probs.detach()
     logs = (torch.log(end).clamp(min=-100), torch.log1p(-end).clamp(min=-100))
@@ -136,7 +143,7 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
     series = near / 2 + near**2 / 24 - near**4 / 2880
     norm = F.relu(far) + torch.log(-torch.expm1(-far.abs()) / far.abs())
-    return torch.where(small, series, norm) - logits * x
+    return torch.where(small, series, norm) - logits * _in_unit(x)
 
 
 @_in_float64
@@ -146,19 +153,25 @@ def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
     return norm + log_scale + (df + 1) / 2 * torch.log1p(d * d / df)
 
 
+def _count(x: Tensor) -> Tensor:
+    """NaN where it is below 0."""
+    return torch.where(x < 0, math.nan, x)
+
+
 def _log_factorial(x: Tensor, constant: float) -> Tensor:
-    """log(x!), or 0 where it is left out; NaN where x is no count."""
-    return torch.where(x < 0, math.nan, torch.lgamma(x + 1) if constant else torch.zeros_like(x))
+    """log(x!), or 0 where it is left out."""
+    return torch.lgamma(x + 1) if constant else torch.zeros_like(x)
 
 
 @_in_float64
 def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
+    x = _count(x)
     return torch.exp(log_rate) - x * log_rate + _log_factorial(x, constant)
 
 
 @_in_float64
 def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Tensor:
-    mu = mu + eps
+    x, mu = _count(x), mu + eps
     gammas = torch.lgamma(theta) - torch.lgamma(x + theta) + _log_factorial(x, constant)
     return theta * torch.log1p(mu / theta) - torch.xlogy(x, mu / (theta + mu)) + gammas
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import _options, distributed, presets
-from ._checks import Real, factor, flag
+from . import _domains, _options, distributed, presets
+from ._checks import Real, factor, flag, is_whole
 from ._options import Composed, Likelihood, Parameterization, spelled_out
 from .functional import Prior, Recon, elbo_loss
 
@@ -36,6 +37,8 @@ class ELBOLoss(nn.Module):
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
         process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
         overwrite_recon: as for :func:`vaefast.reconstruction_loss`.
+        check: how many of the first calls are held against the likelihood's domain by :func:`vaefast.check`, which
+            waits for the device; none under ``torch.compile``.
 
     Shape:
         as for :func:`vaefast.elbo_loss`; the result is in nats.
@@ -62,6 +65,7 @@ class ELBOLoss(nn.Module):
         preset: str | None = None,
         process_group: ProcessGroup | str | None = None,
         overwrite_recon: bool = False,
+        check: int = 0,
         **options: Unpack[Composed],
     ) -> None:
         super().__init__()
@@ -72,6 +76,9 @@ class ELBOLoss(nn.Module):
         self.preset, self.process_group = preset, process_group
         self.likelihood, self.reduction = likelihood, reduction
         self.overwrite_recon = flag("overwrite_recon", overwrite_recon)
+        if not is_whole(check) or check < 0:
+            raise ValueError(f"check must be an int >= 0, how many of the first batches are checked, got {check!r}")
+        self.unchecked = operator.index(check)
         self.beta = beta if isinstance(beta, nn.Module) else factor("beta", beta)
         self._numbers: dict[str, Tensor] = {}  # of factors that are on the meta device, where a tensor has none
         self.parameterization = _options.parameterization(parameterization)
@@ -92,6 +99,9 @@ class ELBOLoss(nn.Module):
         options = self.kl_options._asdict()
         if kl_weight is not None:
             options["kl_weight"] = kl_weight
+        if self.unchecked and not torch.compiler.is_compiling():
+            _domains.check(recon, target, self.likelihood, weight=weight)
+            self.unchecked -= 1
         return elbo_loss(
             recon,
             target,
@@ -140,5 +150,6 @@ class ELBOLoss(nn.Module):
             + ("" if isinstance(self.beta, nn.Module) else f"beta={self.beta!r}, ")
             + f"parameterization={self.parameterization!r}, reduction={self.reduction!r}"
             + (", overwrite_recon=True" if self.overwrite_recon else "")
+            + (f", check={self.unchecked}" if self.unchecked else "")
             + "".join(f", {name}={value!r}" for name, value in self.kl_options.changed().items())
         )
