@@ -16,6 +16,7 @@ from ._engine import Engine, Engines, Pair, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._generators import Generators, each_its_own, explain_to_compilers
 from ._options import PLAIN, ELBOTerms, KLOptions, Likelihood, Parameterization
+from ._philox import normal, take_counters
 from .likelihoods import COMPOSED
 
 # half the squared error
@@ -64,14 +65,14 @@ def sample(
     p: Parameterization,
     eps: Tensor | None,
     generator: Generators,
-    noise: str,
+    noise: str | None,
     dim: int = 0,
 ) -> Tensor:
     """``dim`` is the batch, along which a list of generators has one for each sample."""
 
     def draw(mu: Tensor, raw: Tensor, own: torch.Generator | None) -> Tensor:
-        given, own = drawn(mu, eps, own, noise)
-        return engines.engine(mu, given).sample(mu, raw, p, given, own)
+        engine = engines.engine(mu, eps)
+        return engine.sample(mu, raw, p, *drawn(engine, mu, compute_dtype(mu, raw), eps, own, noise))
 
     if isinstance(generator, Sequence):
         return each_its_own(draw, (mu, raw), generator, dim)
@@ -79,11 +80,19 @@ def sample(
 
 
 def drawn(
-    mu: Tensor, eps: Tensor | None, generator: torch.Generator | None, noise: str
+    engine: Engine,
+    mu: Tensor,
+    dtype: torch.dtype,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    noise: str | None,
 ) -> tuple[Tensor | None, torch.Generator | None]:
-    """PyTorch's own noise, or the generator of which the engine draws."""
-    if eps is not None or noise != "torch":
+    """Noise of another stream than the engine draws of itself, or the generator of which it does; ``dtype`` is what
+    kernels would draw in."""
+    if eps is not None or noise is None or noise == engine.noise:
         return eps, generator
+    if noise == "philox":
+        return normal(take_counters(mu, mu.numel(), generator), mu, dtype), None
     explain_to_compilers(generator)
     return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator), None
 
@@ -98,11 +107,11 @@ def sample_with_kl(
 
 
 def each_sample_with_kl(
-    engines: Engines, pair: Pair, reduction: str, o: KLOptions, generator: Sequence[torch.Generator], noise: str
+    engines: Engines, pair: Pair, reduction: str, o: KLOptions, generator: Sequence[torch.Generator], noise: str | None
 ) -> tuple[Tensor, Tensor]:
     """Of a generator for each sample."""
     # as one pass would draw it: in float64 where the prior alone asks for that
-    wide = noise == "philox" and compute_dtype(*pair[:4]) == torch.float64
+    wide = (noise or engines.engine(pair.mu).noise) == "philox" and compute_dtype(*pair[:4]) == torch.float64
     z = sample(engines, pair.mu.double() if wide else pair.mu, pair.raw, pair.p, None, generator, noise)
     return z.to(pair.mu.dtype), kl(engines.engine(pair.mu), pair, reduction, o)
 
@@ -115,14 +124,15 @@ def estimated(
     estimator: str,
     eps: Tensor | None,
     generator: Generators,
-    noise: str,
+    noise: str | None,
 ) -> tuple[Tensor, Tensor]:
     """A sample z, and in the KL's place log q(z) - log p(z), with the options."""
     mu, raw, pm, plv, p = pair
     dtype = compute_dtype(mu, raw, pm, plv, eps)
     if eps is None:
         # the noise that the sample alone would have had: in mu's memory order and, drawn by torch, of mu's dtype
-        zero = torch.zeros_like(mu, dtype=mu.dtype if noise == "torch" else dtype)
+        torchs = (noise or engines.engine(mu).noise) == "torch"
+        zero = torch.zeros_like(mu, dtype=mu.dtype if torchs else dtype)
         eps = sample(engines, zero, zero, PLAIN["logvar"], None, generator, noise)
     z = sample(engines, mu.to(dtype), raw.to(dtype), p, eps, None, noise)
     scale = std_of(raw.to(dtype), p.spec), logvar_of(raw.to(dtype), p.spec)

@@ -17,7 +17,7 @@ from torch import distributions as D
 from torch.nn import functional as F
 
 from ._distributions import Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
-from ._gaussian import softplus
+from ._gaussian import constant, softplus
 
 __all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "LikelihoodEntry"]
 
@@ -29,6 +29,10 @@ DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
     "unit": torch.sigmoid,
     "planes": lambda x: x,
 }
+
+
+# values, factor, constant: the nll is values * factor + constant; and the parameters' gradients
+Closed = tuple[Tensor, float, float, list[tuple[Tensor, float]]]
 
 
 def _anything(**options: float) -> None:
@@ -49,6 +53,10 @@ class LikelihoodEntry:
     then each parameter of the components. ``planes`` says how many a component has, by the option ``channels``, the
     target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape
     without ``dim``.
+
+    ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of the
+    same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of each
+    parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
     """
 
     params: tuple[str, ...]
@@ -61,11 +69,26 @@ class LikelihoodEntry:
     options: dict[str, float] = field(default_factory=dict)
     check: Callable[..., None] = _anything
     planes: dict[int, int] = field(default_factory=dict)
+    gradients: Callable[..., Closed] | None = None
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
     return torch.where(logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x)
+
+
+# as many as that are computed in no more time than an operation takes to begin
+_FEW = 1 << 9
+
+
+def _bernoulli_gradients(x: Tensor, logits: Tensor) -> Closed:
+    gradients = [(torch.sigmoid(logits).sub_(x), 1.0)]
+    if logits.numel() <= _FEW and logits.is_cpu:
+        # one operation for all, in float64: it has two terms of l (1 - x) that may cancel
+        wide = F.binary_cross_entropy_with_logits(logits.double(), x.double(), reduction="none")
+        return wide, 1.0, 0.0, gradients
+    nll = F.relu(logits).mul_(torch.sub(constant(1.0, x), x)).addcmul_(logits.clamp(max=0), x, value=-1)
+    return nll.sub_(F.logsigmoid(logits.abs())), 1.0, 0.0, gradients
 
 
 def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
@@ -83,10 +106,28 @@ def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant
     return 0.5 * (constant * math.log(2 * math.pi) + logvar + (x - mean) ** 2 * torch.exp(-logvar))
 
 
+def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Closed:
+    d = mean - x
+    if logvar is None:
+        return d * d, 0.5, 0.5 * constant * math.log(2 * math.pi), [(d, 1.0)]
+    scaled = d * torch.exp(-logvar)
+    square = d.mul_(scaled)
+    return square + logvar, 0.5, 0.5 * constant * math.log(2 * math.pi), [(scaled, 1.0), (1 - square, 0.5)]
+
+
 def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Tensor:
     if log_scale is None:
         return constant * math.log(2) + (x - loc).abs()
     return constant * math.log(2) + log_scale + (x - loc).abs() * torch.exp(-log_scale)
+
+
+def _laplace_gradients(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Closed:
+    d = loc - x
+    if log_scale is None:
+        return d.abs(), 1.0, constant * math.log(2), [(d.sign_(), 1.0)]
+    inverse = torch.exp(-log_scale)
+    scaled = d.abs().mul_(inverse)
+    return scaled + log_scale, 1.0, constant * math.log(2), [(d.sign_().mul_(inverse), 1.0), (1 - scaled, 1.0)]
 
 
 def _in_float64(nll: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -212,6 +253,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "softplus(l) - l x",
         _bernoulli,
         lambda logits: D.Bernoulli(logits=logits, validate_args=False),
+        gradients=_bernoulli_gradients,
     ),
     "gaussian": LikelihoodEntry(
         ("mean", "logvar"),
@@ -221,6 +263,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         _gaussian,
         lambda mean, logvar=None, constant=True: D.Normal(mean, 1.0 if logvar is None else torch.exp(0.5 * logvar)),
         options={"constant": True},
+        gradients=_gaussian_gradients,
     ),
     "laplace": LikelihoodEntry(
         ("loc", "log_scale"),
@@ -230,6 +273,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         _laplace,
         lambda loc, log_scale=None, constant=True: D.Laplace(loc, 1.0 if log_scale is None else torch.exp(log_scale)),
         options={"constant": True},
+        gradients=_laplace_gradients,
     ),
     "bernoulli_probs": LikelihoodEntry(
         ("probs",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _torch
+from . import _torch, _torch_direct
 from ._engine import Direct, Engine
 from ._functions import Functions
 from ._gaussian import PARAMETERIZATIONS
@@ -33,7 +33,7 @@ __all__ = [
 
 class _PyTorch:
     def direct(self, x: object) -> Direct | None:
-        return None
+        return _torch_direct.direct if _torch_direct.takes(x) else None
 
     def engine(self, x: Tensor, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None) -> Engine:
         return _torch
