@@ -59,7 +59,7 @@ def term(formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], re
             break
     elements = first.numel() if isinstance(values, float) else values.numel()
     total = values if isinstance(values, float) else values.sum()
-    return reduced(total, elements, first, factor, constant, gradients, reduction)
+    return reduced(total, elements, first, factor, constant * elements, gradients, reduction)
 
 
 def broadcast(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> bool:
@@ -90,12 +90,11 @@ def reduced(
     gradients: Sequence[Scaled | None],
     reduction: str,
 ) -> Term:
-    """From the sum of so many values, one number."""
+    """From the sum of so many values, one number, and that of the constants."""
     if reduction != "sum":
         share = 1 / (elements if reduction == "mean" else first.shape[0])
         factor, constant = factor * share, constant * share
         gradients = [g and (g[0], g[1] * share) for g in gradients]
-    constant *= elements
     if isinstance(total, Tensor) and total.is_cpu:
         total = total.item()
     if isinstance(total, float):
@@ -118,11 +117,13 @@ def blockwise(
     batched = [t.dim() >= dims and t.shape[0] == first.shape[0] for t in tensors]
     scalar = reduction != "per_sample"
     rows: list[Tensor] = []
-    total, elements, factors = 0.0, 0, [1.0] * len(full)
+    total, offset, elements, factors = 0.0, 0.0, 0, [1.0] * len(full)
     for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
         operands, into = block[: len(full)], iter(block[len(full) :])
         values, factor, constant, gradients = formula(operands, wanted, scalar)
-        elements += operands[0].numel() if isinstance(values, float) else values.numel()
+        count = operands[0].numel() if isinstance(values, float) else values.numel()
+        elements += count
+        offset += constant * count
         if isinstance(values, float):
             total += values
         elif scalar:
@@ -147,7 +148,7 @@ def blockwise(
         else:
             collected.append(None)
     if scalar:
-        return reduced(total, elements, first, factor, constant, collected, reduction)
+        return reduced(total, elements, first, factor, offset, collected, reduction)
     sums = torch.cat(rows)
     constant *= elements / len(sums)
     value = sums.to(first.dtype) if factor == 1 else sums.to(first.dtype) * factor

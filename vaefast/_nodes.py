@@ -75,9 +75,12 @@ def nll(
         weight = tensors[-1]
         on = weight != 0
         values, factor, constant, found = closed(*(torch.where(on, t, 1.0) for t in (x, *params)), **options)
-        values = values * factor + constant if constant else values
-        factor = 1.0 if constant else factor
-        return values * weight, factor, 0.0, [(g * weight, f) if yes else None for (g, f), yes in zip(found, wanted)]
+        gradients = [(g * weight, f) if yes else None for (g, f), yes in zip(found, wanted)]
+        if total and constant:
+            constant *= weight.sum().item() / weight.numel()
+        elif constant:
+            values, factor, constant = values * factor + constant, 1.0, 0.0
+        return values * weight, factor, constant, gradients
 
     tensors = (*params, x) if w is None else (*params, x, w)
     value, gradients = _closed.term(formula, tensors, (*wanted[2:], False, False), reduction, dims)
@@ -110,19 +113,24 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, compute: Callable[..., Term], plain: Callable[..., Tensor], *arguments: Any) -> Tensor:
         value, gradients = compute(ctx.needs_input_grad[2:], *arguments)
-        ctx.plain = plain
+        ctx.compute, ctx.plain = compute, plain
         keep(ctx, arguments, gradients)
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        if ctx.used or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return None, None, *again(ctx, saved, upstream)
+        kept = [None if k is None else saved[k[0]] for k in ctx.gradients]
+        if ctx.used:
+            arguments = [saved[n] if type(n) is int else n[0] for n in ctx.others]
+            kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *arguments)[1]]
         # nothing is written over where a transform makes many backward passes of one
-        ctx.used = own = depth() == 0
+        own, ctx.used = depth() == 0, ctx.used or depth() == 0
         return None, None, *[
-            None if k is None else _closed.times(saved[k[0]], k[1], upstream, own and k[2], saved[k[3]]) for k in ctx.gradients
+            None if k is None else _closed.times(t, k[1], upstream, own and k[2], saved[k[3]])
+            for t, k in zip(kept, ctx.gradients)
         ]
 
 
@@ -132,19 +140,21 @@ class Sample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spec: Spec, eps: Tensor, mu: Tensor, raw: Tensor) -> Tensor:
         z, slope, ctx.factor = draw(spec, ctx.needs_input_grad[3], mu, raw, eps)
-        ctx.plain = functools.partial(_plain.sample, spec)
+        ctx.spec, ctx.plain = spec, functools.partial(_plain.sample, spec)
         keep(ctx, (eps, mu, raw), [None, None, None if slope is None else (slope, 1.0)])
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        if ctx.used or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return None, *again(ctx, saved, dz)
-        ctx.used = own = depth() == 0
         if not ctx.needs_input_grad[3]:
             return None, None, dz, None
         eps, slope = saved[0], saved[3] if len(saved) > 3 else None
+        if ctx.used:
+            _, slope, _ = draw(ctx.spec, True, *saved[1:3], eps)
+        own, ctx.used = depth() == 0, ctx.used or depth() == 0
         share = dz * eps if slope is None else slope.data.mul_(eps).mul_(dz) if own else slope * eps * dz
         if ctx.factor != 1:
             share.mul_(ctx.factor)
