@@ -220,7 +220,7 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
     linux = sys.platform == "linux"
     defines = [f"-DVAEFAST_HAVE_{simd}" for simd in build["cpu"] if simd != "DEFAULT"]
     defines += ["-DVAEFAST_CUDA"] if build["cuda"] else []
-    sources = sorted({*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")} - {ROOT / KERNELS})
+    sources = sorted({*ROOT.glob("csrc/**/*.cpp")} - {ROOT / KERNELS})
     sources += sorted(ROOT.glob("csrc/cuda/*.cu")) if build["cuda"] else []
     extension = (CUDAExtension if build["cuda"] else CppExtension)(
         "vaefast._C",

@@ -28,13 +28,16 @@ from torch import Tensor
 import vaefast
 from benchmarks import facts, harness, run
 from vaefast import Likelihood
-from vaefast.reference import DOMAINS, LIKELIHOODS
+from vaefast._options import REDUCTIONS
+from vaefast.reference import DOMAINS, LIKELIHOODS, PARAMETERIZATIONS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ELEMENTS = (1 << 24, 1 << 26)
 ROUNDS = 7
 HANGS = 30  # seconds
-LOGVAR = ("logvar", -math.inf, math.inf, 0.0)
+# logvar's number, no clamp, no floor
+LOGVAR = (list(PARAMETERIZATIONS).index("logvar"), -math.inf, math.inf, 0.0)
+SUM = REDUCTIONS.index("sum")
 Call = Callable[[], Any]
 
 
@@ -57,12 +60,17 @@ class Kernel:
     likelihood: str = ""
 
 
+def numbers_of(likelihood: str) -> tuple[int, Sequence[float]]:
+    """A likelihood as the operators below autograd take it."""
+    return list(LIKELIHOODS).index(likelihood), Likelihood(likelihood).spec[1]
+
+
 def posterior_forward(what: Collection[str]) -> Callable[..., Call]:
     def call(mu: Tensor, raw: Tensor, *more: Tensor | None) -> Call:
         sample, prior = "sample" in what, more[:2] if "prior" in what else (None, None)
         seed = torch.tensor([5, 0], device=mu.device) if sample else None
         q = (mu, raw, prior[0], 0.0, prior[1], 0.0, None, seed, None, *LOGVAR)
-        return lambda: torch.ops.vaefast.posterior_forward(*q, "sum", sample, "kl" in what)
+        return lambda: torch.ops.vaefast.posterior_forward(*q, SUM, None, sample, "kl" in what)
 
     return call
 
@@ -74,7 +82,7 @@ def posterior_backward(what: Collection[str]) -> Callable[..., Call]:
         q = (mu, raw, prior[0], 0.0, prior[1], 0.0, None, seed, *LOGVAR)
         upstream = (more[0] if sample else None, torch.ones((), device=mu.device) if "kl" in what else None)
         mask = [True, True, "prior" in what, "prior" in what]
-        return lambda: torch.ops.vaefast.posterior_backward(*upstream, *q, "sum", mask)
+        return lambda: torch.ops.vaefast.posterior_backward(*upstream, *q, SUM, None, mask)
 
     return call
 
@@ -82,8 +90,8 @@ def posterior_backward(what: Collection[str]) -> Callable[..., Call]:
 def reconstruction_forward(name: str, count: int, grad: bool) -> Callable[..., Call]:
     def call(*tensors: Tensor) -> Call:
         params, target = list(tensors[:-1]), tensors[-1]
-        spec = Likelihood(name).spec
-        return lambda: torch.ops.vaefast.reconstruction_forward(params, target, None, *spec, "sum", [grad] * count)
+        spec = numbers_of(name)
+        return lambda: torch.ops.vaefast.reconstruction_forward(params, target, None, *spec, SUM, [grad] * count)
 
     return call
 
@@ -91,10 +99,8 @@ def reconstruction_forward(name: str, count: int, grad: bool) -> Callable[..., C
 def reconstruction_backward(name: str, count: int) -> Callable[..., Call]:
     def call(*tensors: Tensor) -> Call:
         params, target = list(tensors[:-1]), tensors[-1]
-        one, spec = torch.ones((), device=target.device), Likelihood(name).spec
-        return lambda: torch.ops.vaefast.reconstruction_backward(
-            one, params, target, None, *spec, "sum", [True] * count
-        )
+        one, spec = torch.ones((), device=target.device), numbers_of(name)
+        return lambda: torch.ops.vaefast.reconstruction_backward(one, params, target, None, *spec, SUM, [True] * count)
 
     return call
 

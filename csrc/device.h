@@ -4,7 +4,7 @@
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
-#include "common.h"
+#include "problems.h"
 
 namespace vaefast {
 

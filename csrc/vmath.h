@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common.h"
+#include "problems.h"
 
 namespace vaefast {
 inline namespace VF_ISA {

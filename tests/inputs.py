@@ -290,9 +290,26 @@ def draws(seed: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.
     zero = torch.zeros(*shape, dtype=dtype, device=device)
     words = torch.tensor(seed, dtype=torch.int64, device=device)
     out = torch.ops.vaefast.posterior(
-        zero, zero, None, 0.0, None, 0.0, None, words, None, "logvar", -math.inf, math.inf, 0.0, "none", True, False
-    )
+        zero, zero, None, 0.0, None, 0.0, None, words, None, "logvar", -math.inf, math.inf, 0.0, "none", None,
+        True, False,
+    )  # fmt: skip
     return out[0]
+
+
+NUMBERED = {
+    "likelihood": list(LIKELIHOODS),
+    "parameterization": list(PARAMETERIZATIONS),
+    "reduction": list(REDUCTIONS),
+}
+
+
+def with_numbers(operator: str, arguments: Sequence[object]) -> tuple[object, ...]:
+    """Arguments with the names that operators below autograd have numbers for, which are easier to read, replaced."""
+    schema = getattr(torch.ops.vaefast, operator).default._schema.arguments
+    numbered = [NUMBERED[a.name] if a.name in NUMBERED and str(a.type) == "int" else None for a in schema]
+    return tuple(
+        names.index(x) if names and isinstance(x, str) else x for names, x in zip(numbered, arguments, strict=True)
+    )
 
 
 def assert_cuda_kernels() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import LIKELIHOOD_CASES, generator, posterior, training
+from inputs import LIKELIHOOD_CASES, generator, posterior, training, with_numbers
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
 from torch.library import opcheck
@@ -63,16 +63,16 @@ def seed() -> Tensor:
 Samples = dict[str, Callable[[], list[Arguments]]]
 SAMPLES: Samples = {
     "posterior": lambda: [
-        (*latents(True), None, seed(), None, *PLAIN, "batchmean", True, True),
-        (*latents(True, "broadcast"), None, seed(), None, *CLAMPED, "per_sample", True, True),
-        (*latents(True, "float"), torch.randn(6, 20), None, None, *PLAIN, "none", True, True),
-        (*latents(False), None, seed(), None, *PLAIN, "none", True, False),
-        (*latents(True, "full"), None, None, None, *PLAIN, "sum", False, True),
-        (*latents(True, "full"), None, seed(), None, *PLAIN, "batchmean", True, True, 0.8),
+        (*latents(True), None, seed(), None, *PLAIN, "batchmean", None, True, True),
+        (*latents(True, "broadcast"), None, seed(), None, *CLAMPED, "per_sample", None, True, True),
+        (*latents(True, "float"), torch.randn(6, 20), None, None, *PLAIN, "none", None, True, True),
+        (*latents(False), None, seed(), None, *PLAIN, "none", None, True, False),
+        (*latents(True, "full"), None, None, None, *PLAIN, "sum", None, False, True),
+        (*latents(True, "full"), None, seed(), None, *PLAIN, "batchmean", 0.8, True, True),
     ],
     "posterior_forward": lambda: [
-        (*latents(False), None, seed(), None, *PLAIN, "batchmean", True, True),
-        (*latents(False, "broadcast"), None, seed(), None, *CLAMPED, "per_sample", True, True),
+        (*latents(False), None, seed(), None, *PLAIN, "batchmean", None, True, True),
+        (*latents(False, "broadcast"), None, seed(), None, *CLAMPED, "per_sample", None, True, True),
     ],
     "posterior_backward": lambda: [
         (
@@ -83,25 +83,68 @@ SAMPLES: Samples = {
             seed(),
             *PLAIN,
             "batchmean",
+            None,
             [True, True, False, False],
         ),
-        (torch.randn(6, 20), torch.randn(6), *latents(False, "full"), None, seed(), *CLAMPED, "per_sample", [True] * 4),
-        (None, torch.randn(6), *latents(False, "full"), None, None, *PLAIN, "per_sample", [True] * 4, 0.8),
-        (None, torch.randn(6, 20), *latents(False), None, None, *PLAIN, "none", [True, False, *NOT]),
+        (
+            torch.randn(6, 20),
+            torch.randn(6),
+            *latents(False, "full"),
+            None,
+            seed(),
+            *CLAMPED,
+            "per_sample",
+            None,
+            [True] * 4,
+        ),
+        (None, torch.randn(6), *latents(False, "full"), None, None, *PLAIN, "per_sample", 0.8, [True] * 4),
+        (None, torch.randn(6, 20), *latents(False), None, None, *PLAIN, "none", None, [True, False, *NOT]),
     ],
     "packed_posterior": lambda: [
-        (moments(True), 1, None, -INF, INF, seed(), None, -1.0, 1.0, "per_sample", True, True),
-        (moments(True), 1, moments(True), -0.5, 0.5, None, None, -INF, INF, "batchmean", False, True),
+        (moments(True), 1, None, -INF, INF, seed(), None, "logvar", -1.0, 1.0, 0.0, "per_sample", None, True, True),
+        (moments(True), 1, moments(True), -0.5, 0.5, None, None, *PLAIN, "batchmean", None, False, True),
     ],
     "packed_forward": lambda: [
-        (moments(), 2, moments(), -0.5, 0.5, seed(), None, -1.0, 1.0, "none", True, True),
+        (moments(), 2, moments(), -0.5, 0.5, seed(), None, "logvar", -1.0, 1.0, 0.0, "none", None, True, True),
     ],
     "packed_backward": lambda: [
-        (torch.randn(6, 4, 6), None, moments(), 2, None, -INF, INF, seed(), -1.0, 1.0, "none", [True, False]),
-        (None, torch.randn(6), moments(), 1, moments(), -0.5, 0.5, None, -1.0, 1.0, "per_sample", [True, True]),
+        (
+            torch.randn(6, 4, 6),
+            None,
+            moments(),
+            2,
+            None,
+            -INF,
+            INF,
+            seed(),
+            "logvar",
+            -1.0,
+            1.0,
+            0.0,
+            "none",
+            None,
+            [True, False],
+        ),
+        (
+            None,
+            torch.randn(6),
+            moments(),
+            1,
+            moments(),
+            -0.5,
+            0.5,
+            None,
+            "logvar",
+            -1.0,
+            1.0,
+            0.0,
+            "per_sample",
+            None,
+            [True, True],
+        ),
     ],
     "reconstruction": lambda: [
-        (*data(name, count, True, weighted), reduction)
+        (*data(name, count, True, weighted), reduction, False)
         for name, count in LIKELIHOOD_CASES
         for weighted, reduction in ((False, "batchmean"), (True, "none"))
     ],
@@ -112,13 +155,13 @@ SAMPLES: Samples = {
         (torch.tensor(2.0), *data(name, count, False), "batchmean", [True] * count) for name, count in LIKELIHOOD_CASES
     ],
     "elbo": lambda: [
-        (*data("gaussian", 2, True, True), *latents(True, "broadcast"), *CLAMPED, 0.5, "batchmean"),
-        (*data("gaussian", 2, True), *latents(True, "broadcast"), *PLAIN, 0.5, "sum", 0.8),
-        (*data("bernoulli", 1, True), *latents(True), *PLAIN, 1.0, "per_sample"),
+        (*data("gaussian", 2, True, True), *latents(True, "broadcast"), *CLAMPED, "batchmean", None, 0.5, False),
+        (*data("gaussian", 2, True), *latents(True, "broadcast"), *PLAIN, "sum", 0.8, 0.5, False),
+        (*data("bernoulli", 1, True), *latents(True), *PLAIN, "per_sample", None, 1.0, False),
     ],
     "elbo_forward": lambda: [
-        (*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, 0.5, "sum", [True, False], []),
-        (*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, 0.5, "sum", [True, True], [True] * 4, 0.8),
+        (*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, "sum", None, 0.5, [True, False], []),
+        (*data("gaussian", 2, False), *latents(False, "full"), *PLAIN, "sum", 0.8, 0.5, [True, True], [True] * 4),
     ],
     "elbo_backward_": lambda: [
         (
@@ -130,13 +173,14 @@ SAMPLES: Samples = {
             *latents(False, "full"),
             *PLAIN,
             "sum",
+            None,
             [True, False],
             [True] * 4,
         )
         for kept in ([torch.randn(6, 50)], [])
     ],
     "multi_posterior": lambda: [
-        ([*several(True)], [*several(True)], [], 0.0, [], 0.5, seed(), None, *PLAIN, "sum", True, True),
+        ([*several(True)], [*several(True)], [], 0.0, [], 0.5, seed(), None, *PLAIN, "sum", None, True, True),
         (
             [*several(True)],
             [*several(True)],
@@ -148,13 +192,44 @@ SAMPLES: Samples = {
             None,
             *PLAIN,
             "batchmean",
+            None,
             False,
             True,
         ),
     ],
     "multi_forward": lambda: [
-        ([*several()], [*several()], [], 0.0, [*several()], 0.0, seed(), None, *CLAMPED, "per_sample", True, True, []),
-        ([*several()], [*several()], [], 0.0, [], 0.0, None, None, *PLAIN, "sum", False, True, [True, True, *NOT] * 2),
+        (
+            [*several()],
+            [*several()],
+            [],
+            0.0,
+            [*several()],
+            0.0,
+            seed(),
+            None,
+            *CLAMPED,
+            "per_sample",
+            None,
+            True,
+            True,
+            [],
+        ),
+        (
+            [*several()],
+            [*several()],
+            [],
+            0.0,
+            [],
+            0.0,
+            None,
+            None,
+            *PLAIN,
+            "sum",
+            None,
+            False,
+            True,
+            [True, True, *NOT] * 2,
+        ),
     ],
     "multi_backward": lambda: [
         (
@@ -169,6 +244,7 @@ SAMPLES: Samples = {
             seed(),
             *PLAIN,
             "sum",
+            None,
             [True, True, *NOT] * 2,
         ),
         (
@@ -183,6 +259,7 @@ SAMPLES: Samples = {
             None,
             *PLAIN,
             "per_sample",
+            None,
             [True] * 8,
         ),
     ],
@@ -209,7 +286,7 @@ EVERY_CHECK = ("test_schema", "test_autograd_registration", "test_faketensor", "
 def test_opcheck(name: str) -> None:
     op = getattr(torch.ops.vaefast, name).default
     for arguments in SAMPLES[name]():
-        report = opcheck(op, arguments, test_utils=EAGER_ONLY.get(name, EVERY_CHECK))
+        report = opcheck(op, with_numbers(name, arguments), test_utils=EAGER_ONLY.get(name, EVERY_CHECK))
         assert set(report.values()) == {"SUCCESS"}
 
 

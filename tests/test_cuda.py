@@ -682,7 +682,7 @@ def seeded_sample(mu: Tensor, raw: Tensor, seed: tuple[int, int]) -> Tensor:
     words = torch.tensor(seed, device=mu.device)
     no_clamp_no_floor = (-math.inf, math.inf, 0.0)
     q = (mu, raw, None, 0.0, None, 0.0, None, words, None)
-    z: Tensor = torch.ops.vaefast.posterior(*q, "logvar", *no_clamp_no_floor, "none", True, False)[0]
+    z: Tensor = torch.ops.vaefast.posterior(*q, "logvar", *no_clamp_no_floor, "none", None, True, False)[0]
     return z
 
 

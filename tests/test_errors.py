@@ -231,30 +231,36 @@ def test_nan_and_inf_flow_through(backend: str, device: str) -> None:
 # -- the operators, called directly. In a process of its own each: a crash must not take the others along.
 
 PRELUDE = """
-import math, torch, vaefast
+import math, sys, torch, vaefast
+sys.path.insert(0, "tests")
+from inputs import with_numbers
 ops, inf = torch.ops.vaefast, math.inf
 mu, raw, x, rec = torch.zeros(6, 20), torch.zeros(6, 20), torch.rand(6, 50), torch.zeros(6, 50)
 P, A, seed, one = (mu, raw, None, 0.0, None, 0.0), ("logvar", -inf, inf, 0.0), torch.tensor([5, 0]), torch.tensor(1.0)
+def below(name, *arguments):
+    return getattr(ops, name)(*with_numbers(name, arguments))
 def post(mu=mu, raw=raw, pm=None, plv=None, eps=None, seed=seed, A=A, reduction="sum", sample=True, kl=True):
-    return ops.posterior(mu, raw, pm, 0.0, plv, 0.0, eps, seed, None, *A, reduction, sample, kl)
-def back(dz=mu, dkl=one, p=P, eps=None, seed=seed, reduction="batchmean", mask=(True, True, False, False)):
-    return ops.posterior_backward(dz, dkl, *p, eps, seed, *A, reduction, list(mask))
+    return ops.posterior(mu, raw, pm, 0.0, plv, 0.0, eps, seed, None, *A, reduction, None, sample, kl)
+def back(dz=mu, dkl=one, p=P, eps=None, seed=seed, A=A, reduction="batchmean", mask=(True, True, False, False)):
+    return below("posterior_backward", dz, dkl, *p, eps, seed, *A, reduction, None, list(mask))
 m = torch.zeros(6, 4, 5)
 def pack(m=m, dim=1, prior=None, clamp=(-1.0, 1.0), seed=seed, reduction="sum"):
-    return ops.packed_posterior(m, dim, prior, *clamp, seed, None, -inf, inf, reduction, True, True)
+    return ops.packed_posterior(m, dim, prior, *clamp, seed, None, *A, reduction, None, True, True)
 def pack_back(dz=m[:, 2:], dkl=one, m=m, dim=1, prior=None, seed=seed, reduction="sum", mask=(True, False)):
-    return ops.packed_backward(dz, dkl, m, dim, prior, -1.0, 1.0, seed, -inf, inf, reduction, list(mask))
+    return below("packed_backward", dz, dkl, m, dim, prior, -1.0, 1.0, seed, *A, reduction, None, list(mask))
 def recon(params=(rec,), target=x, weight=None, name="bernoulli", reduction="sum", options=()):
-    return ops.reconstruction(list(params), target, weight, name, list(options), reduction)
+    return ops.reconstruction(list(params), target, weight, name, list(options), reduction, False)
 def recon_back(up=one, params=(rec,), target=x, weight=None, name="bernoulli", reduction="sum", mask=(True,)):
-    return ops.reconstruction_backward(up, list(params), target, weight, name, [], reduction, list(mask))
+    return below("reconstruction_backward", up, list(params), target, weight, name, [], reduction, list(mask))
 def elbo(params=(rec,), target=x, p=P, beta=1.0, reduction="sum", mask=None):
+    recon = list(params), target, None, "bernoulli", []
     if mask is None:
-        return ops.elbo(list(params), target, None, "bernoulli", [], *p, *A, beta, reduction)
-    return ops.elbo_forward(list(params), target, None, "bernoulli", [], *p, *A, beta, reduction, list(mask), [])
+        return ops.elbo(*recon, *p, *A, reduction, None, beta, False)
+    return below("elbo_forward", *recon, *p, *A, reduction, None, beta, list(mask), [])
 def elbo_back(kept=(), dnll=one, dkl=one, params=(rec,), mask=(True,), post_mask=(True, True, False, False)):
     recon = list(params), x, None, "bernoulli", []
-    return ops.elbo_backward_(list(kept), dnll, dkl, 1.0, *recon, *P, *A, "sum", list(mask), list(post_mask))
+    masks = list(mask), list(post_mask)
+    return below("elbo_backward_", list(kept), dnll, dkl, 1.0, *recon, *P, *A, "sum", None, *masks)
 """
 MALFORMED = [
     "post(raw=raw[:3])",
@@ -278,6 +284,10 @@ MALFORMED = [
     "post(reduction='avg')",
     "post(mu=mu[0, 0], raw=raw[0, 0], reduction='per_sample')",
     "post(mu=mu[0, 0], raw=raw[0, 0], reduction='batchmean')",
+    "back(A=(5, -inf, inf, 0.0))",
+    "back(A=(-1, -inf, inf, 0.0))",
+    "back(reduction=5)",
+    "back(reduction=-1)",
     "back(mask=(True,))",
     "back(mask=(True, True, True, True))",
     "back(mask=(False, False, False, True))",
@@ -325,7 +335,10 @@ MALFORMED = [
     "recon(name='poisson?')",
     "recon(reduction='avg')",
     "recon(params=(rec[0, 0],), target=x[0, 0], reduction='per_sample')",
-    "ops.reconstruction_forward([rec], x, None, 'bernoulli', 'sum', [True] * 9)",
+    "below('reconstruction_forward', [rec], x, None, 'bernoulli', [], 'sum', [True] * 9)",
+    "recon_back(name=1000)",
+    "recon_back(name=-1)",
+    "recon_back(reduction=1000)",
     "recon_back(params=(), mask=())",
     "recon_back(mask=(True,) * 9)",
     "recon_back(up=torch.zeros(7))",
@@ -406,9 +419,9 @@ def test_malformed_operator_calls_raise(malformed: dict[str, list[str]], outcome
     "call",
     [
         lambda p: vaefast._native._C.posterior(
-            *p, None, torch.tensor([1]), None, "logvar", -1.0, 1.0, 0.0, "sum", True, True, None
+            *p, None, torch.tensor([1]), None, "logvar", -1.0, 1.0, 0.0, "sum", None, True, True
         ),
-        lambda p: vaefast._native._C.posterior(*p, None, None, None, "sigma", -1.0, 1.0, 0.0, "sum", True, True, None),
+        lambda p: vaefast._native._C.posterior(*p, None, None, None, "sigma", -1.0, 1.0, 0.0, "sum", None, True, True),
         lambda p: vaefast._native._C.reconstruction([p[0]], p[0][:2], None, "bernoulli", "sum"),
         lambda p: vaefast._native._C.reconstruction([], p[0], None, "bernoulli", "sum"),
         lambda p: vaefast._native._C.reconstruction([None], p[0], None, "bernoulli", "sum"),

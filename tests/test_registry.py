@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import torch
 
 import vaefast
 from vaefast import Parameterization, reference
+from vaefast._options import REDUCTIONS
 
 FUNCTIONS = [n for n in vaefast.__all__ if inspect.isroutine(getattr(vaefast, n))]
 SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
 KL_OPTIONS = (
-    "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False prior_parameterization='logvar'"
+    "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False prior_parameterization='logvar' "
+    "kl_weight=None"
 )
 CONTRACT = {
     "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise='philox' num_samples=None",
     "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
-    + KL_OPTIONS,
+    + KL_OPTIONS.replace("kl_weight", "weight"),
     "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' "
     "prior_parameterization='logvar'",
     "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
@@ -59,10 +62,14 @@ def shape_of(f: Any) -> str:
 
 @pytest.mark.parametrize(
     ("compiled", "python"),
-    [("likelihoods", reference.LIKELIHOODS), ("parameterizations", reference.PARAMETERIZATIONS)],
-    ids=["likelihoods", "parameterizations"],
+    [
+        ("likelihoods", reference.LIKELIHOODS),
+        ("parameterizations", reference.PARAMETERIZATIONS),
+        ("reductions", REDUCTIONS),
+    ],
+    ids=["likelihoods", "parameterizations", "reductions"],
 )
-def test_compiled_and_python_registries_agree(extension: Any, compiled: str, python: dict[str, Any]) -> None:
+def test_compiled_and_python_registries_agree(extension: Any, compiled: str, python: Iterable[str]) -> None:
     assert list(getattr(extension, compiled)()) == list(python)
 
 

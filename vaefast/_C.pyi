@@ -1,4 +1,4 @@
-"""The compiled extension's pybind11 entries, called by position: arguments as in the schemas of csrc/ops.cpp."""
+"""The compiled extension's pybind11 entries, called by position: arguments as csrc/arguments.h groups them."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ def posterior(
     hi: float,
     floor: float,
     reduction: str,
+    balance: float | None,
     sample: bool,
     kl: bool,
-    balance: float | None,
     /,
 ) -> list[Tensor]: ...
 def packed_posterior(
@@ -32,9 +32,12 @@ def packed_posterior(
     prior_hi: float,
     seed: Tensor | None,
     generator: Generator | None,
+    parameterization: str,
     lo: float,
     hi: float,
+    floor: float,
     reduction: str,
+    balance: float | None,
     sample: bool,
     kl: bool,
     /,
@@ -53,6 +56,7 @@ def multi_posterior(
     hi: float,
     floor: float,
     reduction: str,
+    balance: float | None,
     sample: bool,
     kl: bool,
     /,
@@ -83,9 +87,9 @@ def elbo(
     lo: float,
     hi: float,
     floor: float,
-    beta: float,
     reduction: str,
     balance: float | None,
+    beta: float,
     overwrite_recon: bool,
     /,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -105,13 +109,14 @@ def elbo_loss(
     lo: float,
     hi: float,
     floor: float,
-    beta: float,
     reduction: str,
     balance: float | None,
+    beta: float,
     overwrite_recon: bool,
     /,
 ) -> Tensor: ...
 def likelihoods() -> list[str]: ...
 def parameterizations() -> list[str]: ...
+def reductions() -> list[str]: ...
 def devices() -> list[str]: ...
 def cpu_capability() -> str: ...

@@ -66,12 +66,22 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
     if mu.dim() == 0 and (found.capacity is not None or (found.free_bits > 0 and found.free_bits_per != "dim")):
         what = "capacity" if found.capacity is not None else f"free_bits_per={found.free_bits_per!r}"
         raise ValueError(f"{what} needs a batch dimension, but mu is a 0-d tensor; use mu.unsqueeze(0)")
+    if found.kl_weight is not None:
+        weight("the KL's weight", found.kl_weight, "mu", mu, mu.shape)
     if isinstance(found.capacity, Tensor):
         same_device("capacity", found.capacity, "mu", mu.device)
     if "prior_parameterization" in options and pair.prior_logvar is not None:
         p = _options.parameterization(found.prior_parameterization)
         pair = pair._replace(prior_logvar=log_variance(prior("prior_logvar", pair.prior_logvar, mu), p, mu))
     return pair, found
+
+
+def weight(name: str, value: object, of: str, first: Tensor, shape: torch.Size) -> None:
+    """A mask, or factors; either broadcasts to the terms, whose shape it is."""
+    if not (isinstance(value, Tensor) and value.dtype == torch.bool):
+        value = floating(name, value)
+    broadcasts(name, value, of, shape)
+    same_device(name, value, of, first.device)
 
 
 def log_variance(raw: Prior, p: Parameterization, mu: Tensor) -> Prior:
@@ -192,9 +202,7 @@ def indices(target: Tensor, chosen: Likelihood) -> Tensor:
     return target.float() if entry_of(chosen.name).support == "class" else target
 
 
-def reconstruction(
-    recon: object, target: object, weight: object, chosen: Likelihood, overwrite: object
-) -> Reconstruction:
+def reconstruction(recon: object, target: object, given: Any, chosen: Likelihood, overwrite: object) -> Reconstruction:
     entry = entry_of(chosen.name)
     params = parameters(recon, chosen.name, entry)
     first = params[0]
@@ -205,14 +213,11 @@ def reconstruction(
     else:
         shape = first.shape
         target = like("target", target, "recon", first)
-    if weight is not None:
-        if not (isinstance(weight, Tensor) and weight.dtype == torch.bool):
-            weight = floating("weight", weight)
-        broadcasts("weight", weight, "recon's sites" if entry.planes else "recon", shape)
-        same_device("weight", weight, "recon", first.device)
+    if given is not None:
+        weight("weight", given, "recon's sites" if entry.planes else "recon", first, shape)
     if overwrite is not False and overwrite is not True:
         raise TypeError(f"overwrite_recon must be True or False, got {overwrite!r}")
-    return Reconstruction(params, target, weight, chosen, overwrite)
+    return Reconstruction(params, target, given, chosen, overwrite)
 
 
 def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str) -> Tensor | float:

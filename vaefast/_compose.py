@@ -101,9 +101,14 @@ def sample_with_kl(
     engine: Engine, pair: Pair, reduction: str, o: KLOptions, eps: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """In one pass, as far as the options allow."""
+    if o.kl_weight is not None:
+        # what the weight hides of the KL is in the sample all the same; drawn as one pass would
+        wide = compute_dtype(*pair[:4], eps) == torch.float64
+        z = engine.sample(pair.mu.double() if wide else pair.mu, pair.raw, pair.p, eps, generator)
+        return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
     begun, inner = begin(pair, reduction, o)
     z, found = engine.sample_with_kl(begun, inner, o.balance, eps, generator)
-    return z.to(pair.mu.dtype), finish(engine, found, pair, inner, reduction, o)
+    return z.to(pair.mu.dtype), finish(engine, found, begun, inner, reduction, o)
 
 
 def each_sample_with_kl(
@@ -127,14 +132,20 @@ def estimated(
     noise: str | None,
 ) -> tuple[Tensor, Tensor]:
     """A sample z, and in the KL's place log q(z) - log p(z), with the options."""
-    mu, raw, pm, plv, p = pair
-    dtype = compute_dtype(mu, raw, pm, plv, eps)
+    mu, raw, p = pair.mu, pair.raw, pair.p
+    dtype = compute_dtype(*pair[:4], eps)
     if eps is None:
         # the noise that the sample alone would have had: in mu's memory order and, drawn by torch, of mu's dtype
         torchs = (noise or engines.engine(mu).noise) == "torch"
         zero = torch.zeros_like(mu, dtype=mu.dtype if torchs else dtype)
         eps = sample(engines, zero, zero, PLAIN["logvar"], None, generator, noise)
     z = sample(engines, mu.to(dtype), raw.to(dtype), p, eps, None, noise)
+    drawn_z = z.to(mu.dtype)
+    begun, inner = begin(pair, reduction, o)
+    if o.kl_weight is not None:
+        mu, raw, *_ = begun
+        z = sample(engines, mu.to(dtype), raw.to(dtype), p, eps, None, noise)
+    pm, plv = begun.prior_mu, begun.prior_logvar
     scale = std_of(raw.to(dtype), p.spec), logvar_of(raw.to(dtype), p.spec)
     e = eps.to(dtype)
 
@@ -147,9 +158,10 @@ def estimated(
         return 0.5 * (((z - pm) * torch.exp(-0.5 * plv)) ** 2 - standard * standard + (plv - logvar))
 
     found = balanced(o.balance, log_ratio, (z, *scale), (pm, plv))
-    inner = begin(pair, reduction, o)[1]
-    found = reduced(found, inner, promoted(mu, raw, pm, plv) if inner == reduction else dtype)
-    return z.to(mu.dtype), bounded(found, mu, reduction, o, None)
+    found = reduced(found, inner, promoted(*pair[:4]) if inner == reduction else dtype)
+    if o.kl_weight is not None:
+        found = weighted(found, o.kl_weight, reduction, o)
+    return drawn_z, bounded(found, mu, reduction, o, None)
 
 
 # ---- the KL
@@ -158,26 +170,54 @@ def estimated(
 def kl(engine: Engine, pair: Pair, reduction: str, o: KLOptions, mean: Mean | None = None) -> Tensor:
     """KL(q || p) with the options."""
     begun, inner = begin(pair, reduction, o)
-    return finish(engine, engine.kl(begun, inner, o.balance), pair, inner, reduction, o, mean)
+    return finish(engine, engine.kl(begun, inner, o.balance), begun, inner, reduction, o, mean)
 
 
 def begin(pair: Pair, reduction: str, o: KLOptions) -> tuple[Pair, str]:
     """Of what the options begin with: a plain KL, reduced as far as they allow."""
-    if not o.free_bits:
+    if o.kl_weight is not None:
+        inner, pair = "none", hidden(pair, o.kl_weight)
+    elif not o.free_bits:
         return pair, reduction
-    inner = "per_sample" if o.free_bits_per == "sample" else "none"
+    else:
+        inner = reduced_for_floors(reduction, o)
     # elements that are yet to be added up would lose digits in mu's half precision
     narrow = inner != reduction and pair.mu.dtype in (torch.float16, torch.bfloat16)
     return (pair._replace(mu=pair.mu.float()) if narrow else pair), inner
 
 
+def reduced_for_floors(reduction: str, o: KLOptions) -> str:
+    """How far a KL is reduced before free bits."""
+    if not o.free_bits:
+        return reduction
+    return "per_sample" if o.free_bits_per == "sample" else "none"
+
+
 def finish(
-    engine: Engine, kl: Tensor, pair: Pair, inner: str, reduction: str, o: KLOptions, mean: Mean | None = None
+    engine: Engine, kl: Tensor, begun: Pair, inner: str, reduction: str, o: KLOptions, mean: Mean | None = None
 ) -> Tensor:
     """The KL with the options, from the plain one that they begin with."""
     if o.symmetric:
-        kl = (kl + reverse(engine, pair, inner, o.balance)).to(kl.dtype)
-    return bounded(kl, pair.mu, reduction, o, mean)
+        kl = (kl + reverse(engine, begun, inner, o.balance)).to(kl.dtype)
+    if o.kl_weight is not None:
+        kl = weighted(kl, o.kl_weight, reduction, o)
+    return bounded(kl, begun.mu, reduction, o, mean)
+
+
+def hidden(pair: Pair, weight: Tensor) -> Pair:
+    """The pair with 0 and 1 wherever the weight is 0: whatever stood there reaches neither the KL nor a gradient."""
+    on = weight if weight.dtype == torch.bool else weight != 0
+
+    def shown(x: Prior, other: float) -> Prior:
+        return torch.where(on, x, other) if isinstance(x, Tensor) else x
+
+    mu, raw, pm, plv, p = pair
+    return Pair(torch.where(on, mu, 0.0), torch.where(on, raw, 1.0), shown(pm, 0.0), shown(plv, 0.0), p)
+
+
+def weighted(kl: Tensor, weight: Tensor, reduction: str, o: KLOptions) -> Tensor:
+    """Each element times its weight, then reduced as far as free bits allow."""
+    return reduced(kl * weight.to(kl.dtype), reduced_for_floors(reduction, o), kl.dtype)
 
 
 def reverse(engine: Engine, pair: Pair, reduction: str, balance: float | None) -> Tensor:
@@ -270,7 +310,8 @@ def elbo(
     of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu)
     if mean is not None:
         reduction = mean.reduction(pair.mu.shape[0])
-    plain = o.free_bits == 0 and o.capacity is None and not o.symmetric and of.likelihood.name not in COMPOSED
+    composed = o.free_bits or o.capacity is not None or o.symmetric or o.kl_weight is not None
+    plain = not composed and of.likelihood.name not in COMPOSED
     if plain and of_nll is of_kl and not isinstance(beta, Tensor):
         terms = of_kl.elbo(of, pair, beta, reduction, o.balance)
         # the loss apart: what is made of the two terms would take the backward pass out of its one kernel

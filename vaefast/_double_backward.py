@@ -15,7 +15,8 @@ from torch import Tensor
 
 from . import _torch
 from ._engine import Moments, Pair, Reconstruction
-from ._options import Likelihood, Parameterization
+from ._gaussian import PARAMETERIZATIONS
+from ._options import REDUCTIONS, Likelihood, Parameterization
 from .likelihoods import LIKELIHOODS
 
 
@@ -27,7 +28,7 @@ def _gradients(
     f: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor | None],
     upstream: Sequence[Tensor],
-    mask: Sequence[bool],
+    mask: Sequence[int],
 ) -> list[Tensor]:
     """Differentiable gradients of f's outputs in the masked inputs."""
     with torch.enable_grad():
@@ -38,9 +39,13 @@ def _gradients(
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads)]
 
 
-def _parameterization(name: str, lo: float, hi: float, floor: float = 0.0) -> Parameterization:
+# what the operators below autograd have numbers for, in the extension's order
+_PARAMETERIZATIONS, _LIKELIHOODS = tuple(PARAMETERIZATIONS), tuple(LIKELIHOODS)
+
+
+def _parameterization(number: int, lo: float, hi: float, floor: float) -> Parameterization:
     clamp = None if math.isinf(lo) and math.isinf(hi) else (lo, hi)
-    return Parameterization(name, clamp=clamp, floor=floor)
+    return Parameterization(_PARAMETERIZATIONS[number], clamp=clamp, floor=floor)
 
 
 def _posterior_backward(
@@ -54,18 +59,18 @@ def _posterior_backward(
     prior_logvar_value: float,
     eps: Tensor | None,
     seed: Tensor | None,
-    parameterization: str,
+    parameterization: int,
     lo: float,
     hi: float,
     floor: float,
-    reduction: str,
-    mask: Sequence[bool],
-    balance: float | None = None,
+    reduction: int,
+    balance: float | None,
+    mask: Sequence[int],
 ) -> list[Tensor]:
     with torch._C._AutoDispatchBelowAutograd():  # the kernel checks the arguments
         torch.ops.vaefast.posterior_backward(
             dz, dkl, mu, raw, prior_mu, prior_mu_value, prior_logvar, prior_logvar_value, eps, seed,
-            parameterization, lo, hi, floor, reduction, mask, balance,
+            parameterization, lo, hi, floor, reduction, balance, mask,
         )  # fmt: skip
     p = _parameterization(parameterization, lo, hi, floor)
 
@@ -75,7 +80,7 @@ def _posterior_backward(
             out.append(_torch.sample(mu, raw, p, eps, None, seed))
         if dkl is not None:
             prior = (prior_mu_value if pm is None else pm, prior_logvar_value if plv is None else plv)
-            out.append(_torch.kl(Pair(mu, raw, *prior, p), reduction, balance))
+            out.append(_torch.kl(Pair(mu, raw, *prior, p), REDUCTIONS[reduction], balance))
         return out
 
     upstream = [t for t in (dz, dkl) if t is not None]
@@ -91,20 +96,26 @@ def _packed_backward(
     prior_lo: float,
     prior_hi: float,
     seed: Tensor | None,
+    parameterization: int,
     lo: float,
     hi: float,
-    reduction: str,
-    mask: Sequence[bool],
+    floor: float,
+    reduction: int,
+    balance: None,
+    mask: Sequence[int],
 ) -> list[Tensor]:
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.vaefast.packed_backward(
-            dz, dkl, moments, dim, prior, prior_lo, prior_hi, seed, lo, hi, reduction, mask
-        )
-    p, prior_p = _parameterization("logvar", lo, hi), _parameterization("logvar", prior_lo, prior_hi)
+            dz, dkl, moments, dim, prior, prior_lo, prior_hi, seed,
+            parameterization, lo, hi, floor, reduction, balance, mask,
+        )  # fmt: skip
+    p = _parameterization(parameterization, lo, hi, floor)
+    prior_p = _parameterization(_PARAMETERIZATIONS.index("logvar"), prior_lo, prior_hi, 0.0)
 
     def forward(moments: Tensor, prior: Tensor | None) -> list[Tensor]:
         packed = None if prior is None else (prior, prior_p)
-        return _torch.packed(Moments(moments, dim, p, packed), reduction, None, dz is not None, dkl is not None, seed)
+        asked = dz is not None, dkl is not None
+        return _torch.packed(Moments(moments, dim, p, packed), REDUCTIONS[reduction], None, *asked, seed)
 
     return _gradients(forward, (moments, prior), [t for t in (dz, dkl) if t is not None], mask)
 
@@ -114,19 +125,20 @@ def _reconstruction_backward(
     params: Sequence[Tensor],
     target: Tensor,
     weight: Tensor | None,
-    likelihood: str,
+    likelihood: int,
     options: Sequence[float],
-    reduction: str,
-    mask: Sequence[bool],
+    reduction: int,
+    mask: Sequence[int],
 ) -> list[Tensor]:
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.vaefast.reconstruction_backward(
             upstream, params, target, weight, likelihood, options, reduction, mask
         )
-    chosen = Likelihood(likelihood, **dict(zip(LIKELIHOODS[likelihood].options, options)))
+    name = _LIKELIHOODS[likelihood]
+    chosen = Likelihood(name, **dict(zip(LIKELIHOODS[name].options, options)))
 
     def forward(*params: Tensor) -> list[Tensor]:
-        return [_torch.nll(Reconstruction(params, target, weight, chosen, False), reduction)]
+        return [_torch.nll(Reconstruction(params, target, weight, chosen, False), REDUCTIONS[reduction])]
 
     return _gradients(forward, params, [upstream], mask)
 

@@ -220,6 +220,7 @@ class Functions(PosteriorFunctions):
             free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: the KL's options, as for
                 :func:`gaussian_kl`; ``kl`` is the term with them. With ``capacity``, beta is the gamma of Burgess et
                 al. 2018.
+            kl_weight: the ``weight`` of :func:`gaussian_kl`.
             preset: None, or a name in ``vaefast.presets.PRESETS``: the convention of another project, its arguments and
                 its factors on the terms. An argument that is given wins over the preset's, also where it is the default
                 here: ``beta=1.0``.

@@ -22,7 +22,7 @@ from ._gaussian import Prior
 from ._options import ELBOTerms, Likelihood, Parameterization
 from ._philox import draw_seed
 
-MAX_DIMS = 8  # kMaxDims in csrc/common.h
+MAX_DIMS = 8  # kMaxDims in csrc/problems.h
 
 _C: Any = None
 # what has a struct in csrc/likelihoods.h
@@ -141,7 +141,7 @@ class Compiled:
             seed, generator = draw_seed(mu, generator), None
         prior = STANDARD if prior_mu is None and prior_logvar is None else (*split(prior_mu), *split(prior_logvar))
         result: list[Tensor] = self.entries.posterior(
-            mu, raw, *prior, eps, seed, generator, *p.spec, reduction, with_sample, with_kl, balance
+            mu, raw, *prior, eps, seed, generator, *p.spec, reduction, balance, with_sample, with_kl
         )  # fmt: skip
         return result
 
@@ -216,7 +216,7 @@ class Compiled:
         entry = self.entries.elbo_loss if loss_alone else self.entries.elbo
         prior = STANDARD if prior_mu is None and prior_logvar is None else (*split(prior_mu), *split(prior_logvar))
         return entry(
-            params, target, weight, *chosen.spec, mu, raw, *prior, *p.spec, beta, reduction, balance, overwrite
+            params, target, weight, *chosen.spec, mu, raw, *prior, *p.spec, reduction, balance, beta, overwrite
         )  # fmt: skip
 
     def elbo(self, of: Reconstruction, pair: Pair, beta: float, reduction: str, balance: float | None) -> ELBOTerms:
@@ -240,7 +240,7 @@ class Compiled:
             seed, generator = draw_seed(mus[0], generator), None
         result: list[Tensor] = self.entries.multi_posterior(
             mus, raws, prior_mus, prior_mu, prior_logvars, prior_logvar, seed, generator,
-            *p.spec, reduction, with_sample, True,
+            *p.spec, reduction, None, with_sample, True,
         )  # fmt: skip
         return result
 
@@ -262,10 +262,9 @@ class Compiled:
         if with_sample and (self.traced or foreign):
             seed, generator = draw_seed(moments, generator), None
         prior, prior_p = (None, p) if given is None else given
-        _, lo, hi, _ = p.spec
         _, prior_lo, prior_hi, _ = prior_p.spec
         result: list[Tensor] = self.entries.packed_posterior(
-            moments, dim, prior, prior_lo, prior_hi, seed, generator, lo, hi, reduction, with_sample, with_kl
+            moments, dim, prior, prior_lo, prior_hi, seed, generator, *p.spec, reduction, None, with_sample, with_kl
         )
         return result
 

@@ -193,6 +193,7 @@ class KLOptions(NamedTuple):
     capacity: Tensor | float | None = None
     symmetric: bool = False
     prior_parameterization: str | Parameterization = "logvar"
+    kl_weight: Tensor | None = None
 
     def changed(self) -> dict[str, Any]:
         """Those that are not the defaults."""
@@ -216,18 +217,22 @@ class Composed(TypedDict, total=False):
     capacity: Tensor | Real | None
     symmetric: bool
     prior_parameterization: str | Parameterization
+    kl_weight: Tensor | None
 
 
-def spelled_out(f: F) -> F:
-    """Has ``f`` show each of the KL's options: in the place of ``balance``, which it names, and of ``**options``."""
+def spelled_out(f: F, **own_names: str) -> F:
+    """Has ``f`` show each of the KL's options: in the place of ``balance``, which it names, and of ``**options``. Some
+    it has under names of its own."""
     parameters = []
     for p in inspect.signature(f).parameters.values():
         if p.name == "balance":
             annotations = {name: getattr(a, "__forward_arg__", a) for name, a in KLOptions.__annotations__.items()}
             parameters += [
-                p.replace(name=name, default=default, annotation=annotations[name])
+                p.replace(name=own_names.get(name, name), default=default, annotation=annotations[name])
                 for name, default in KLOptions._field_defaults.items()
             ]
+        elif p.name in own_names.values():
+            continue
         elif p.kind is not p.VAR_KEYWORD:
             parameters.append(p)
     f.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -269,6 +274,7 @@ def kl_options(reduction: str, balance: object, options: Composed) -> KLOptions:
         None if capacity is None else kl_capacity(capacity, reduction, free_bits),
         symmetric is not False and flag("symmetric", symmetric),
         of_prior if of_prior == "logvar" else parameterization(of_prior, "prior_parameterization"),
+        options.get("kl_weight"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ class PosteriorFunctions:
         eps = _arguments.noise(noise, eps, generator, mu, dim)
         return _compose.sample(self.engines, mu, logvar, p, eps, generator, noise, dim)
 
-    @spelled_out
+    @functools.partial(spelled_out, kl_weight="weight")
     def gaussian_kl(
         self,
         mu: Tensor,
@@ -104,6 +105,7 @@ class PosteriorFunctions:
         parameterization: str | Parameterization = "logvar",
         reduction: str = "batchmean",
         balance: float | None = None,
+        weight: Tensor | None = None,
         **options: Unpack[Composed],
     ) -> Tensor:
         """KL(q || p) in nats between diagonal Gaussians q = N(mu, std^2) and p = N(prior_mu, e^prior_logvar).
@@ -134,6 +136,9 @@ class PosteriorFunctions:
             symmetric: KL(q || p) + KL(p || q) instead (Jeffreys 1946), in the dtype and with the options of the KL.
             prior_parameterization: what ``prior_logvar`` means, as ``parameterization`` says of ``logvar``; None is a
                 standard deviation of 1 whatever it is. A half's is computed in float32, and counts as that.
+            weight: broadcasts to the elementwise KL and multiplies it, before free bits or the capacity; a bool tensor
+                is a mask, as of padded sequences. What it hides, where it is 0, may be NaN in every argument, and
+                reaches neither the KL nor a gradient. ``"mean"`` and ``"batchmean"`` divide as if there were none.
 
         Returns:
             The KL. A reduced result is float32 (float64 where an input is); ``"none"`` keeps the promoted input dtype.
@@ -148,6 +153,8 @@ class PosteriorFunctions:
         """
         given = mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
+        if weight is not None:
+            options["kl_weight"] = weight
         direct = self.engines.direct(mu)
         if direct is not None:
             try:
@@ -222,6 +229,7 @@ class PosteriorFunctions:
             mu, logvar, prior_mu, prior_logvar, parameterization, reduction: as for :func:`gaussian_kl`.
             eps, generator, noise: as for :func:`reparameterize`.
             free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: as for :func:`gaussian_kl`.
+            kl_weight: the ``weight`` of :func:`gaussian_kl`. The sample is the same with it.
             estimator: ``"analytic"``, the KL itself. ``"mc"``: log q(z) - log p(z) at the sample, its estimate without
                 bias, which can be negative (Kingma & Welling 2014, equation 2). ``"stl"``, sticking the landing: the
                 same value, but with q's mean and scale held in log q, so that the gradient goes through z alone (Roeder

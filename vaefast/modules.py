@@ -24,6 +24,7 @@ class ELBOLoss(nn.Module):
         likelihood, beta, parameterization, reduction: as for :func:`vaefast.elbo_terms`.
         free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: the KL's options, as for
             :func:`vaefast.gaussian_kl`.
+        kl_weight: its ``weight``, unless the call gives one.
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
         process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
         overwrite_recon: as for :func:`vaefast.reconstruction_loss`.
@@ -77,7 +78,11 @@ class ELBOLoss(nn.Module):
         prior_logvar: Prior = None,
         *,
         weight: Tensor | None = None,
+        kl_weight: Tensor | None = None,
     ) -> Tensor:
+        options = self.kl_options._asdict()
+        if kl_weight is not None:
+            options["kl_weight"] = kl_weight
         return elbo_loss(
             recon,
             target,
@@ -90,7 +95,7 @@ class ELBOLoss(nn.Module):
             parameterization=self.parameterization,
             reduction=self.reduction,
             weight=weight,
-            **self.kl_options._asdict(),
+            **options,
             preset=self.preset,
             process_group=self.process_group,
             overwrite_recon=self.overwrite_recon,
@@ -101,7 +106,8 @@ class ELBOLoss(nn.Module):
         super()._apply(fn, recurse)
         if not isinstance(self.beta, nn.Parameter):
             self.beta = _followed(self.beta, fn)
-        self.kl_options = self.kl_options._replace(capacity=_followed(self.kl_options.capacity, fn))
+        moved = {name: _followed(getattr(self.kl_options, name), fn) for name in ("capacity", "kl_weight")}
+        self.kl_options = self.kl_options._replace(**moved)
         return self
 
     def extra_repr(self) -> str:

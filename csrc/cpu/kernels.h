@@ -4,7 +4,7 @@
 // are fixed by the sizes alone, so the sums do not depend on the number of threads.
 #pragma once
 
-#include "common.h"
+#include "problems.h"
 
 namespace vaefast {
 

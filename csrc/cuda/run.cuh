@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cuda/launches.h"
-#include "problem.h"
+#include "problems.h"
 
 namespace vaefast {
 

@@ -1,12 +1,12 @@
-// Results in the making: their dtypes, their memory, and the way to the device that fills them.
-
-#include "results.h"
+#include "operators/outputs.h"
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 
 #include <utility>
+
+#include "device.h"
 
 namespace vaefast {
 
@@ -28,11 +28,6 @@ at::ScalarType promote(at::ScalarType dtype, const Tensor& t) {
 
 at::ScalarType promote(at::ScalarType dtype, const MaybeTensor& t) { return t ? promote(dtype, *t) : dtype; }
 
-bool is_wide(const PosteriorInputs& in) {
-  return is_double(in.mu) || is_double(in.raw) || is_double(in.prior_mu) || is_double(in.prior_logvar) ||
-         is_double(in.eps);
-}
-
 Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (!options.device().is_cpu()) return at::empty(sizes, options);
   return at::detail::empty_cpu(sizes, c10::typeMetaToScalarType(options.dtype()));
@@ -45,10 +40,18 @@ Tensor fresh_like(const Tensor& t, at::ScalarType dtype) {
 
 Tensor fresh_like(const Tensor& t) { return fresh_like(t, t.scalar_type()); }
 
-Tensor empty_sum(const Tensor& like, Reduction r, bool wide) {
-  check_batch(like, r);
+bool is_reduced(const Reduced& r) { return r.kind != Reduction::kNone; }
+
+double scale_of(const Reduced& r, at::IntArrayRef shape) {
+  if (r.kind == Reduction::kBatchMean) return 1.0 / double(shape.at(0));
+  if (r.kind == Reduction::kMean) return 1.0 / double(c10::multiply_integers(shape));
+  return 1.0;
+}
+
+Tensor empty_sum(const Tensor& like, const Reduced& r, bool wide) {
+  check_batch(like, r.kind);
   const auto options = like.options().dtype(wide ? at::kDouble : at::kFloat);
-  if (r == Reduction::kPerSample) return at::empty_symint({like.sym_size(0)}, options);
+  if (r.kind == Reduction::kPerSample) return at::empty_symint({like.sym_size(0)}, options);
   return fresh({}, options);
 }
 

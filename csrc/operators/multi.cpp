@@ -1,14 +1,15 @@
 // Posteriors by the list: a hierarchy's levels or a network's weights in one parallel loop. Their KLs add up.
 
-#include "multi_tensor.h"
+#include "operators/multi.h"
 
 #include <ATen/ATen.h>
 
 #include <algorithm>
 #include <utility>
 
-#include "posterior_op.h"
-#include "results.h"
+#include "device.h"
+#include "operators/outputs.h"
+#include "operators/posterior_problem.h"
 
 namespace vaefast {
 
@@ -68,16 +69,16 @@ int64_t words_for(const Tensors& samples) {
 // are computed from; here is its home.
 class MultiGradients {
  public:
-  MultiGradients(const Tensors& dz, const MaybeTensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
-                 const Mask& mask) {
+  MultiGradients(const Tensors& dz, const MaybeTensor& dkl, const MultiInputs& in, const MaybeTensor& seed,
+                 const PosteriorSpec& spec, const Asked& asked, const Mask& mask) {
     const size_t n = mask.empty() ? 0 : in.mus.size();
-    inputs_.reserve(n), dz_.reserve(n), masks_.reserve(n), grads_.reserve(n);
+    inputs_.reserve(n), calls_.reserve(n), dz_.reserve(n), masks_.reserve(n), grads_.reserve(n);
     for (size_t k = 0; k < n; ++k) {
       inputs_.push_back(posterior_at(in, k));
-      inputs_[k].seed = in.seed;
+      calls_.push_back({inputs_[k], {c10::nullopt, seed}, spec, asked});
       dz_.push_back(dz.empty() ? MaybeTensor() : MaybeTensor(dz[k]));
       masks_.emplace_back(mask.begin() + 4 * k, mask.begin() + 4 * k + 4);
-      grads_.emplace_back(dz_[k], dkl, inputs_[k], spec, masks_[k]);
+      grads_.emplace_back(dz_[k], dkl, calls_[k], masks_[k]);
     }
   }
   MultiGradients(const MultiGradients&) = delete;
@@ -92,6 +93,7 @@ class MultiGradients {
 
  private:
   std::vector<PosteriorInputs> inputs_;
+  std::vector<PosteriorCall> calls_;
   std::vector<MaybeTensor> dz_;
   std::vector<Mask> masks_;
   std::vector<PosteriorGradients> grads_;
@@ -101,48 +103,49 @@ class MultiGradients {
 
 PosteriorInputs posterior_at(const MultiInputs& in, size_t k) {
   const auto prior = [k](const Tensors& list) { return list.empty() ? MaybeTensor() : MaybeTensor(list[k]); };
-  return {in.mus[k],    in.raws[k],   prior(in.prior_mus), prior(in.prior_logvars),
-          c10::nullopt, c10::nullopt, c10::nullopt};
+  return {in.mus[k], in.raws[k], prior(in.prior_mus), in.prior_mu, prior(in.prior_logvars), in.prior_logvar};
 }
 
-Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Mask& mask) {
+Tensors multi_forward(const MultiInputs& in, const MaybeTensor& given_seed, const MaybeGenerator& generator,
+                      const PosteriorSpec& spec, const Asked& asked, const Mask& mask) {
   const size_t n = check_lists(in);
-  TORCH_CHECK_VALUE(mask.empty() || (mask.size() == 4 * n && !spec.sample),
+  TORCH_CHECK_VALUE(mask.empty() || (mask.size() == 4 * n && !asked.sample),
                     "vaefast: the mask has four entries a posterior, and keeps a KL's gradients alone");
-  if (spec.kl) check_samples(in, spec.reduction);
+  if (asked.kl) check_samples(in, spec.reduced.kind);
   const Tensor& on = in.mus[0];
   PosteriorOutputs out;
   Tensor seed;
-  if (spec.kl) out.kl = empty_sum(on, spec.reduction, is_wide(in));
-  if (spec.sample && !in.seed) seed = fresh({2}, on.options().dtype(at::kLong));
+  if (asked.kl) out.kl = empty_sum(on, spec.reduced, is_wide(in));
+  if (asked.sample && !given_seed) seed = fresh({2}, on.options().dtype(at::kLong));
 
   Philox philox;
   if (seed.defined() && !no_compute(on)) {
-    device_for(on.device().type()).philox(in.generator, words_for(in.mus), seed, philox);
+    device_for(on.device().type()).philox(generator, words_for(in.mus), seed, philox);
   }
   const bool apart = !mask.empty() && !no_compute(on) && !device_for(on.device().type()).both;
   const MaybeTensor none;
-  MultiGradients grads({}, none, in, spec, mask);
+  MultiGradients grads({}, none, in, none, spec, asked, mask);
   Tensors result;
   std::vector<PosteriorProblem> problems, gradients;
   problems.reserve(n);
   Counters counters;
   bool saved = false;  // the seed, by the first that draws at all
   for (size_t k = 0; k < n; ++k) {
-    if (spec.sample) {
+    if (asked.sample) {
       out.z = fresh_like(in.mus[k]);
       result.push_back(out.z);
     }
     if (no_compute(on)) continue;
     if (mask.empty() || apart) {
-      PosteriorInputs one = posterior_at(in, k);
-      if (spec.sample) one.seed = in.seed ? *in.seed : seed;
-      problems.push_back(forward_problem(one, spec, out));
+      const PosteriorInputs one = posterior_at(in, k);
+      Noise noise;
+      if (asked.sample) noise.seed = given_seed ? *given_seed : seed;
+      problems.push_back(forward_problem({one, noise, spec, asked}, out));
     } else {
       problems.push_back(grads[k].problem(1.0, out.kl));
     }
     if (apart) gradients.push_back(grads[k].problem(1.0));
-    if (spec.sample) {
+    if (asked.sample) {
       Philox& own = problems[k].philox;
       if (seed.defined()) {
         std::copy(own.stride, own.stride + kMaxDims, philox.stride);
@@ -158,24 +161,22 @@ Tensors multi_forward(const MultiInputs& in, const PosteriorSpec& spec, const Ma
   if (!no_compute(on)) run_all(on, problems);
   if (apart) run_all(on, gradients);
 
-  if (spec.kl) result.push_back(out.kl);
+  if (asked.kl) result.push_back(out.kl);
   if (seed.defined()) result.push_back(seed);
   grads.finish(result);
   return result;
 }
 
-Tensors multi_backward(const Tensors& dzs, const MaybeTensor& dkl, const MultiInputs& in, const PosteriorSpec& spec,
-                       const Mask& mask) {
+Tensors multi_backward(const Tensors& dzs, const MaybeTensor& dkl, const MultiInputs& in, const MaybeTensor& seed,
+                       const PosteriorSpec& spec, const Mask& mask) {
   const size_t n = check_lists(in);
   TORCH_CHECK_VALUE(mask.size() == 4 * n, "vaefast: the mask has four entries a posterior");
   TORCH_CHECK_VALUE(dzs.empty() || dzs.size() == n, "vaefast: ", n, " samples but ", dzs.size(), " gradients");
   TORCH_CHECK_VALUE(!dzs.empty() || dkl, "vaefast: backward without any incoming gradient");
-  PosteriorSpec reached = spec;
-  reached.sample = !dzs.empty();
-  reached.kl = dkl.has_value();
+  const Asked reached{!dzs.empty(), dkl.has_value()};
   const Tensor& on = in.mus[0];
 
-  MultiGradients grads(dzs, dkl, in, reached, mask);
+  MultiGradients grads(dzs, dkl, in, seed, spec, reached, mask);
   if (!no_compute(on)) {
     std::vector<PosteriorProblem> problems;
     problems.reserve(n);

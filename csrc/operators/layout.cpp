@@ -1,6 +1,6 @@
 // From tensors to problems: dtypes, the iteration space, operands with coalesced strides.
 
-#include "problem.h"
+#include "operators/layout.h"
 
 #include <ATen/ATen.h>
 #include <ATen/ExpandUtils.h>
@@ -25,23 +25,6 @@ DType dtype_of(const at::Tensor& t) {
     default:
       TORCH_CHECK_TYPE(false, "vaefast: dtype ", t.scalar_type(), " is not float16, bfloat16, float32 or float64");
   }
-}
-
-Reduction reduction_of(c10::string_view name) {
-  if (name == "none") return Reduction::kNone;
-  if (name == "per_sample") return Reduction::kPerSample;
-  if (name == "batchmean") return Reduction::kBatchMean;
-  if (name == "sum") return Reduction::kSum;
-  if (name == "mean") return Reduction::kMean;
-  TORCH_CHECK_VALUE(false, "vaefast: unknown reduction '", name, "'");
-}
-
-bool is_reduced(Reduction r) { return r != Reduction::kNone; }
-
-double scale_of(Reduction r, at::IntArrayRef shape) {
-  if (r == Reduction::kBatchMean) return 1.0 / double(shape.at(0));
-  if (r == Reduction::kMean) return 1.0 / double(c10::multiply_integers(shape));
-  return 1.0;
 }
 
 Layout::Layout(const at::Tensor& lead, bool per_row) : lead_(lead), per_row_(per_row) {}

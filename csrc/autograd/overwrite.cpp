@@ -1,6 +1,6 @@
 // Where a reconstruction's gradients may be written over its parameters.
 
-#include "overwrite.h"
+#include "autograd/overwrite.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <utility>
+
+#include "operators/operators.h"
 
 namespace vaefast {
 
@@ -51,10 +53,9 @@ bool is_plain(const Tensor& t) { return (t.is_cpu() || t.is_cuda()) && !t.key_se
 
 }  // namespace
 
-Mask overwritable(const ReconstructionInputs& in, const ReconstructionSpec& spec, const Mask& kept,
-                  std::initializer_list<MaybeTensor> others) {
-  Mask over(kept.size(), false);
-  if (!reads_first(spec) || c10::impl::TorchDispatchModeTLS::any_modes_set()) return over;
+Mask overwritable(const ReconstructionInputs& in, const Mask& kept, std::initializer_list<MaybeTensor> others) {
+  Mask over(kept.size(), 0);
+  if (!reads_first(in.likelihood) || c10::impl::TorchDispatchModeTLS::any_modes_set()) return over;
   for (size_t k = 0; k < kept.size(); ++k) {
     const Tensor& p = in.params[k];
     over[k] = kept[k] && is_result(p) && is_plain(p) && p.sizes() == in.params[0].sizes() && disjoint(steps_of(p));
@@ -64,7 +65,7 @@ Mask overwritable(const ReconstructionInputs& in, const ReconstructionSpec& spec
     const auto apart = [&](const MaybeTensor& t) { return !t || !t->is_alias_of(p); };
     bool alone = apart(in.target) && apart(in.weight) && std::all_of(others.begin(), others.end(), apart);
     for (size_t j = 0; j < over.size(); ++j) alone = alone && (j == k || disjoint(p, in.params[j]));
-    if (over[k] && !alone) return Mask(over.size(), false);
+    if (over[k] && !alone) return Mask(over.size(), 0);
   }
   return over;
 }

@@ -3,11 +3,11 @@
 
 #include <utility>
 
-#include "compute.h"
+#include "arguments.h"
 
 namespace vaefast {
 
-// The posterior number k, without noise.
+// The posterior number k.
 PosteriorInputs posterior_at(const MultiInputs& in, size_t k);
 
 // Shares out one stream of noise: each sample has whole counters of it, four numbers each.

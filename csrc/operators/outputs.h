@@ -1,14 +1,12 @@
-// Results in the making: their dtypes, their memory, and the way to the device that fills them.
+// Outputs: their dtypes, their memory, and the way to the device that fills them.
 #pragma once
 
-#include "compute.h"
-#include "device.h"
+#include "arguments.h"
 
 namespace vaefast {
 
 bool is_double(const Tensor& t);
 bool is_double(const MaybeTensor& t);
-bool is_wide(const PosteriorInputs& in);
 
 at::ScalarType promote(at::ScalarType dtype, const Tensor& t);
 at::ScalarType promote(at::ScalarType dtype, const MaybeTensor& t);
@@ -18,8 +16,13 @@ Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options);
 Tensor fresh_like(const Tensor& t, at::ScalarType dtype);
 Tensor fresh_like(const Tensor& t);
 
+bool is_reduced(const Reduced& r);
+
+// What a sum over `shape` is multiplied by to be the reduction.
+double scale_of(const Reduced& r, at::IntArrayRef shape);
+
 // [B], or 0-d
-Tensor empty_sum(const Tensor& like, Reduction r, bool wide);
+Tensor empty_sum(const Tensor& like, const Reduced& r, bool wide);
 
 // A gradient in the making: the parameter's own where shapes agree; else full size in the arithmetic type, then summed.
 Tensor empty_grad(const Tensor& param, const Tensor& lead, bool wide);

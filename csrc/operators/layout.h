@@ -4,17 +4,11 @@
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 
-#include "common.h"
+#include "problems.h"
 
 namespace vaefast {
 
 DType dtype_of(const at::Tensor& t);
-Reduction reduction_of(c10::string_view name);
-bool is_reduced(Reduction r);
-
-// What a sum over `shape` is multiplied by to be the reduction.
-double scale_of(Reduction r, at::IntArrayRef shape);
-
 // Collects the operands of a problem over `shape`, then fills in its space and their strides.
 class Layout {
  public:
