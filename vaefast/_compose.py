@@ -103,7 +103,7 @@ def sample_with_kl(
     """In one pass, as far as the options allow."""
     if o.kl_weight is not None:
         # what the weight hides of the KL is in the sample all the same; drawn as one pass would
-        wide = compute_dtype(*pair[:4], eps) == torch.float64
+        wide = engine.noise == "philox" and compute_dtype(*pair[:4], eps) == torch.float64
         z = engine.sample(pair.mu.double() if wide else pair.mu, pair.raw, pair.p, eps, generator)
         return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
     begun, inner = begin(pair, reduction, o)
