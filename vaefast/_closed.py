@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ._gaussian import constant
 
-# elements: two threads' work, and a quarter of a megabyte in float32
-BLOCK = 1 << 16
+# elements: two threads' work, and half a megabyte in float32
+BLOCK = 1 << 17
 
 # elements: from here on a loop over them takes longer than to begin it
 _MANY = 1 << 13

@@ -59,18 +59,18 @@ def one_kl(
 
 def one_nll(likelihood: Likelihood, reduction: str, x: Tensor, w: Tensor | None, *params: Tensor) -> Tensor:
     shape, dim = loss_shape(params[0], likelihood)
-    if not closed(likelihood, dim, x, w, *params):
+    # a mixture's sites are fewer than its parameters', so that what is elementwise does not multiply them
+    if (dim and (w is not None or reduction == "none")) or not closed(likelihood, x, w, *params):
         return _plain.nll(likelihood, reduction, x, w, *params)
     compute = functools.partial(_nodes.nll, likelihood, reduction, len(shape))
     return loss(compute, functools.partial(_plain.nll, likelihood, reduction), x, w, *params)
 
 
-def closed(likelihood: Likelihood, dim: int, x: Tensor, w: Tensor | None, *params: Tensor) -> bool:
+def closed(likelihood: Likelihood, x: Tensor, w: Tensor | None, *params: Tensor) -> bool:
     """Whether there is a closed form for these."""
     return (
         LIKELIHOODS[likelihood.name].gradients is not None
         and params[0].numel() > 0
-        and (w is None or not dim)
         and not trained(x, w)
         and unseen(*params)
     )
