@@ -144,7 +144,9 @@ def blockwise(
         if full[i]:
             collected.append((next(whole), factors[i]))
         elif parts is not None:
-            collected.append((torch.cat(parts) if batched[i] and not one_by_one else torch.stack(parts).sum(0), factors[i]))
+            collected.append(
+                (torch.cat(parts) if batched[i] and not one_by_one else torch.stack(parts).sum(0), factors[i])
+            )
         else:
             collected.append(None)
     if scalar:

@@ -20,13 +20,19 @@ from ._gaussian import Prior, Spec
 from ._options import Likelihood
 from .likelihoods import LIKELIHOODS
 
-
 # no gradients are wanted, of as many arguments as there may be
 NONE = (False,) * 16
 
 
 def kl(
-    spec: Spec, reduction: str, balance: float | None, wanted: Sequence[bool], mu: Tensor, raw: Tensor, pm: Prior, plv: Prior
+    spec: Spec,
+    reduction: str,
+    balance: float | None,
+    wanted: Sequence[bool],
+    mu: Tensor,
+    raw: Tensor,
+    pm: Prior,
+    plv: Prior,
 ) -> Term:
     """With the gradients in all four."""
 
@@ -128,10 +134,14 @@ class Loss(torch.autograd.Function):
             kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *arguments)[1]]
         # nothing is written over where a transform makes many backward passes of one
         own, ctx.used = depth() == 0, ctx.used or depth() == 0
-        return None, None, *[
-            None if k is None else _closed.times(t, k[1], upstream, own and k[2], saved[k[3]])
-            for t, k in zip(kept, ctx.gradients)
-        ]
+        return (
+            None,
+            None,
+            *[
+                None if k is None else _closed.times(t, k[1], upstream, own and k[2], saved[k[3]])
+                for t, k in zip(kept, ctx.gradients)
+            ],
+        )
 
 
 class Sample(torch.autograd.Function):

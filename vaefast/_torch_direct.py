@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from . import _arguments, _nodes, _plain, _torch
 from ._functorch import unseen
 from ._gaussian import Prior
-from ._options import ELBO_REDUCTIONS, REDUCTIONS, ELBOTerms, KLOptions, Likelihood, Parameterization
+from ._options import ELBO_REDUCTIONS, REDUCTIONS, Likelihood, Parameterization
 from .likelihoods import LIKELIHOODS
 
 
@@ -88,7 +88,9 @@ class Direct:
             return _plain.nll(chosen, reduction, target, None, recon)
         if torch.is_grad_enabled() and recon.requires_grad:
             compute = functools.partial(_nodes.nll, chosen, reduction, recon.dim())
-            loss: Tensor = _nodes.Loss.apply(compute, functools.partial(_plain.nll, chosen, reduction), target, None, recon)
+            loss: Tensor = _nodes.Loss.apply(
+                compute, functools.partial(_plain.nll, chosen, reduction), target, None, recon
+            )
             return loss
         return _nodes.nll(chosen, reduction, recon.dim(), _nodes.NONE, target, None, recon)[0]
 
