@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import vaefast
 from benchmarks.workloads import Function, Workload
 
 Step = Callable[[], Any]
@@ -37,6 +38,16 @@ class Provider:
 
 def compiled(function: Function) -> Function:
     return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def without_kernels(function: Function) -> Function:
+    """As it runs where nothing is compiled: in the PyTorch engine."""
+
+    def fallback(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with vaefast.use_backend("reference"):
+            return function(*inputs)
+
+    return fallback
 
 
 def captured(step: Step) -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -76,6 +87,7 @@ REGISTERED = (
     Provider("compile", lambda w: compiled(w.eager)),
     Provider("eager+graph", lambda w: w.eager, wrap=graphed, devices=("cuda",)),
     Provider("vaefast", lambda w: w.vaefast),
+    Provider("fallback", lambda w: without_kernels(w.vaefast)),
     Provider("vaefast+compile", lambda w: compiled(w.vaefast)),
     Provider("vaefast+graph", lambda w: w.vaefast, wrap=graphed, devices=("cuda",)),
 )

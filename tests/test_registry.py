@@ -23,13 +23,13 @@ KL_OPTIONS = (
     "kl_weight=None batch_dims=1"
 )
 CONTRACT = {
-    "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise='philox' num_samples=None",
+    "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise=None num_samples=None",
     "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
     + KL_OPTIONS.replace("kl_weight", "weight"),
     "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' "
     "prior_parameterization='logvar'",
     "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
-    "eps=None generator=None noise='philox' " + KL_OPTIONS + " estimator='analytic'",
+    "eps=None generator=None noise=None " + KL_OPTIONS + " estimator='analytic'",
     "multi_tensor_gaussian_kl": "mus raws prior_mus=None prior_raws=None * parameterization='logvar' "
     "prior_parameterization=None "
     "reduction='batchmean' batch_dims=1",

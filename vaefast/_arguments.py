@@ -151,9 +151,10 @@ def generators(value: object, x: Tensor, dim: int | None = 0) -> list[torch.Gene
     return list(value)
 
 
-def noise(kind: str, eps: object, generator: object, mu: Tensor, dim: int | None = 0) -> Tensor | None:
+def noise(kind: str | None, eps: object, generator: object, mu: Tensor, dim: int | None = 0) -> Tensor | None:
     """eps, if it is given, where all three go together."""
-    choice("noise", kind, _options.NOISE)
+    if kind is not None:
+        choice("noise", kind, _options.NOISE)
     if generator is not None:
         found = generators(generator, mu, dim)
         if eps is not None:

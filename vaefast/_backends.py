@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from . import _build, _native, _torch
+from . import _build, _native, _torch, _torch_direct
 from ._checks import choice
 from ._engine import Direct, Engine
 from ._options import Likelihood
@@ -92,7 +92,9 @@ def show_config() -> str:
 
 
 def direct(x: object) -> Direct | None:
-    return _native.eager if _backend != "reference" and _native.is_plain(x) else None
+    if _backend != "reference" and _native.is_plain(x):
+        return _native.eager
+    return _torch_direct.direct if _backend != "native" and _torch_direct.takes(x) else None
 
 
 def native_for(x: Tensor) -> bool:

@@ -22,7 +22,9 @@ def _one_of(index: int, x: Any, dim: Any) -> Any:
 
 
 def _one_by_one(operator: Any, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-    written = [k for k, a in enumerate(operator._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    written = [
+        k for k, a in enumerate(operator._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
+    ]
     for k in written:
         if args[k] and None in in_dims[k]:
             name = operator._schema.arguments[k].name

@@ -18,6 +18,7 @@ from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._generators import Generators, each_its_own, explain_to_compilers
 from ._options import PLAIN, ELBOTerms, KLOptions, Likelihood, Parameterization
+from ._philox import normal, take_counters
 from .likelihoods import COMPOSED
 
 # half the squared error
@@ -66,14 +67,14 @@ def sample(
     p: Parameterization,
     eps: Tensor | None,
     generator: Generators,
-    noise: str,
+    noise: str | None,
     dim: int = 0,
 ) -> Tensor:
     """``dim`` is the batch, along which a list of generators has one for each sample."""
 
     def draw(mu: Tensor, raw: Tensor, own: torch.Generator | None) -> Tensor:
-        given, own = drawn(mu, eps, own, noise)
-        return engines.engine(mu, given, beside=(raw,)).sample(mu, raw, p, given, own)
+        engine = engines.engine(mu, eps, beside=(raw,))
+        return engine.sample(mu, raw, p, *drawn(engine, mu, compute_dtype(mu, raw), eps, own, noise))
 
     if isinstance(generator, Sequence):
         return each_its_own(draw, (mu, raw), generator, dim)
@@ -81,14 +82,22 @@ def sample(
 
 
 def drawn(
-    mu: Tensor, eps: Tensor | None, generator: torch.Generator | None, noise: str
+    engine: Engine,
+    mu: Tensor,
+    dtype: torch.dtype,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    noise: str | None,
 ) -> tuple[Tensor | None, torch.Generator | None]:
-    """PyTorch's own noise, or the generator of which the engine draws."""
-    if eps is not None or noise != "torch":
+    """Noise of another stream than the engine draws of itself, or the generator of which it does; ``dtype`` is what
+    kernels would draw in."""
+    if eps is not None or noise is None or noise == engine.noise:
         return eps, generator
-    explain_to_compilers(generator)
     if wrapped(mu):
         return torch.randn_like(mu), None
+    if noise == "philox":
+        return normal(take_counters(mu, mu.numel(), generator), mu, dtype), None
+    explain_to_compilers(generator)
     return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator), None
 
 
@@ -105,7 +114,7 @@ def sample_with_kl(
         return batch.restored(z), batch.restored(found, reduction)
     if o.kl_weight is not None:
         # what the weight hides of the KL is in the sample all the same; drawn as one pass would
-        wide = compute_dtype(*pair[:4], eps) == torch.float64
+        wide = engine.noise == "philox" and compute_dtype(*pair[:4], eps) == torch.float64
         z = engine.sample(pair.mu.double() if wide else pair.mu, pair.raw, pair.p, eps, generator)
         return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
     begun, inner = begin(pair, reduction, o)
@@ -114,11 +123,11 @@ def sample_with_kl(
 
 
 def each_sample_with_kl(
-    engines: Engines, pair: Pair, reduction: str, o: KLOptions, generator: Sequence[torch.Generator], noise: str
+    engines: Engines, pair: Pair, reduction: str, o: KLOptions, generator: Sequence[torch.Generator], noise: str | None
 ) -> tuple[Tensor, Tensor]:
     """Of a generator for each sample."""
     # as one pass would draw it: in float64 where the prior alone asks for that
-    wide = noise == "philox" and compute_dtype(*pair[:4]) == torch.float64
+    wide = (noise or engines.engine(pair.mu).noise) == "philox" and compute_dtype(*pair[:4]) == torch.float64
     z = sample(engines, pair.mu.double() if wide else pair.mu, pair.raw, pair.p, None, generator, noise)
     return z.to(pair.mu.dtype), kl(engines.engine(pair.mu, beside=pair[1:4]), pair, reduction, o)
 
@@ -131,14 +140,15 @@ def estimated(
     estimator: str,
     eps: Tensor | None,
     generator: Generators,
-    noise: str,
+    noise: str | None,
 ) -> tuple[Tensor, Tensor]:
     """A sample z, and in the KL's place log q(z) - log p(z), with the options."""
     mu, raw, p = pair.mu, pair.raw, pair.p
     dtype = compute_dtype(*pair[:4], eps)
     if eps is None:
         # the noise that the sample alone would have had: in mu's memory order and, drawn by torch, of mu's dtype
-        zero = torch.zeros_like(mu, dtype=mu.dtype if noise == "torch" else dtype)
+        torchs = (noise or engines.engine(mu).noise) == "torch"
+        zero = torch.zeros_like(mu, dtype=mu.dtype if torchs else dtype)
         eps = sample(engines, zero, zero, PLAIN["logvar"], None, generator, noise)
     z = sample(engines, mu.to(dtype), raw.to(dtype), p, eps, None, noise)
     drawn_z = z.to(mu.dtype)

@@ -57,6 +57,10 @@ class Moments(NamedTuple):
 
 
 class Engine(Protocol):
+    @property
+    def noise(self) -> str:
+        """The stream that it draws of itself: one of ``_options.NOISE``."""
+
     def sample(
         self, mu: Tensor, raw: Tensor, p: Parameterization, eps: Tensor | None, generator: torch.Generator | None, /
     ) -> Tensor: ...

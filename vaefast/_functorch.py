@@ -1,8 +1,12 @@
-"""Whether a transform of ``torch.func`` is at work: kernels and their autograd nodes know nothing of its layers."""
+"""Whether a transform of ``torch.func`` is at work: kernels and their autograd nodes know nothing of its layers. Or
+whatever else is to see PyTorch's own operations."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 depth = torch._C._functorch.get_dynamic_layer_stack_depth
 
@@ -14,3 +18,14 @@ def transforming() -> bool:
 # What torch.compiler.assume_constant_result does, which would import the whole compiler. Not every torch can trace
 # depth(), and graphs are guarded by the stack of transforms anyway.
 transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def unseen(*tensors: Tensor) -> bool:
+    """Whether nothing traces, transforms or wraps the tensors' operations, so that they may be any."""
+    return (
+        all(type(t) is Tensor or type(t) is Parameter for t in tensors)
+        and not torch.compiler.is_compiling()
+        and depth() == 0
+        and forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
+    )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # None is 0
 Prior = Tensor | float | None
@@ -19,30 +20,62 @@ Spec = tuple[str, float, float, float]
 
 
 class Activation(NamedTuple):
-    """raw -> the standard deviation, raw -> the log variance without going through it."""
+    """raw -> the standard deviation, raw -> the log variance without going through it; and their derivatives, each a
+    tensor times a number: that of the standard deviation s from raw and s, where None is 1, that of the log variance
+    from raw."""
 
     std: Callable[[Tensor], Tensor]
     logvar: Callable[[Tensor], Tensor]
+    dstd: Callable[[Tensor, Tensor], tuple[Tensor | None, float]]
+    dlogvar: Callable[[Tensor], tuple[Tensor | None, float]]
 
 
 def softplus(x: Tensor) -> Tensor:
-    return torch.logaddexp(x, torch.zeros_like(x))
+    """log(1 + e^x), which beyond 40 is x even in float64."""
+    return F.softplus(x, threshold=40.0)
+
+
+_constants: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
+
+
+def constant(value: float, like: Tensor) -> Tensor:
+    """A number as a tensor that is kept: an operation takes it in half the time of one that it has to make."""
+    key = value, like.dtype, like.device
+    found = _constants.get(key)
+    if found is None:
+        with torch.inference_mode(False):
+            found = _constants[key] = torch.full((), value, dtype=like.dtype, device=like.device)
+    return found
+
+
+def half(x: Tensor) -> Tensor:
+    """x / 2, in an operation that need not make a tensor of the number."""
+    return torch.add(x, x, alpha=-0.5)
 
 
 PARAMETERIZATIONS: dict[str, Activation] = {
-    "logvar": Activation(lambda r: torch.exp(0.5 * r), lambda r: r),
-    "log_std": Activation(torch.exp, lambda r: 2 * r),
-    "std": Activation(lambda r: r, lambda r: 2 * torch.log(r)),
-    "var": Activation(torch.sqrt, torch.log),
-    "softplus": Activation(softplus, lambda r: 2 * torch.log(softplus(r))),
+    "logvar": Activation(lambda r: torch.exp(half(r)), lambda r: r, lambda r, s: (s, 0.5), lambda r: (None, 1.0)),
+    "log_std": Activation(torch.exp, lambda r: 2 * r, lambda r, s: (s, 1.0), lambda r: (None, 2.0)),
+    "std": Activation(
+        lambda r: r, lambda r: 2 * torch.log(r), lambda r, s: (None, 1.0), lambda r: (torch.reciprocal(r), 2.0)
+    ),
+    "var": Activation(
+        torch.sqrt, torch.log, lambda r, s: (torch.reciprocal(s), 0.5), lambda r: (torch.reciprocal(r), 1.0)
+    ),
+    "softplus": Activation(
+        softplus,
+        lambda r: 2 * torch.log(softplus(r)),
+        lambda r, s: (torch.sigmoid(r), 1.0),
+        lambda r: (torch.sigmoid(r).div_(softplus(r)), 2.0),
+    ),
 }
 
 
 def clamped(raw: Tensor, lo: float, hi: float) -> Tensor:
     if lo == -math.inf and hi == math.inf:
         return raw
-    # not torch.clamp, whose gradient on the edges depends on torch's version
-    return torch.where((raw <= lo) | (raw >= hi), raw.detach().clamp(lo, hi), raw)
+    # not torch.clamp, whose gradient on the edges depends on torch's version; this one's is 0
+    return F.hardtanh(raw, lo, hi)
 
 
 def std_of(raw: Tensor, spec: Spec) -> Tensor:
@@ -59,15 +92,56 @@ def logvar_of(raw: Tensor, spec: Spec) -> Tensor:
     return PARAMETERIZATIONS[name].logvar(clamped(raw, lo, hi))
 
 
+def std_with_gradient(raw: Tensor, spec: Spec) -> tuple[Tensor, Tensor | None, float]:
+    """The standard deviation, and its derivative: a tensor, None for 1, times a number."""
+    name, lo, hi, floor = spec
+    of = PARAMETERIZATIONS[name]
+    r = clamped(raw, lo, hi)
+    std = of.std(r)
+    slope, factor = of.dstd(r, std)
+    if r is not raw:
+        slope = _within(torch.ones_like(r) if slope is None else slope, raw, lo, hi)
+    return (std + floor if floor > 0 else std), slope, factor
+
+
+def _within(gradient: Tensor, raw: Tensor, lo: float, hi: float) -> Tensor:
+    """0 where raw is clamped, edges included."""
+    found: Tensor = torch.ops.aten.hardtanh_backward(gradient, raw, lo, hi)
+    return found
+
+
+# B_2k / (2k)! from k = 1: x / expm1(x) is 1 - x / 2 + the sum of these times x^2k
+_BERNOULLI = (
+    1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000, 1 / 74724249600,
+    -3617 / 10670622842880000,
+)  # fmt: skip
+
+
+def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
+    """e^x - 1, and h(x) = e^x - 1 - x without cancellation.
+
+    Of float32 in float64, where that is fast: e^x - 1 - x - x^2 / 2 is noise only where it is nothing beside x^2 / 2, and
+    is cut off there. Else, where |x| < 1/2, as ``expm1(x) (1 - x / expm1(x))``, whose second factor has a series of few
+    terms.
+    """
+    if x.dtype == torch.float32 and x.device.type != "mps" and not torch.compiler.is_compiling():
+        w = x.double()
+        m, c = torch.expm1(w), w.clamp(-1, 1)
+        square = c * c
+        rest = torch.sub(m - w, square, alpha=0.5)
+        return m, torch.add(F.hardshrink(rest, 1e-20), square, alpha=0.5)
+    # clamped: what overflows would turn the gradient of 0 into NaN, though where() does not take it
+    m, c = torch.expm1(x), x.clamp(-0.5, 0.5)
+    w = c * c
+    series, *rest = reversed(_BERNOULLI if x.dtype == torch.float64 else _BERNOULLI[:4])
+    for b in rest:
+        series = series * w + b
+    return m, torch.where(w < 0.25, m * (c * (0.5 - c * series)), m - x)
+
+
 def h(x: Tensor) -> Tensor:
-    """e^x - 1 - x without cancellation: x^2 (1/2! + x/3! + ...) for |x| < 1, expm1(x) - x further out."""
-    small = x.abs() < 1
-    near = torch.where(small, x, 0.0)
-    q = torch.zeros_like(x)
-    for k in range(20 if x.dtype == torch.float64 else 12, 1, -1):
-        q = q * near + 1.0 / math.factorial(k)
-    far = torch.where(small, 1.0, x)
-    return torch.where(small, near * near * q, torch.expm1(far) - far)
+    """e^x - 1 - x without cancellation."""
+    return expm1_and_h(x)[1].to(x.dtype)
 
 
 def kl(spec: Spec, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior) -> Tensor:
@@ -78,6 +152,60 @@ def kl(spec: Spec, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior
     pm, plv = as_tensor(prior_mu, mu), as_tensor(prior_logvar, mu)
     # e^(-lvp/2) multiplies the difference first, so that the square does not overflow before it is scaled down
     return 0.5 * (h(logvar - plv) + ((mu - pm) * torch.exp(-0.5 * plv)) ** 2)
+
+
+def kl_with_gradients(
+    spec: Spec, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, priors: bool, total: bool
+) -> tuple[Tensor | float, list[tuple[Tensor, float]]]:
+    """Twice :func:`kl`, without autograd, or the sum of that, a number; and of it, not doubled, the derivatives in mu and
+    raw and, with ``priors``, in the prior's two, each a tensor times a number. That in mu may be mu."""
+    name, lo, hi, floor = spec
+    of = PARAMETERIZATIONS[name]
+    r = clamped(raw, lo, hi)
+    if floor > 0:
+        std = of.std(r)
+        (slope, factor), std = of.dstd(r, std), std + floor
+        logvar, slope, factor = 2 * torch.log(std), std.reciprocal() if slope is None else slope / std, 2 * factor
+    else:
+        logvar, (slope, factor) = of.logvar(r), of.dlogvar(r)
+    if prior_logvar is not None:
+        logvar = logvar - prior_logvar
+    d = dmu = mu - prior_mu if isinstance(prior_mu, Tensor) or prior_mu else mu
+    if isinstance(prior_logvar, Tensor):
+        inverse = torch.exp(half(prior_logvar).neg_())
+        d = d * inverse
+        dmu = d * inverse
+    elif prior_logvar:
+        scale = math.exp(-0.5 * prior_logvar)
+        d = d * scale
+        dmu = d * scale
+    square = d * d
+    if total:
+        m, twice = expm1_and_sum_of_h(logvar)
+        twice += square.sum().item()
+    else:
+        m, each = expm1_and_h(logvar)
+        twice = each.to(mu.dtype).add_(square)
+    m = m.to(mu.dtype)
+    draw = m if slope is None else m * slope
+    if r is not raw:
+        draw = _within(draw, raw, lo, hi)
+    gradients = [(dmu, 1.0), (draw, 0.5 * factor)]
+    if priors:
+        gradients += [(dmu.neg(), 1.0), (m + square, -0.5)]
+    return twice, gradients
+
+
+def expm1_and_sum_of_h(x: Tensor) -> tuple[Tensor, float]:
+    """e^x - 1 and, of a tensor of the CPU, the sum of h(x) = e^x - 1 - x."""
+    if x.dtype == torch.float32:
+        w, n = x.double(), x.numel()
+        total = torch.exp(w).sub_(w).sum().item() - n
+        # what float64 loses of each is nothing beside the sum, unless that is about as small
+        if total > 1e-8 * n or total != total:
+            return torch.expm1(x), total
+    m, each = expm1_and_h(x)
+    return m, each.sum().item()
 
 
 def as_tensor(x: Prior, like: Tensor) -> Tensor:

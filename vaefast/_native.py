@@ -127,6 +127,8 @@ STANDARD = (None, 0.0, None, 0.0)
 class Compiled:
     """``_engine.Engine`` and ``_engine.Direct``, by the extension's entries: pybind11's, or the dispatcher's."""
 
+    noise = "philox"
+
     def __init__(self, entries: Any, *, traced: bool) -> None:
         self.entries, self.traced = entries, traced
 

@@ -69,7 +69,7 @@ def _promoted(*tensors: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() or not dims))
 
 
-def rsample(d: Normal, shape: torch.Size, noise: str = "philox") -> Tensor | None:
+def rsample(d: Normal, shape: torch.Size, noise: str | None = None) -> Tensor | None:
     loc, raw, given = parameters(d)
     if not usable(loc, raw):
         return None

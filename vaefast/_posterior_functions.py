@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _arguments, _compose, _options
 from ._checks import batch, wrapped
 from ._engine import Engine, Engines, Pair, Posteriors
-from ._gaussian import Prior, wide
+from ._gaussian import Prior, compute_dtype, wide
 from ._generators import Generators
 from ._options import Composed, Parameterization, composed, spelled_out
 
@@ -44,7 +44,7 @@ class PosteriorFunctions:
         parameterization: str | Parameterization = "logvar",
         eps: Tensor | None = None,
         generator: Generators = None,
-        noise: str = "philox",
+        noise: str | None = None,
         num_samples: int | None = None,
     ) -> Tensor:
         """Draws ``z = mu + std * eps``, eps ~ N(0, I), differentiably in both arguments.
@@ -61,7 +61,10 @@ class PosteriorFunctions:
                 each of B samples, which is drawn as if it were alone in its batch; it is cut up for that, one kernel a
                 sample.
             noise: ``"philox"`` draws from (seed, offset, element index) inside the kernel, so that only 16 bytes are
-                kept for backward; ``"torch"`` draws :func:`torch.randn`'s own stream and keeps it.
+                kept for backward; ``"torch"`` draws :func:`torch.randn`'s own stream and keeps it. None is ``"philox"``
+                where kernels run and ``"torch"`` where none does: there are none for the device, ``use_backend`` asked
+                for the reference, a transform of ``torch.func`` or forward-mode AD is active. ``"philox"`` is then
+                computed in PyTorch, the same numbers in many operations.
             num_samples: K for K independent draws in one call, whose gradients add up. What is kept for backward does
                 not grow with K; ``eps`` then broadcasts to ``[K, B, ...]``.
 
@@ -80,9 +83,9 @@ class PosteriorFunctions:
         if num_samples is not None:
             mu, logvar, dim = *_arguments.samples(mu, logvar, num_samples), 1
         p = _options.parameterization(parameterization)
-        if eps is None and generator is None and noise == "philox":
+        if eps is None and generator is None:
             direct = self.engines.direct(mu)
-            if direct is not None:
+            if direct is not None and (noise is None or noise == direct.noise):
                 try:
                     return direct.posterior(mu, logvar, None, None, p, "none", None, None, None, True, False)[0]
                 except Exception:
@@ -219,7 +222,7 @@ class PosteriorFunctions:
         reduction: str = "batchmean",
         eps: Tensor | None = None,
         generator: Generators = None,
-        noise: str = "philox",
+        noise: str | None = None,
         balance: float | None = None,
         estimator: str = "analytic",
         **options: Unpack[Composed],
@@ -252,9 +255,9 @@ class PosteriorFunctions:
         """
         given = mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
-        if estimator == "analytic" and eps is None and generator is None and noise == "philox":
+        if estimator == "analytic" and eps is None and generator is None:
             direct = self.engines.direct(mu) if options.get("batch_dims", 1) == 1 else None
-            if direct is not None:
+            if direct is not None and (noise is None or noise == direct.noise):
                 try:
                     if not options or not composed(options):
                         if balance is not None:
@@ -275,7 +278,10 @@ class PosteriorFunctions:
         if isinstance(generator, Sequence):
             return _compose.each_sample_with_kl(self.engines, pair, reduction, o, generator, noise)
         engine = self.engines.engine(mu, eps, beside=pair[1:4])
-        return _compose.sample_with_kl(engine, pair, reduction, o, *_compose.drawn(mu, eps, generator, noise))
+        dtype = compute_dtype(*pair[:4])
+        return _compose.sample_with_kl(
+            engine, pair, reduction, o, *_compose.drawn(engine, mu, dtype, eps, generator, noise)
+        )
 
     def multi_tensor_gaussian_kl(
         self,
@@ -377,7 +383,7 @@ class PosteriorFunctions:
         many = _arguments.all_with_one_prior(
             mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction, batch_dims
         )
-        _arguments.noise("philox", None, generator, many.mus[0], None)
+        _arguments.noise(None, None, generator, many.mus[0], None)
         return _compose.multi_sample_with_kl(
             self._engine_of(many), many, reduction, operator.index(batch_dims), generator
         )

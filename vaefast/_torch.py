@@ -1,5 +1,9 @@
 """The engine in PyTorch: the fallback, and the path for what the kernels do not cover (double backward, torch.func,
-forward-mode AD). Its functions are the primitives of ``_engine.Engine``."""
+forward-mode AD). Its functions are the primitives of ``_engine.Engine``.
+
+In eager they have autograd nodes of their own (``_nodes``). Where a transform, a compiler, forward-mode AD or a tensor
+that is no plain one is to see the operations, they are PyTorch's (``_plain``).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,80 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _gaussian
+from . import _closed, _nodes, _plain
 from ._arguments import loss_shape
 from ._checks import wrapped
 from ._engine import Moments, Pair, Posteriors, Reconstruction
-from ._gaussian import Prior, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
-from ._options import ELBOTerms, Parameterization
-from ._philox import normal, take_counters
+from ._functorch import unseen
+from ._gaussian import Prior, compute_dtype, logvar_of, promoted
+from ._generators import explain_to_compilers
+from ._options import ELBOTerms, Likelihood, Parameterization
+from ._philox import normal
 from .likelihoods import LIKELIHOODS
+
+# what it draws of itself
+noise = "torch"
+
+
+def trained(*tensors: object) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
+def own_noise(mu: Tensor, generator: torch.Generator | None) -> Tensor:
+    if wrapped(mu):
+        return torch.randn_like(mu)  # which knows the noise of tensors that are made of others
+    explain_to_compilers(generator)
+    return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
+
+
+# -- the primitives, of tensors that are in one dtype
+
+
+def one_sample(p: Parameterization, mu: Tensor, raw: Tensor, eps: Tensor) -> Tensor:
+    if not _closed.large(mu, raw, eps) or not unseen(mu, raw, eps) or eps.requires_grad:
+        return _plain.sample(p.spec, eps, mu, raw)
+    if trained(mu, raw):
+        z: Tensor = _nodes.Sample.apply(p.spec, eps, mu, raw)
+        return z
+    return _nodes.draw(p.spec, False, mu, raw, eps)[0]
+
+
+def one_kl(
+    p: Parameterization, reduction: str, balance: float | None, mu: Tensor, raw: Tensor, pm: Prior, plv: Prior
+) -> Tensor:
+    options = p.spec, reduction, balance
+    if not mu.numel() or not unseen(*(t for t in (mu, raw, pm, plv) if isinstance(t, Tensor))):
+        return _plain.kl(*options, mu, raw, pm, plv)
+    return loss(functools.partial(_nodes.kl, *options), functools.partial(_plain.kl, *options), mu, raw, pm, plv)
+
+
+def one_nll(likelihood: Likelihood, reduction: str, x: Tensor, w: Tensor | None, *params: Tensor) -> Tensor:
+    shape, dim = loss_shape(params[0], likelihood)
+    # a mixture's sites are fewer than its parameters', so that what is elementwise does not multiply them
+    if (dim and (w is not None or reduction == "none")) or not closed(likelihood, x, w, *params):
+        return _plain.nll(likelihood, reduction, x, w, *params)
+    compute = functools.partial(_nodes.nll, likelihood, reduction, len(shape))
+    return loss(compute, functools.partial(_plain.nll, likelihood, reduction), x, w, *params)
+
+
+def closed(likelihood: Likelihood, x: Tensor, w: Tensor | None, *params: Tensor) -> bool:
+    """Whether there is a closed form for these."""
+    return (
+        LIKELIHOODS[likelihood.name].gradients is not None
+        and params[0].numel() > 0
+        and not trained(x, w)
+        and unseen(*params)
+    )
+
+
+def loss(compute: functools.partial[_nodes.Term], plain: functools.partial[Tensor], *arguments: object) -> Tensor:
+    if trained(*arguments):
+        found: Tensor = _nodes.Loss.apply(compute, plain, *arguments)
+        return found
+    return compute([False] * len(arguments), *arguments)[0]
+
+
+# -- the engine's
 
 
 def sample(
@@ -26,55 +96,51 @@ def sample(
     eps: Tensor | None,
     generator: torch.Generator | None,
     seed: Tensor | None = None,
-    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Computed in ``dtype``, where more decides on it than is given here; ``seed`` is one that was drawn before."""
-    dtype = dtype or compute_dtype(mu, raw, eps)
-    if eps is None and wrapped(mu):
-        eps = torch.randn_like(mu, dtype=dtype)  # which knows the noise of tensors that are made of others
+    """``seed`` is a kernel's, whose noise it is."""
+    dtype = compute_dtype(mu, raw, eps)
+    if seed is not None:
+        eps = normal(seed, mu, dtype)
     elif eps is None:
-        eps = normal(take_counters(mu, mu.numel(), generator) if seed is None else seed, mu, dtype)
-    return (mu.to(dtype) + std_of(raw.to(dtype), p.spec) * eps.to(dtype)).to(mu.dtype)
+        eps = own_noise(mu, generator)
+    return one_sample(p, mu.to(dtype), raw.to(dtype), eps.to(dtype)).to(mu.dtype)
 
 
 def kl(pair: Pair, reduction: str, balance: float | None) -> Tensor:
-    mu, raw, *prior, p = pair
-    dtype = compute_dtype(mu, raw, *prior)
-    each = functools.partial(_gaussian.kl, p.spec)
-    found = balanced(balance, each, (mu.to(dtype), raw.to(dtype)), prior)
-    return reduced(found, reduction, promoted(mu, raw, *prior))
+    mu, raw, pm, plv, p = pair
+    dtype = compute_dtype(mu, raw, pm, plv)
+    found = one_kl(p, reduction, balance, mu.to(dtype), raw.to(dtype), _in(dtype, pm), _in(dtype, plv))
+    return found.to(promoted(mu, raw, pm, plv)) if reduction == "none" else found
+
+
+def _in(dtype: torch.dtype, x: Prior) -> Prior:
+    return x.to(dtype) if isinstance(x, Tensor) else x
 
 
 def sample_with_kl(
     pair: Pair, reduction: str, balance: float | None, eps: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     # one pass has one dtype: a prior in float64 asks for a sample in float64
-    dtype = compute_dtype(*pair[:4], eps)
-    return sample(pair.mu, pair.raw, pair.p, eps, generator, dtype=dtype), kl(pair, reduction, balance)
+    mu, raw, pm, plv, p = pair
+    dtype = compute_dtype(mu, raw, pm, plv, eps)
+    eps = (own_noise(mu, generator) if eps is None else eps).to(dtype)
+    z = one_sample(p, mu.to(dtype), raw.to(dtype), eps).to(mu.dtype)
+    return z, kl(pair, reduction, balance)
 
 
 def nll(of: Reconstruction, reduction: str) -> Tensor:
-    """Autograd keeps what it needs, so that nothing is overwritten."""
     params, target, weight, likelihood, _ = of
     dtype = compute_dtype(*params, target, weight)
-    x, ps = target.to(dtype), [p.to(dtype) for p in params]
-    narrow, each = promoted(*params, target), LIKELIHOODS[likelihood.name].nll
-    shape, dim = loss_shape(params[0], likelihood)
-    if weight is None:
-        return reduced(each(x, *ps, **likelihood.options).expand(shape), reduction, narrow)
-    w = weight.to(dtype)
-    on = w != 0
-
-    def ones(t: Tensor) -> Tensor:
-        """Masked elements are evaluated at 1, so that whatever they held reaches neither the loss nor a gradient."""
-        return torch.where(on.expand(shape).unsqueeze(dim) if dim and t.dim() > len(shape) else on, t, 1.0)
-
-    values = each(ones(x), *map(ones, ps), **likelihood.options)
-    return reduced(torch.where(on, w * values, 0.0), reduction, narrow)
+    w = None if weight is None else weight.to(dtype)
+    found = one_nll(likelihood, reduction, target.to(dtype), w, *(t.to(dtype) for t in params))
+    return found.to(promoted(*params, target)) if reduction == "none" else found
 
 
 def elbo(of: Reconstruction, pair: Pair, beta: float, reduction: str, balance: float | None) -> ELBOTerms:
     return ELBOTerms.of(nll(of, reduction), kl(pair, reduction, balance), beta)
+
+
+# -- many in one call
 
 
 def multi_kl(many: Posteriors, reduction: str) -> Tensor:
@@ -89,14 +155,7 @@ def multi_kl(many: Posteriors, reduction: str) -> Tensor:
 def multi_sample_with_kl(
     many: Posteriors, reduction: str, generator: torch.Generator | None
 ) -> tuple[list[Tensor], Tensor]:
-    if any(map(wrapped, many.mus)):
-        return [sample(mu, raw, many.p, None, None) for mu, raw in zip(many.mus, many.raws)], multi_kl(many, reduction)
-    words = sum((mu.numel() + 3) // 4 * 4 for mu in many.mus)
-    seed = take_counters(many.mus[0], words, generator)
-    samples, counter = [], torch.zeros_like(seed)
-    for mu, raw in zip(many.mus, many.raws):
-        samples.append(sample(mu, raw, many.p, None, None, seed + counter))
-        counter[1] += (mu.numel() + 3) // 4  # the samples share one stream, and take whole counters of it
+    samples = [sample(mu, raw, many.p, None, generator) for mu, raw in zip(many.mus, many.raws)]
     return samples, multi_kl(many, reduction)
 
 

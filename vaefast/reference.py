@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _torch
+from . import _torch, _torch_direct
 from ._engine import Direct, Engine
 from ._functions import Functions
 from ._gaussian import PARAMETERIZATIONS
@@ -35,7 +35,7 @@ __all__ = [
 
 class _PyTorch:
     def direct(self, x: object) -> Direct | None:
-        return None
+        return _torch_direct.direct if _torch_direct.takes(x) else None
 
     def engine(
         self, x: Tensor, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None, beside: Sequence[object] = ()

@@ -1,0 +1,91 @@
+"""The PyTorch engine's own forward and backward: blocks, backward passes that come again, noise, what a compiler sees."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from inputs import generator
+from torch import Tensor
+from torch.nn import functional as F
+
+import vaefast
+from vaefast import _closed, reference
+
+
+def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    g = generator(0)
+    return [torch.randn(shape, generator=g).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "batchmean", "per_sample"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
+def test_blocks_are_the_textbook(reduction: str, transposed: bool) -> None:
+    """Sample, KL and loss of so many elements that they go through block by block, against float64."""
+    rows, columns = 24, -(-2 * _closed.BLOCK // 24) + 5
+    mu, logvar, recon = (t.detach() for t in leaves(*[(rows, columns)] * 3))
+    if transposed:
+        mu, logvar, recon = (t.t().contiguous().t() for t in (mu, logvar, recon))
+    x = torch.rand(rows, columns, generator=generator(1))
+    eps = torch.randn(rows, columns, generator=generator(2))
+    weights = torch.linspace(1, 2, rows) if reduction == "per_sample" else torch.tensor(1.5)
+    ours = [t.clone().requires_grad_() for t in (mu, logvar, recon)]
+    z = reference.reparameterize(ours[0], ours[1], eps=eps)
+    loss = reference.elbo_loss(ours[2], x, ours[0], ours[1], beta=0.3, reduction=reduction)
+    found = torch.autograd.grad(z.sum() + (weights * loss).sum(), ours)
+    m, lv, r = (t.double().requires_grad_() for t in (mu, logvar, recon))
+    nll = F.binary_cross_entropy_with_logits(r, x.double(), reduction="none").sum(1)
+    rows_of = nll + 0.3 * 0.5 * (m**2 + lv.exp() - 1 - lv).sum(1)
+    exact = {"sum": rows_of.sum(), "batchmean": rows_of.mean(), "per_sample": rows_of}[reduction]
+    expected = torch.autograd.grad((m + (lv / 2).exp() * eps.double()).sum() + (weights * exact).sum(), (m, lv, r))
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-6)
+
+
+def test_a_second_backward_is_the_first() -> None:
+    """What forward kept is used up by the first pass; the next computes it again, bit for bit."""
+    recon, mu, logvar = leaves((6, 50), (6, 8), (6, 8))
+    loss = reference.elbo_loss(recon, torch.rand(6, 50, generator=generator(1)), mu, logvar)
+    first = torch.autograd.grad(loss, (recon, mu, logvar), retain_graph=True)
+    copies = [t.clone() for t in first]
+    again = torch.autograd.grad(loss, (recon, mu, logvar))
+    for a, b, c in zip(first, copies, again):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+def test_noise_is_torchs_unless_philox_is_asked_for(extension: object) -> None:
+    zero = torch.zeros(5, 7)
+    torch.manual_seed(1)
+    expected = torch.randn(5, 7)
+    torch.manual_seed(1)
+    assert torch.equal(reference.reparameterize(zero, zero), expected)
+    torch.manual_seed(1)
+    kernels = vaefast.reparameterize(zero, zero)
+    torch.manual_seed(1)
+    torch.testing.assert_close(reference.reparameterize(zero, zero, noise="philox"), kernels, rtol=0, atol=1e-5)
+    assert not torch.equal(kernels, expected)
+
+
+def test_a_compiled_step_is_few_kernels() -> None:
+    """Sample, KL and loss: Inductor makes one kernel of each pass, at most three."""
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    recon, mu, logvar = leaves((64, 784), (64, 20), (64, 20))
+    x = torch.rand(64, 784, generator=generator(1))
+
+    def losses(recon: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.reparameterize(mu, logvar), reference.elbo_loss(recon, x, mu, logvar, beta=0.5)
+
+    step = torch.compile(losses, fullgraph=True)
+
+    def train() -> None:
+        z, loss = step(recon, mu, logvar)
+        (z.sum() + loss).backward()
+
+    _, passes = run_and_get_code(train)
+    counts = [len(re.findall(r"^cpp_fused\w* = async_compile", code, re.MULTILINE)) for code in passes]
+    assert len(counts) == 2
+    assert all(1 <= n <= 3 for n in counts), counts

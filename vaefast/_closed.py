@@ -1,0 +1,185 @@
+"""Losses and samples whose gradients have a closed form: computed with the value, in one pass, and kept for backward.
+
+A formula gives its values with the gradients of their sum, in few operations of PyTorch. Large tensors on the CPU go
+through it block by block, so that what lies between inputs and results stays in the cache. Kept gradients are used
+once: scaled in place and handed over. A second backward, and one that is differentiated itself, goes by ``plain``, the
+same in operations that autograd follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ._gaussian import constant
+
+# elements: two threads' work, and half a megabyte in float32
+BLOCK = 1 << 17
+
+# elements: from here on a loop over them takes longer than to begin it
+_MANY = 1 << 13
+
+# a tensor times a number
+Scaled = tuple[Tensor, float]
+
+
+# values, factor, constant, gradients: elementwise ``factor * values + constant``, and of the sum of that the gradients in
+# each tensor, None where none is wanted. For the values there may be their sum, a number. Gradients are tensors of the
+# formula's making, or the operand itself; that of one that is broadcast is as large as the values.
+Values = tuple[Tensor | float, float, float, Sequence[Scaled | None]]
+# of tensors that broadcast to the first, which gradients are wanted, and whether the values' sum will do
+Formula = Callable[[Sequence[Tensor], Sequence[bool], bool], Values]
+# a loss, reduced, and what its gradient is multiplied by for each operand's
+Term = tuple[Tensor, Sequence[Scaled | None]]
+
+
+def term(formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], reduction: str, dims: int) -> Term:
+    """The formula's values, which have ``dims`` dimensions, reduced. The first tensor has the full shape; the others
+    broadcast to it."""
+    first = tensors[0]
+    scalar = reduction != "none" and reduction != "per_sample"
+    if first.is_cpu and first.numel() >= 2 * BLOCK and reduction != "none":
+        one_by_one = scalar and large(*tensors)
+        if one_by_one or (first.shape[0] > 1 and (scalar or not broadcast(tensors, wanted))):
+            return blockwise(formula, tensors, wanted, reduction, dims, one_by_one)
+    values, factor, constant, gradients = formula(tensors, wanted, scalar and first.is_cpu)
+    if not scalar:
+        assert isinstance(values, Tensor)
+        elements = values.numel()
+        if reduction == "per_sample":
+            values = values if values.dim() == 1 else values.flatten(1).sum(1)
+            constant *= elements / len(values)
+        value = values.to(first.dtype) if factor == 1 else values.to(first.dtype) * factor
+        return value + constant if constant else value, gradients
+    for k, g in enumerate(gradients):
+        if g is not None and g[0].shape != tensors[k].shape:
+            gradients = [g and (fitted(g[0], t), g[1]) for g, t in zip(gradients, tensors)]
+            break
+    elements = first.numel() if isinstance(values, float) else values.numel()
+    total = values if isinstance(values, float) else values.sum()
+    return reduced(total, elements, first, factor, constant * elements, gradients, reduction)
+
+
+def broadcast(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> bool:
+    """Whether a gradient is wanted in one that is broadcast."""
+    return any(w and t.shape != tensors[0].shape for t, w in zip(tensors, wanted))
+
+
+def large(*tensors: Tensor) -> bool:
+    """Whether they are so many numbers that blocks pay, side by side in memory."""
+    first = tensors[0]
+    return (
+        first.numel() >= 2 * BLOCK
+        and first.is_cpu
+        and all(t.shape == first.shape and t.is_contiguous() for t in tensors)
+    )
+
+
+def fitted(gradient: Tensor, to: Tensor) -> Tensor:
+    return gradient if gradient.shape == to.shape else gradient.sum_to_size(to.shape)
+
+
+def reduced(
+    total: Tensor | float,
+    elements: int,
+    first: Tensor,
+    factor: float,
+    constant: float,
+    gradients: Sequence[Scaled | None],
+    reduction: str,
+) -> Term:
+    """From the sum of so many values, one number, and that of the constants."""
+    if reduction != "sum":
+        share = 1 / (elements if reduction == "mean" else first.shape[0])
+        factor, constant = factor * share, constant * share
+        gradients = [g and (g[0], g[1] * share) for g in gradients]
+    if isinstance(total, Tensor) and total.is_cpu:
+        total = total.item()
+    if isinstance(total, float):
+        # numbers are multiplied faster than tensors of one
+        return torch.scalar_tensor(total * factor + constant, dtype=first.dtype), gradients
+    value = total if factor == 1 else total * factor
+    return value + constant if constant else value, gradients
+
+
+def blockwise(
+    formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], reduction: str, dims: int, one_by_one: bool
+) -> Term:
+    """Block by block: of as many elements, or of whole samples."""
+    first = tensors[0]
+    # the gradients of what is not broadcast, written block by block; of what is, added up
+    full = [w and t.shape == first.shape for t, w in zip(tensors, wanted)]
+    small: dict[int, list[Tensor]] = {i: [] for i, w in enumerate(wanted) if w and not full[i]}
+    written = [torch.empty(first.shape, dtype=first.dtype) for yes in full if yes]
+    # which have the first tensor's dimension 0
+    batched = [t.dim() >= dims and t.shape[0] == first.shape[0] for t in tensors]
+    scalar = reduction != "per_sample"
+    rows: list[Tensor] = []
+    total, offset, elements, factors = 0.0, 0.0, 0, [1.0] * len(full)
+    for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
+        operands, into = block[: len(full)], iter(block[len(full) :])
+        values, factor, constant, gradients = formula(operands, wanted, scalar)
+        count = operands[0].numel() if isinstance(values, float) else values.numel()
+        elements += count
+        offset += constant * count
+        if isinstance(values, float):
+            total += values
+        elif scalar:
+            total += values.sum().item()
+        else:
+            rows.append(values if values.dim() == 1 else values.flatten(1).sum(1))
+        for i, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            g, factors[i] = gradient
+            if full[i]:
+                next(into).copy_(g)
+            else:
+                small[i].append(fitted(g, operands[i]))
+    collected: list[Scaled | None] = []
+    whole = iter(written)
+    for i, parts in enumerate(small.get(i) for i in range(len(full))):
+        if full[i]:
+            collected.append((next(whole), factors[i]))
+        elif parts is not None:
+            collected.append(
+                (torch.cat(parts) if batched[i] and not one_by_one else torch.stack(parts).sum(0), factors[i])
+            )
+        else:
+            collected.append(None)
+    if scalar:
+        return reduced(total, elements, first, factor, offset, collected, reduction)
+    sums = torch.cat(rows)
+    constant *= elements / len(sums)
+    value = sums.to(first.dtype) if factor == 1 else sums.to(first.dtype) * factor
+    return value + constant if constant else value, collected
+
+
+def cut(tensors: Sequence[Tensor], batched: Sequence[bool] | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """Block by block: of as many numbers, or of whole samples of those that are ``batched``."""
+    if batched is None:
+        return zip(*(t.view(-1).split(BLOCK) for t in tensors))
+    first = tensors[0]
+    rows = max(1, BLOCK * first.shape[0] // first.numel())
+    count = -(-first.shape[0] // rows)
+    return zip(*(t.split(rows) if b else [t] * count for t, b in zip(tensors, batched)))
+
+
+# -- what autograd is given
+
+
+def times(kept: Tensor, factor: float, g: Tensor, own: bool, like: Tensor) -> Tensor:
+    """A kept gradient times that of the loss, written over where it is our own, in its argument's shape and dtype."""
+    if own and g.dim() == 0 and kept.numel() > _MANY and g.is_cpu:
+        # a loop over them is worth a look at the number
+        factor *= g.item()
+        found = kept.data if factor == 1 else kept.data.mul_(factor)
+    else:
+        if factor != 1:
+            g = g * constant(factor, g) if g.dim() == 0 and own else g * factor
+        if g.dim():
+            g = g.view(*g.shape, *(1,) * (kept.dim() - g.dim()))
+        found = kept.data.mul_(g) if own else kept * g
+    return found if found.shape == like.shape else found.sum_to_size(like.shape)

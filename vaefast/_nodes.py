@@ -1,0 +1,222 @@
+"""The PyTorch engine's autograd nodes: of a posterior's sample and KL, of a reconstruction, and of an ELBO.
+
+Each keeps gradients that forward computed (``_closed``), and what a differentiable backward would need. Arguments come
+checked, in one dtype. Those that are not trained are no inputs of autograd: ``eps``, the target, the weight.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _closed, _gaussian, _plain
+from ._closed import Scaled, Term, Values
+from ._functorch import depth
+from ._gaussian import Prior, Spec
+from ._options import Likelihood
+from .likelihoods import LIKELIHOODS
+
+# no gradients are wanted, of as many arguments as there may be
+NONE = (False,) * 16
+
+
+def kl(
+    spec: Spec,
+    reduction: str,
+    balance: float | None,
+    wanted: Sequence[bool],
+    mu: Tensor,
+    raw: Tensor,
+    pm: Prior,
+    plv: Prior,
+) -> Term:
+    """With the gradients in all four."""
+
+    def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
+        if both_numbers:
+            twice, gradients = _gaussian.kl_with_gradients(spec, *tensors, pm, plv, False, total)
+            return twice, 0.5, 0.0, [g if w else None for g, w in zip(gradients, wanted)]
+        given = iter(tensors[2:])
+        priors = [next(given) if isinstance(t, Tensor) else t for t in (pm, plv)]
+        twice, found = _gaussian.kl_with_gradients(spec, *tensors[:2], *priors, any(wanted[2:]), total)
+        if balance is not None:
+            found = [(t, f * (balance if n > 1 else 1 - balance)) for n, (t, f) in enumerate(found)]
+        rest = [g for g, t in zip(found[2:] or (None, None), (pm, plv)) if isinstance(t, Tensor)]
+        return twice, 0.5, 0.0, [g if w else None for g, w in zip([*found[:2], *rest], wanted)]
+
+    both_numbers = not isinstance(pm, Tensor) and not isinstance(plv, Tensor)
+    if both_numbers:
+        value, found = _closed.term(formula, (mu, raw), wanted[:2], reduction, mu.dim())
+        return value, [*found, None, None]
+    tensors = [mu, raw, *(t for t in (pm, plv) if isinstance(t, Tensor))]
+    flags = [*wanted[:2], *(w for w, t in zip(wanted[2:], (pm, plv)) if isinstance(t, Tensor))]
+    value, found = _closed.term(formula, tensors, flags, reduction, mu.dim())
+    rest = iter(found[2:])
+    return value, [*found[:2], *(next(rest) if isinstance(t, Tensor) else None for t in (pm, plv))]
+
+
+def nll(
+    likelihood: Likelihood,
+    reduction: str,
+    dims: int,
+    wanted: Sequence[bool],
+    x: Tensor,
+    w: Tensor | None,
+    *params: Tensor,
+) -> Term:
+    """With the gradients in all arguments."""
+    closed, options, count = LIKELIHOODS[likelihood.name].gradients, likelihood.options, len(params)
+    assert closed is not None
+
+    def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
+        params, x = tensors[:count], tensors[count]
+        if w is None:
+            values, factor, constant, found = closed(x, *params, **options)
+            return values, factor, constant, [g if yes else None for g, yes in zip(found, wanted)]
+        # what is masked is evaluated at 1, so that whatever it held reaches neither the loss nor a gradient
+        weight = tensors[-1]
+        on = weight != 0
+        values, factor, constant, found = closed(*(torch.where(on, t, 1.0) for t in (x, *params)), **options)
+        gradients = [(g * weight, f) if yes else None for (g, f), yes in zip(found, wanted)]
+        if total and constant:
+            constant *= weight.sum().item() / weight.numel()
+        elif constant:
+            values, factor, constant = values * factor + constant, 1.0, 0.0
+        return values * weight, factor, constant, gradients
+
+    tensors = (*params, x) if w is None else (*params, x, w)
+    value, gradients = _closed.term(formula, tensors, (*wanted[2:], False, False), reduction, dims)
+    return value, [None, None, *gradients[:count]]
+
+
+def elbo(
+    likelihood: Likelihood, reduction: str, dims: int, beta: float, spec: Spec, balance: float | None,
+    wanted: Sequence[bool],
+    x: Tensor, w: Tensor | None, mu: Tensor, raw: Tensor, pm: Prior, plv: Prior, *params: Tensor,
+) -> Term:  # fmt: skip
+    """The loss alone, with the gradients in all arguments."""
+    loss, of_params = nll(likelihood, reduction, dims, (False, False, *wanted[6:]), x, w, *params)
+    value, of_posterior = kl(spec, reduction, balance, wanted[2:6], mu, raw, pm, plv)
+    if beta != 1:
+        of_posterior = [g and (g[0], beta * g[1]) for g in of_posterior]
+    if loss.is_cpu and not loss.dim():
+        total = torch.scalar_tensor(loss.item() + beta * value.item(), dtype=loss.dtype)
+    else:
+        total = torch.add(loss, value, alpha=beta)
+    return total, [None, None, *of_posterior, *of_params[2:]]
+
+
+class Loss(torch.autograd.Function):
+    """``apply(compute, plain, *arguments)``: ``compute(wanted, *arguments)``, a Term, and ``plain(*arguments)``, its value.
+
+    Among the arguments are tensors, of which some are trained, and others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[..., Term], plain: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        value, gradients = compute(ctx.needs_input_grad[2:], *arguments)
+        ctx.compute, ctx.plain = compute, plain
+        keep(ctx, arguments, gradients)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, *again(ctx, saved, upstream)
+        kept = [None if k is None else saved[k[0]] for k in ctx.gradients]
+        if ctx.used:
+            arguments = [saved[n] if type(n) is int else n[0] for n in ctx.others]
+            kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *arguments)[1]]
+        # nothing is written over where a transform makes many backward passes of one
+        own, ctx.used = depth() == 0, ctx.used or depth() == 0
+        return (
+            None,
+            None,
+            *[
+                None if k is None else _closed.times(t, k[1], upstream, own and k[2], saved[k[3]])
+                for t, k in zip(kept, ctx.gradients)
+            ],
+        )
+
+
+class Sample(torch.autograd.Function):
+    """``apply(spec, eps, mu, raw)``, for tensors that are :func:`_closed.large`."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: Spec, eps: Tensor, mu: Tensor, raw: Tensor) -> Tensor:
+        z, slope, ctx.factor = draw(spec, ctx.needs_input_grad[3], mu, raw, eps)
+        ctx.spec, ctx.plain = spec, functools.partial(_plain.sample, spec)
+        keep(ctx, (eps, mu, raw), [None, None, None if slope is None else (slope, 1.0)])
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *again(ctx, saved, dz)
+        if not ctx.needs_input_grad[3]:
+            return None, None, dz, None
+        eps, slope = saved[0], saved[3] if len(saved) > 3 else None
+        if ctx.used:
+            _, slope, _ = draw(ctx.spec, True, *saved[1:3], eps)
+        own, ctx.used = depth() == 0, ctx.used or depth() == 0
+        share = dz * eps if slope is None else slope.data.mul_(eps).mul_(dz) if own else slope * eps * dz
+        if ctx.factor != 1:
+            share.mul_(ctx.factor)
+        return None, None, dz if ctx.needs_input_grad[2] else None, share
+
+
+def draw(spec: Spec, wanted: bool, mu: Tensor, raw: Tensor, eps: Tensor) -> tuple[Tensor, Tensor | None, float]:
+    """The sample, and what its gradient is multiplied by for raw's: a tensor, None for 1, times a number and eps."""
+    if not _closed.large(mu, raw, eps):
+        std, slope, factor = _gaussian.std_with_gradient(raw, spec)
+        return torch.addcmul(mu, std, eps), slope, factor
+    z, kept, factor = torch.empty_like(mu), torch.empty_like(mu) if wanted else None, 1.0
+    for m, r, e, out, *slopes in _closed.cut([mu, raw, eps, z] if kept is None else [mu, raw, eps, z, kept]):
+        std, slope, factor = _gaussian.std_with_gradient(r, spec)
+        torch.addcmul(m, std, e, out=out)
+        if slope is None:
+            kept = None
+        elif slopes:
+            slopes[0].copy_(slope)
+    return z, kept, factor
+
+
+def keep(ctx: Any, arguments: Sequence[Any], gradients: Sequence[Scaled | None]) -> None:
+    """Saves the arguments and the gradients: where each is, its factor, whether it may be written over, and where its
+    argument is."""
+    saved: list[Tensor] = []
+    others: list[Any] = []
+    ctx.others, ctx.used = others, False
+    for a in arguments:
+        if isinstance(a, Tensor):
+            others.append(len(saved))
+            saved.append(a)
+        else:
+            others.append((a,))
+    ctx.gradients = kept = []
+    for a, g, n in zip(arguments, gradients, others):
+        if g is None:
+            kept.append(None)
+        else:
+            kept.append((len(saved), g[1], g[0] is not a, n))
+            saved.append(g[0])
+    ctx.save_for_backward(*saved)
+
+
+def again(ctx: Any, saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor | None]:
+    """The arguments' gradients by what is plain; differentiable themselves where gradients are enabled."""
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views are new nodes: where one argument was computed from another, its share must not be counted twice
+        own = [saved[n] if type(n) is int else n[0] for n in ctx.others]
+        own = [t.view_as(t) if isinstance(t, Tensor) and t.requires_grad else t for t in own]
+        trained = [isinstance(t, Tensor) and t.requires_grad for t in own]
+        inputs = [t for t, yes in zip(own, trained) if yes]
+        found = iter(torch.autograd.grad(ctx.plain(*own), inputs, upstream, create_graph=create, allow_unused=True))
+    return [next(found) if yes else None for yes in trained]

@@ -1,0 +1,143 @@
+"""The short way of a plain eager call to the PyTorch engine: few checks for the tensors that most calls have, float32 and
+alike, and no groups. Every other call takes the engine's way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import _arguments, _nodes, _plain, _torch
+from ._functorch import unseen
+from ._gaussian import Prior
+from ._options import ELBO_REDUCTIONS, REDUCTIONS, Likelihood, Parameterization
+from .likelihoods import LIKELIHOODS
+
+
+def takes(x: object) -> bool:
+    """Whether a call whose first tensor is x may come here."""
+    return isinstance(x, Tensor) and unseen(x)
+
+
+def alike(x: Tensor, like: Tensor) -> bool:
+    return (
+        (type(x) is Tensor or type(x) is Parameter)
+        and x.dtype is torch.float32
+        and like.dtype is torch.float32
+        and x.shape == like.shape
+        and x.device == like.device
+    )
+
+
+def number(prior: Prior) -> bool:
+    return prior is None or type(prior) is float
+
+
+class Direct:
+    """``_engine.Direct``."""
+
+    def posterior(
+        self, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, p: Parameterization, reduction: str,
+        balance: float | None, eps: None, generator: None, with_sample: bool, with_kl: bool, /,
+    ) -> list[Tensor]:  # fmt: skip
+        plain = alike(raw, mu) and number(prior_mu) and number(prior_logvar) and mu.dim() > 0 and mu.numel() > 0
+        if not plain or reduction not in REDUCTIONS:
+            if not with_kl:
+                mu, raw = _arguments.posterior(mu, raw)
+                return [_torch.sample(mu, raw, p, None, None)]
+            pair, _ = _arguments.kl(mu, raw, prior_mu, prior_logvar, p, reduction, balance, {})
+            kl = _torch.kl(pair, reduction, balance)
+            return [_torch.sample(pair.mu, pair.raw, p, None, None), kl] if with_sample else [kl]
+        found = []
+        if with_sample:
+            found.append(_torch.one_sample(p, mu, raw, torch.randn(mu.shape, device=mu.device)))
+        if with_kl:
+            options = p.spec, reduction, balance
+            arguments = mu, raw, prior_mu, prior_logvar
+            if torch.is_grad_enabled() and (mu.requires_grad or raw.requires_grad):
+                node = functools.partial(_nodes.kl, *options), functools.partial(_plain.kl, *options)
+                found.append(_nodes.Loss.apply(*node, *arguments))
+            else:
+                found.append(_nodes.kl(*options, _nodes.NONE, *arguments)[0])
+        return found
+
+    def parameters(
+        self, recon: object, target: object, weight: object, chosen: Likelihood, /
+    ) -> Sequence[Tensor] | None:
+        entry = LIKELIHOODS.get(chosen.name)
+        if weight is not None or entry is None or entry.planes or not isinstance(target, Tensor):
+            return None
+        if not isinstance(recon, Tensor) or not alike(target, recon) or entry.required != 1:
+            return None
+        if target.requires_grad or recon.dim() == 0 or recon.numel() == 0:
+            return None
+        return (recon,)
+
+    def reconstruction(
+        self, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood, overwrite: bool,
+        reduction: str, /,
+    ) -> Tensor:  # fmt: skip
+        (recon,) = params
+        if reduction not in REDUCTIONS or (overwrite is not True and overwrite is not False):
+            raise ValueError
+        if LIKELIHOODS[chosen.name].gradients is None:
+            return _plain.nll(chosen, reduction, target, None, recon)
+        if torch.is_grad_enabled() and recon.requires_grad:
+            compute = functools.partial(_nodes.nll, chosen, reduction, recon.dim())
+            loss: Tensor = _nodes.Loss.apply(
+                compute, functools.partial(_plain.nll, chosen, reduction), target, None, recon
+            )
+            return loss
+        return _nodes.nll(chosen, reduction, recon.dim(), _nodes.NONE, target, None, recon)[0]
+
+    def fused_elbo(
+        self, loss_alone: bool, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood,
+        overwrite: bool, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, p: Parameterization,
+        beta: float, reduction: str, balance: float | None, /,
+    ) -> Any:  # fmt: skip
+        (recon,) = params
+        if (
+            not loss_alone
+            or LIKELIHOODS[chosen.name].gradients is None
+            or not (isinstance(raw, Tensor) and alike(raw, mu) and number(prior_mu) and number(prior_logvar))
+            or mu.dim() == 0
+            or mu.numel() == 0
+            or mu.device != recon.device
+            or (reduction != "sum" and (reduction not in ELBO_REDUCTIONS or mu.shape[0] != recon.shape[0]))
+            or (overwrite is not True and overwrite is not False)
+        ):
+            of = _arguments.reconstruction(params, target, weight, chosen, overwrite)
+            pair, _ = _arguments.kl(mu, raw, prior_mu, prior_logvar, p, reduction, balance, {})
+            terms = _torch.elbo(of, pair, _number(_arguments.elbo(recon, mu, beta, reduction)), reduction, balance)
+            return terms.loss if loss_alone else terms
+        arguments = target, weight, mu, raw, prior_mu, prior_logvar, recon
+        options = chosen, reduction, recon.dim(), float(beta), p.spec, balance
+        if torch.is_grad_enabled() and (recon.requires_grad or mu.requires_grad or raw.requires_grad):
+            plain = functools.partial(_plain.elbo, chosen, reduction, beta, p.spec, balance)
+            return _nodes.Loss.apply(functools.partial(_nodes.elbo, *options), plain, *arguments)
+        return _nodes.elbo(*options, _nodes.NONE, *arguments)[0]
+
+    def multi(
+        self, mus: Sequence[Tensor], raws: Sequence[Tensor], prior_mus: Sequence[Tensor], prior_mu: float,
+        prior_logvars: Sequence[Tensor], prior_logvar: float, p: Parameterization, reduction: str, generator: None,
+        with_sample: bool, /,
+    ) -> list[Tensor]:  # fmt: skip
+        many = _arguments.each_with_its_prior(mus, raws, prior_mus or None, prior_logvars or None, p, None, reduction)
+        return [_torch.multi_kl(many, reduction)]
+
+    sample, kl, sample_with_kl = map(staticmethod, (_torch.sample, _torch.kl, _torch.sample_with_kl))
+    nll, elbo, packed = map(staticmethod, (_torch.nll, _torch.elbo, _torch.packed))
+    multi_kl, multi_sample_with_kl = map(staticmethod, (_torch.multi_kl, _torch.multi_sample_with_kl))
+    noise = _torch.noise
+
+
+def _number(beta: Tensor | float) -> float:
+    assert not isinstance(beta, Tensor)
+    return beta
+
+
+direct = Direct()
