@@ -1,4 +1,4 @@
-"""Gradients in batches, by the autograd engine and by torch.vmap over it: what a loop over them gives, for each function."""
+"""Gradients in batches, by the autograd engine and by torch.vmap over it, are what a loop over them gives."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What changes between forward and backward: where PyTorch's own expression lets a tensor change, so do we; what backward
-does read raises, as it does in PyTorch."""
+"""What changes between forward and backward: where PyTorch's own expression lets a tensor change, so do these; what
+backward does read raises, as it does in PyTorch."""
 
 from __future__ import annotations
 

@@ -112,6 +112,8 @@ def engine(
     why = _native.why_not(x, no_grad_to, beside)
     if why is None and not torch.compiler.is_compiling() and _native.tracing():
         return _torch
+    if why is None and _backend == "auto" and torch.compiler.is_exporting():
+        return _torch  # whose operators every consumer of an exported program knows
     if why is None and likelihood is not None and likelihood.name not in _native.LIKELIHOODS:
         why = f"likelihood {likelihood.name!r} is written in Python alone"
         _tell_once(likelihood.name)

@@ -16,7 +16,7 @@ from ._batch import Batch
 from ._checks import wrapped
 from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
-from ._generators import Generators, each_its_own, explain_to_compilers
+from ._generators import Generators, each_its_own, torch_noise
 from ._options import PLAIN, ELBOTerms, KLOptions, Likelihood, Parameterization
 from ._philox import normal, take_counters
 from .likelihoods import COMPOSED
@@ -93,12 +93,9 @@ def drawn(
     kernels would draw in."""
     if eps is not None or noise is None or noise == engine.noise:
         return eps, generator
-    if wrapped(mu):
-        return torch.randn_like(mu), None
-    if noise == "philox":
+    if noise == "philox" and not wrapped(mu):
         return normal(take_counters(mu, mu.numel(), generator), mu, dtype), None
-    explain_to_compilers(generator)
-    return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator), None
+    return torch_noise(mu, generator), None
 
 
 def sample_with_kl(
