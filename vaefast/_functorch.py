@@ -3,6 +3,8 @@ whatever else is to see PyTorch's own operations."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -21,7 +23,7 @@ transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # by which the autograd engine batches gradients (is_grads_batched)
-_VMAP_MODE = torch._C._parse_dispatch_key("VmapMode")
+_VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 def alone() -> bool:

@@ -39,6 +39,6 @@ def torch_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     if wrapped(like):
         return torch.randn_like(like)  # which knows the noise of tensors that are made of others
     explain_to_compilers(generator)
-    # exporters know the operator that takes no generator
-    own = {} if generator is None else {"generator": generator}
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device, **own)
+    if generator is None:  # exporters know the operator that takes none
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device)
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)

@@ -38,11 +38,14 @@ def kl(
 
     def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
         if both_numbers:
-            twice, gradients = _gaussian.kl_with_gradients(spec, *tensors, pm, plv, False, total)
+            q = tensors[0], tensors[1]
+            twice, gradients = _gaussian.kl_with_gradients(spec, *q, pm, plv, False, total)
             return twice, 0.5, 0.0, [g if w else None for g, w in zip(gradients, wanted)]
         given = iter(tensors[2:])
-        priors = [next(given) if isinstance(t, Tensor) else t for t in (pm, plv)]
-        twice, found = _gaussian.kl_with_gradients(spec, *tensors[:2], *priors, any(wanted[2:]), total)
+        prior = tuple(next(given) if isinstance(t, Tensor) else t for t in (pm, plv))
+        twice, found = _gaussian.kl_with_gradients(
+            spec, tensors[0], tensors[1], prior[0], prior[1], any(wanted[2:]), total
+        )
         if balance is not None:
             found = [(t, f * (balance if n > 1 else 1 - balance)) for n, (t, f) in enumerate(found)]
         rest = [g for g, t in zip(found[2:] or (None, None), (pm, plv)) if isinstance(t, Tensor)]
@@ -111,7 +114,8 @@ def elbo(
 
 
 class Loss(torch.autograd.Function):
-    """``apply(compute, plain, *arguments)``: ``compute(wanted, *arguments)``, a Term, and ``plain(*arguments)``, its value.
+    """``apply(compute, plain, *arguments)``: ``compute(wanted, *arguments)``, a Term, and ``plain(*arguments)``, its
+    value.
 
     Among the arguments are tensors, of which some are trained, and others.
     """
@@ -128,7 +132,7 @@ class Loss(torch.autograd.Function):
         saved = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, *again(ctx, saved, upstream)
-        kept = [None if k is None else saved[k[0]] for k in ctx.gradients]
+        kept: list[Any] = [None if k is None else saved[k[0]] for k in ctx.gradients]
         if ctx.used:
             arguments = [saved[n] if type(n) is int else n[0] for n in ctx.others]
             kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *arguments)[1]]
@@ -163,7 +167,7 @@ class Sample(torch.autograd.Function):
             return None, None, dz, None
         eps, slope = saved[0], saved[3] if len(saved) > 3 else None
         if ctx.used:
-            _, slope, _ = draw(ctx.spec, True, *saved[1:3], eps)
+            _, slope, _ = draw(ctx.spec, True, saved[1], saved[2], eps)
         own = alone()
         ctx.used = ctx.used or own
         share = dz * eps if slope is None else slope.data.mul_(eps).mul_(dz) if own else slope * eps * dz
@@ -200,7 +204,8 @@ def keep(ctx: Any, arguments: Sequence[Any], gradients: Sequence[Scaled | None])
             saved.append(a)
         else:
             others.append((a,))
-    ctx.gradients = kept = []
+    kept: list[tuple[int, float, bool, Any] | None] = []
+    ctx.gradients = kept
     for a, g, n in zip(arguments, gradients, others):
         if g is None:
             kept.append(None)

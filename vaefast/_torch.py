@@ -71,11 +71,13 @@ def closed(likelihood: Likelihood, x: Tensor, w: Tensor | None, *params: Tensor)
     )
 
 
-def loss(compute: functools.partial[_nodes.Term], plain: functools.partial[Tensor], *arguments: object) -> Tensor:
+def loss(compute: functools.partial[_closed.Term], plain: functools.partial[Tensor], *arguments: object) -> Tensor:
+    found: Tensor
     if trained(*arguments):
-        found: Tensor = _nodes.Loss.apply(compute, plain, *arguments)
-        return found
-    return compute([False] * len(arguments), *arguments)[0]
+        found = _nodes.Loss.apply(compute, plain, *arguments)
+    else:
+        found = compute([False] * len(arguments), *arguments)[0]
+    return found
 
 
 # -- the engine's
