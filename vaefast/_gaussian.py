@@ -120,9 +120,9 @@ _BERNOULLI = (
 def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
     """e^x - 1, and h(x) = e^x - 1 - x without cancellation.
 
-    Of float32 in float64, where that is fast: e^x - 1 - x - x^2 / 2 is noise only where it is nothing beside x^2 / 2, and
-    is cut off there. Else, where |x| < 1/2, as ``expm1(x) (1 - x / expm1(x))``, whose second factor has a series of few
-    terms.
+    Of float32 in float64, where that is fast: e^x - 1 - x - x^2 / 2 is noise only where it is nothing beside
+    x^2 / 2, and is cut off there. Else, where |x| < 1/2, as ``expm1(x) (1 - x / expm1(x))``, whose second factor has
+    a series of few terms.
     """
     if x.dtype == torch.float32 and x.device.type != "mps" and not torch.compiler.is_compiling():
         w = x.double()
@@ -157,8 +157,8 @@ def kl(spec: Spec, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior
 def kl_with_gradients(
     spec: Spec, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, priors: bool, total: bool
 ) -> tuple[Tensor | float, list[tuple[Tensor, float]]]:
-    """Twice :func:`kl`, without autograd, or the sum of that, a number; and of it, not doubled, the derivatives in mu and
-    raw and, with ``priors``, in the prior's two, each a tensor times a number. That in mu may be mu."""
+    """Twice :func:`kl`, without autograd, or the sum of that, a number; and of it, not doubled, the derivatives in mu
+    and raw and, with ``priors``, in the prior's two, each a tensor times a number. That in mu may be mu."""
     name, lo, hi, floor = spec
     of = PARAMETERIZATIONS[name]
     r = clamped(raw, lo, hi)

@@ -54,8 +54,8 @@ class LikelihoodEntry:
     target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape
     without ``dim``.
 
-    ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of the
-    same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of each
+    ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
+    the same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of each
     parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
     """
 
