@@ -102,8 +102,9 @@ struct BernoulliProbs {
   template <class V>
   static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
     const V one = lit<V>(1), least = lit<V>(1e-12), rest = one - p[0], variance = p[0] * rest;
-    const V nll = lit<V>(0) - fma_(x, log_of(p[0]), (one - x) * log_of(rest));
-    return {nll, {(p[0] - x) / select(less(variance, least), least, variance)}};
+    const V datum = in_unit(x);
+    const V nll = lit<V>(0) - fma_(datum, log_of(p[0]), (one - datum) * log_of(rest));
+    return {nll, {(p[0] - datum) / select(less(variance, least), least, variance)}};
   }
 };
 
@@ -121,8 +122,8 @@ struct ContinuousBernoulli {
     const auto positive = less(zero, l), tiny = less(a, lit<V>(1e-4));
     const V m = zero - e.em1, ratio = select(tiny, fma_(a, lit<V>(-0.5), one), m / a);
     const V upper = e.h / (a * m), mean = select(positive, upper, one - upper);
-    const V step = select(positive, one, zero);
-    return {fma_(l, step - x, log_(ratio)), {select(tiny, fma_(l, lit<V>(1.0 / 12), half), mean) - x}};
+    const V step = select(positive, one, zero), datum = in_unit(x);
+    return {fma_(l, step - datum, log_(ratio)), {select(tiny, fma_(l, lit<V>(1.0 / 12), half), mean) - datum}};
   }
 };
 

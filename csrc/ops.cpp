@@ -13,6 +13,7 @@
 
 #include <algorithm>
 
+#include "autograd/batched.h"
 #include "autograd/entries.h"
 #include "device.h"
 #include "likelihoods.h"
@@ -63,6 +64,8 @@ E named(Name name) {
   return E(found - list.begin());
 }
 
+template ParameterizationIndex named(Name name);
+
 template <class E>
 E numbered(int64_t number) {
   const auto& [list, what] = registry<E>();
@@ -98,6 +101,7 @@ struct Below {
   using F = Face<Floor::kBelow, f>;
   static void define(torch::Library& m, const std::vector<at::Tag>& tags) { m.def(F::schema().c_str(), tags); }
   static void implement(torch::Library& m) { m.impl(Operator<f>::name, F::call); }
+  static constexpr const char* name = Operator<f>::name;
 };
 
 // One whose result may be differentiated.
@@ -118,6 +122,7 @@ struct ForUsers {
   using F = Face<Floor::kUsers, f>;
   static void define(torch::Library& m, const std::vector<at::Tag>& tags) { m.def(F::schema().c_str(), tags); }
   static void implement(torch::Library& m) { m.impl(Operator<f>::name, F::call); }
+  static constexpr const char* name = Operator<f>::name;
 };
 
 template <class... Ops>
@@ -125,6 +130,9 @@ struct List {
   static void define(torch::Library& m, const std::vector<at::Tag>& tags = {}) { (Ops::define(m, tags), ...); }
   static void implement(torch::Library& m) { (Ops::implement(m), ...); }
   static void implement_above(torch::Library& m) { (Ops::implement_above(m), ...); }
+  static void implement_batched(torch::Library& m) {
+    (m.impl(Ops::name, torch::CppFunction::makeFromBoxedFunction<&one_by_one>()), ...);
+  }
 };
 
 using RandomForUsers = List<ForUsers<posterior>, ForUsers<packed_posterior>, ForUsers<multi_posterior>>;
@@ -162,6 +170,13 @@ TORCH_LIBRARY_IMPL(vaefast, Meta, m) { implement_below(m); }
 #if defined(VAEFAST_CUDA)
 TORCH_LIBRARY_IMPL(vaefast, CUDA, m) { implement_below(m); }
 #endif
+TORCH_LIBRARY_IMPL(vaefast, Batched, m) {
+  RandomForUsers::implement_batched(m);
+  OthersForUsers::implement_batched(m);
+  RandomBelow::implement_batched(m);
+  BackwardBelow::implement_batched(m);
+  OthersBelow::implement_batched(m);
+}
 TORCH_LIBRARY_IMPL(vaefast, CompositeExplicitAutograd, m) { implement_for_users(m); }
 TORCH_LIBRARY_IMPL(vaefast, Autograd, m) {
   implement_for_users(m);

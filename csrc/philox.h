@@ -86,7 +86,8 @@ VF_HD void sincos_turns(double t, double& s, double& c) { ::sincospi(2 * t, &s, 
 #else
 template <class V>
 VF_HD void sincos_turns(V t, V& s, V& c) {
-  // t = q / 4 + f, |f| <= 1/8: minimax in f, relative error 3e-9 and 3e-8 (float), or Taylor in 2 pi f to a^17 and a^18
+  // t = q / 4 + f, |f| <= 1/8: minimax in f by tools/coefficients.py, relative error 3e-8 and 7e-8 (float), or Taylor
+  // in 2 pi f to a^17 and a^18
   const V q = rint_(t * lit<V>(4)), f = fma_(q, lit<V>(-0.25), t);
   V sf, cf;
   if constexpr (kDouble<V>) {
@@ -95,8 +96,8 @@ VF_HD void sincos_turns(V t, V& s, V& c) {
     cf = even_tail<0, 18>(y);
   } else {
     const V y = f * f;
-    sf = f * polynomial(y, 6.283185286832004, -41.34166145340223, 81.59235329880899, -75.39355198825083);
-    cf = polynomial(y, 0.9999999673850433, -19.739146596392683, 64.92030614001428, -83.5525821254011);
+    sf = f * polynomial(y, 6.2831854820251465, -41.34168243408203, 81.59235382080078, -75.39356231689453);
+    cf = polynomial(y, 1.0, -19.73914909362793, 64.92030334472656, -83.5525894165039);
   }
   const V a = abs_(q);
   const auto odd = equal(a, lit<V>(1)), flip = equal(a, lit<V>(2));

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vaefast
 from vaefast import Parameterization
+from vaefast.likelihoods import SUPPORTS
 from vaefast.reference import DOMAINS, LIKELIHOODS, PARAMETERIZATIONS
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -101,44 +102,27 @@ def training(
     return Data(tuple(recon), targets(likelihood, [torch.as_tensor(p).expand(tuple(shape)) for p in recon], seed))
 
 
-_REAL = [sign * x for x in (0.0, 1e-30, 1e-8, 1e-3, 0.5, 1.0, 15.0, 17.0, 88.0, 104.0, 1e4) for sign in (1.0, -1.0)]
-_LOG = [-30.0, -10.0, -1.0, -1e-6, 0.0, 0.3, 10.0, 30.0]
-EXTREME_PARAMS = {
-    "real": _REAL,
-    "log": _LOG,
-    "positive": [1e-6, 1e-3, 0.1, 1.0, 3.7, 50.0, 1e3, 1e6],
-    "unit": [0.0, 1e-30, 1e-8, 0.3, 0.5, 0.75, 1.0 - 2.0**-24, 1.0],
-    "planes": [sign * x for x in (0.0, 1e-8, 1e-3, 0.5, 1.0, 5.0, 15.0, 30.0) for sign in (1.0, -1.0)],
-}
-EXTREME_DATA = {
-    "unit": [0.0, 1e-6, 0.3, 0.5, 1.0],
-    "real": [-1e4, -1.0, 0.0, 1e-3, 0.5, 2.0, 1e4],
-    "count": [0.0, 1.0, 2.0, 7.0, 100.0, 1e6],
-    "bins": [-1.0 + 2.0 * k / 255 for k in (0, 1, 100, 128, 254, 255)],
-}
-
-
 def extreme(likelihood: str, count: int, dtype: torch.dtype = torch.float32, most: int = 2500) -> Data:
-    """Real parameters 0 to +-1e4, logs of scales and rates -30 to 30, positive ones 1e-6 to 1e6, data at its ends or up
-    to 1e4 off, counts to 1e6; ``most`` of their combinations."""
+    """Combinations of the extremes of the parameters' domains and of the data's support, ``most`` of them: real
+    parameters 0 to +-1e4, logs of scales and rates -30 to 30, positive ones 1e-6 to 1e6, counts to 1e6."""
     entry = LIKELIHOODS[likelihood]
+    data = SUPPORTS.get(entry.support, ())
     if entry.planes:
-        values = torch.tensor(EXTREME_PARAMS["planes"], dtype=dtype)
+        values = torch.tensor(DOMAINS["planes"].extremes, dtype=dtype)
         recon = values[torch.randint(len(values), planes_shape(likelihood, (300,)), generator=generator(7))]
         x = targets(likelihood, [torch.zeros_like(recon)])
-        xs = torch.tensor(EXTREME_DATA.get(entry.support, [0.0]), dtype=dtype)
+        xs = torch.tensor(data or (0.0,), dtype=dtype)
         ends = xs[torch.randint(len(xs), x.shape, generator=generator(8))]
-        return Data((recon,), ends if entry.support in EXTREME_DATA else x)
+        return Data((recon,), ends if data else x)
     grids = [
-        [x * (2.0 if name.endswith("var") else 1.0) for x in EXTREME_PARAMS[domain]]
+        [x * (2.0 if name.endswith("var") else 1.0) for x in DOMAINS[domain].extremes]
         for name, domain in zip(entry.params[:count], entry.domains)
     ]
-    xs = EXTREME_DATA.get(entry.support, [0.0])
-    grid = torch.tensor(list(itertools.product(*grids, xs)), dtype=torch.float64)
+    grid = torch.tensor(list(itertools.product(*grids, data or (0.0,))), dtype=torch.float64)
     if len(grid) > most:
         grid = grid[torch.randperm(len(grid), generator=generator(7))[:most]]
     *recon, x = (column.contiguous() for column in grid.to(dtype).unbind(1))
-    return Data(tuple(recon), x if entry.support in EXTREME_DATA else targets(likelihood, recon))
+    return Data(tuple(recon), x if data else targets(likelihood, recon))
 
 
 def raw_for(

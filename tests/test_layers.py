@@ -13,18 +13,20 @@ PACKAGE = ROOT / "vaefast"
 
 # from the ground up; a module imports of those below its own layer, and of none beside it
 LAYERS: list[tuple[str, ...]] = [
-    ("_build", "_checks", "_distributions", "_functorch", "_generators"),
+    ("_build", "_checks", "_distributions", "_functorch"),
+    ("_generators",),
     ("_gaussian", "_philox"),
     ("_closed",),
     ("likelihoods",),
     ("_options",),
     ("_engine",),
+    ("_batch",),
     ("_arguments", "distributed", "presets"),
-    ("_compose", "_plain"),
+    ("_compose", "_domains", "_plain"),
     ("_nodes",),
     ("_torch",),
     ("_torch_direct",),
-    ("_double_backward",),
+    ("_batched", "_double_backward"),
     ("_native",),
     ("_backends", "_posterior_functions"),
     ("_functions",),
@@ -119,7 +121,7 @@ CSRC = ROOT / "csrc"
 # the compiled core, from the ground up; a folder's own files may include each other, in no circle
 COMPILED_LAYERS = [
     ("problems.h", "registry.h", "cpu/vec.h", "cpu/vec_exp.h"),
-    ("vmath.h", "special.h", "philox.h", "likelihoods.h", "mixture.h", "posterior.h"),
+    ("vmath.h", "special.h", "weight.h", "philox.h", "likelihoods.h", "mixture.h", "posterior.h"),
     ("device.h", "cpu/", "cuda/"),
     ("faces.h", "arguments.h"),
     ("operators/",),

@@ -355,7 +355,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: DiagonalGaussian(M, dim=2), ValueError, "has 3 entries along dim=2; it takes an even number"),
     (lambda: DiagonalGaussian(M, dim=1.0), TypeError, "dim must be an int, got 1.0"),
     (lambda: DiagonalGaussian(M, True), TypeError, "dim must be an int, got True; deterministic goes by name"),
-    (lambda: DiagonalGaussian(M, deterministic=1), TypeError, "deterministic must be a bool, got 1"),
+    (lambda: DiagonalGaussian(M, deterministic=1), TypeError, "deterministic must be True or False, got 1"),
     (lambda: DiagonalGaussian(M, clamp=(1.0, -1.0)), ValueError, "clamp must be .* with lo <= hi"),
     (lambda: DiagonalGaussian(M, clamp=3.0), TypeError, "clamp must be None or two numbers"),
     (lambda: Q.sample(generator=3), TypeError, "generator must be a torch.Generator, got int"),

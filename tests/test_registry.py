@@ -20,7 +20,7 @@ FUNCTIONS = [n for n in vaefast.__all__ if inspect.isroutine(getattr(vaefast, n)
 SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
 KL_OPTIONS = (
     "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False prior_parameterization='logvar' "
-    "kl_weight=None"
+    "kl_weight=None batch_dims=1"
 )
 CONTRACT = {
     "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise=None num_samples=None",
@@ -32,12 +32,12 @@ CONTRACT = {
     "eps=None generator=None noise=None " + KL_OPTIONS + " estimator='analytic'",
     "multi_tensor_gaussian_kl": "mus raws prior_mus=None prior_raws=None * parameterization='logvar' "
     "prior_parameterization=None "
-    "reduction='batchmean'",
+    "reduction='batchmean' batch_dims=1",
     "multi_tensor_sample_with_kl": "mus raws prior_mu=0.0 prior_logvar=0.0 * parameterization='logvar' "
     "prior_parameterization='logvar' "
-    "reduction='sum' generator=None",
+    "reduction='sum' generator=None batch_dims=1",
     "reconstruction_loss": "recon target * likelihood='bernoulli' reduction='batchmean' weight=None "
-    "overwrite_recon=False",
+    "overwrite_recon=False batch_dims=1",
     "elbo_loss": "recon target mu logvar prior_mu=None prior_logvar=None * likelihood='bernoulli' beta=1.0 "
     "parameterization='logvar' reduction='batchmean' weight=None "
     + KL_OPTIONS

@@ -8,6 +8,7 @@ from typing import Any
 from . import diagnostics, distributed, likelihoods, presets, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
+from ._domains import check
 from ._options import ELBOTerms, Likelihood, Parameterization
 from .functional import (
     elbo_loss,
@@ -34,6 +35,7 @@ __all__ = [
     "Likelihood",
     "Parameterization",
     "available_backends",
+    "check",
     "diagnostics",
     "distributed",
     "elbo_loss",

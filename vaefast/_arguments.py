@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _options
-from ._checks import batched, broadcasts, choice, factor, floating, is_real, like, same_device, tensors
+from ._checks import (
+    batched,
+    broadcasts,
+    choice,
+    dense,
+    factor,
+    flag,
+    floating,
+    is_real,
+    is_whole,
+    like,
+    same_device,
+    tensors,
+)
 from ._engine import Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, logvar_of, wide
 from ._options import Composed, KLOptions, Likelihood, Parameterization
@@ -66,6 +80,8 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
     if mu.dim() == 0 and (found.capacity is not None or (found.free_bits > 0 and found.free_bits_per != "dim")):
         what = "capacity" if found.capacity is not None else f"free_bits_per={found.free_bits_per!r}"
         raise ValueError(f"{what} needs a batch dimension, but mu is a 0-d tensor; use mu.unsqueeze(0)")
+    if found.batch_dims != 1:
+        batched_dims("mu", mu, found.batch_dims)
     if found.kl_weight is not None:
         weight("the KL's weight", found.kl_weight, "mu", mu, mu.shape)
     if isinstance(found.capacity, Tensor):
@@ -76,9 +92,19 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
     return pair, found
 
 
+def batched_dims(name: str, x: Tensor, batch_dims: int) -> None:
+    if x.dim() < batch_dims:
+        raise ValueError(
+            f"batch_dims={batch_dims}, but {name} of shape {tuple(x.shape)} has {x.dim()} dimensions; it takes the "
+            "number of those that are the batch"
+        )
+
+
 def weight(name: str, value: object, of: str, first: Tensor, shape: torch.Size) -> None:
     """A mask, or factors; either broadcasts to the terms, whose shape it is."""
-    if not (isinstance(value, Tensor) and value.dtype == torch.bool):
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
+        dense(name, value)
+    else:
         value = floating(name, value)
     broadcasts(name, value, of, shape)
     same_device(name, value, of, first.device)
@@ -94,8 +120,10 @@ def log_variance(raw: Prior, p: Parameterization, mu: Tensor) -> Prior:
 def samples(mu: object, logvar: object, number: object) -> tuple[Tensor, Tensor]:
     """Both as ``[K, B, ...]`` views, which take no memory."""
     mu, logvar = posterior(mu, logvar)
-    if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
-        raise TypeError(f"num_samples must be None or an int, got {number!r}")
+    if not isinstance(number, torch.SymInt):
+        if not is_whole(number):
+            raise TypeError(f"num_samples must be None or an int, got {number!r}")
+        number = operator.index(number)
     if number < 1:
         raise ValueError(f"num_samples must be at least 1, got {number!r}")
     return mu.expand(number, *mu.shape), logvar.expand(number, *logvar.shape)
@@ -145,8 +173,15 @@ def noise(kind: str | None, eps: object, generator: object, mu: Tensor, dim: int
     return eps
 
 
+def listed(values: Any) -> Any:
+    """A tuple of what an iterable has that is neither tensor nor sequence: ``parameters()``, a ``ParameterList``."""
+    known = isinstance(values, (Tensor, tuple, list, str, dict)) or not isinstance(values, Iterable)
+    return values if known else tuple(values)
+
+
 def parameters(recon: object, likelihood: str, entry: LikelihoodEntry) -> list[Tensor]:
     """The likelihood's parameters; the first has the full shape."""
+    recon = listed(recon)
     given: Sequence[Any] = recon if isinstance(recon, (tuple, list)) else (recon,)
     if not entry.required <= len(given) <= len(entry.params):
         takes = ", ".join(entry.params[: entry.required])
@@ -215,12 +250,10 @@ def reconstruction(recon: object, target: object, given: Any, chosen: Likelihood
         target = like("target", target, "recon", first)
     if given is not None:
         weight("weight", given, "recon's sites" if entry.planes else "recon", first, shape)
-    if overwrite is not False and overwrite is not True:
-        raise TypeError(f"overwrite_recon must be True or False, got {overwrite!r}")
-    return Reconstruction(params, target, given, chosen, overwrite)
+    return Reconstruction(params, target, given, chosen, flag("overwrite_recon", overwrite))
 
 
-def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str) -> Tensor | float:
+def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str, batch_dims: int = 1) -> Tensor | float:
     """beta, where the two terms add up."""
     if reduction not in _options.ELBO_REDUCTIONS:
         _options.reduction_for_elbo(reduction)
@@ -229,9 +262,12 @@ def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str) -> Tensor | fl
         batched("mu", mu, reduction)
     if mu.device != first.device:
         same_device("mu", mu, "recon", first.device)
-    if reduction != "sum" and first.shape[0] != mu.shape[0]:
+    if batch_dims != 1:
+        batched_dims("recon", first, batch_dims)
+    if reduction != "sum" and first.shape[:batch_dims] != mu.shape[:batch_dims]:
         raise ValueError(
-            f"recon has a batch of {first.shape[0]} but mu has {mu.shape[0]} (dimension 0); "
+            f"recon has a batch of {batch_of(first, batch_dims)} but mu has {batch_of(mu, batch_dims)} "
+            f"({'dimension 0' if batch_dims == 1 else f'batch_dims={batch_dims}'}); "
             "they must be equal for the two terms to add up per sample"
         )
     if type(beta) is float:
@@ -245,8 +281,9 @@ def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str) -> Tensor | fl
 def packed(moments: object, dim: object) -> tuple[Tensor, int]:
     """Moments whose dimension ``dim``, counted from the front in what is returned, has two halves."""
     moments = floating("moments", moments)
-    if not isinstance(dim, int) or isinstance(dim, bool):
+    if not is_whole(dim):
         raise TypeError(f"dim must be an int, got {dim!r}; deterministic goes by name")
+    dim = operator.index(dim)
     if not -moments.dim() <= dim < moments.dim():
         raise ValueError(
             f"dim={dim} is no dimension of moments, whose shape is {tuple(moments.shape)}; it takes the one "
@@ -262,7 +299,8 @@ def packed(moments: object, dim: object) -> tuple[Tensor, int]:
 
 def posteriors(mus: object, raws: object) -> tuple[list[Tensor], list[Tensor]]:
     """Two lists of the same length, at least 1, whose tensors match one by one and all lie on one device."""
-    pairs = [posterior(mu, raw) for mu, raw in zip(tensors("mus", mus), tensors("raws", raws, "mus", mus))]
+    first = tensors("mus", mus)
+    pairs = [posterior(mu, raw) for mu, raw in zip(first, tensors("raws", raws, "mus", first))]
     for mu, _ in pairs:
         same_device("a tensor of mus", mu, "its first", pairs[0][0].device)
     return [mu for mu, _ in pairs], [raw for _, raw in pairs]
@@ -278,17 +316,25 @@ def priors(name: str, values: object, mus: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def same_batches(mus: Sequence[Tensor], reduction: str) -> None:
+def same_batches(mus: Sequence[Tensor], reduction: str, batch_dims: object) -> None:
     choice("reduction", reduction, _options.ELBO_REDUCTIONS)
+    dims = _options.batch_dims(batch_dims)
     if reduction == "sum":
         return
     for mu in mus:
         batched("a tensor of mus", mu, reduction)
-        if mu.shape[0] != mus[0].shape[0]:
+        batched_dims("a tensor of mus", mu, dims)
+        if mu.shape[:dims] != mus[0].shape[:dims]:
+            where = "dimension 0" if dims == 1 else f"batch_dims={dims}"
             raise ValueError(
-                f"reduction={reduction!r} needs one batch (dimension 0) in all of mus, but there are "
-                f"{mus[0].shape[0]} and {mu.shape[0]}; use 'sum'"
+                f"reduction={reduction!r} needs one batch ({where}) in all of mus, but there are "
+                f"{batch_of(mus[0], dims)} and {batch_of(mu, dims)}; use 'sum'"
             )
+
+
+def batch_of(x: Tensor, batch_dims: int) -> object:
+    """Its size, as messages tell it."""
+    return x.shape[0] if batch_dims == 1 else tuple(x.shape[:batch_dims])
 
 
 def each_with_its_prior(
@@ -299,13 +345,14 @@ def each_with_its_prior(
     parameterization: str | Parameterization,
     prior_parameterization: str | Parameterization | None,
     reduction: str,
+    batch_dims: object,
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)
     of_prior = p if prior_parameterization is None else prior_parameterization_of(prior_parameterization)
     pms = priors("prior_mus", prior_mus, mus)
     plvs = [logvar_of(raw, of_prior.spec) for raw in priors("prior_raws", prior_raws, mus)]
-    same_batches(mus, reduction)
+    same_batches(mus, reduction, batch_dims)
     return Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p)
 
 
@@ -317,13 +364,14 @@ def all_with_one_prior(
     parameterization: str | Parameterization,
     prior_parameterization: str | Parameterization,
     reduction: str,
+    batch_dims: object,
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)
     pms, pm = spread(shared_prior("prior_mu", prior_mu, mus), mus)
     raw, of_prior = shared_prior("prior_logvar", prior_logvar, mus), prior_parameterization_of(prior_parameterization)
     plvs, plv = spread(log_variance(raw, of_prior, mus[0]), mus)
-    same_batches(mus, reduction)
+    same_batches(mus, reduction, batch_dims)
     return Posteriors(mus, raws, pms, pm, plvs, plv, p)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -98,14 +98,22 @@ def direct(x: object) -> Direct | None:
 
 
 def native_for(x: Tensor) -> bool:
-    """Whether this call goes to the kernels."""
+    """Whether this call goes to the kernels, or would but for torch.jit.trace, in which the reference draws as they."""
+    if not torch.compiler.is_compiling() and _native.tracing():
+        return _backend != "reference" and _native.why_not(x, (), ()) is None
     return engine(x) is not _torch
 
 
-def engine(x: Tensor, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None) -> Engine:
+def engine(
+    x: Tensor, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None, beside: Sequence[object] = ()
+) -> Engine:
     if _backend == "reference":
         return _torch
-    why = _native.why_not(x, no_grad_to)
+    why = _native.why_not(x, no_grad_to, beside)
+    if why is None and not torch.compiler.is_compiling() and _native.tracing():
+        return _torch
+    if why is None and _backend == "auto" and torch.compiler.is_exporting():
+        return _torch  # whose operators every consumer of an exported program knows
     if why is None and likelihood is not None and likelihood.name not in _native.LIKELIHOODS:
         why = f"likelihood {likelihood.name!r} is written in Python alone"
         _tell_once(likelihood.name)

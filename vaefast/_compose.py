@@ -12,9 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ._engine import Engine, Engines, Pair, Reconstruction
+from ._batch import Batch
+from ._checks import wrapped
+from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
-from ._generators import Generators, each_its_own, explain_to_compilers
+from ._generators import Generators, each_its_own, torch_noise
 from ._options import PLAIN, ELBOTerms, KLOptions, Likelihood, Parameterization
 from ._philox import normal, take_counters
 from .likelihoods import COMPOSED
@@ -71,7 +73,7 @@ def sample(
     """``dim`` is the batch, along which a list of generators has one for each sample."""
 
     def draw(mu: Tensor, raw: Tensor, own: torch.Generator | None) -> Tensor:
-        engine = engines.engine(mu, eps)
+        engine = engines.engine(mu, eps, beside=(raw,))
         return engine.sample(mu, raw, p, *drawn(engine, mu, compute_dtype(mu, raw), eps, own, noise))
 
     if isinstance(generator, Sequence):
@@ -91,16 +93,22 @@ def drawn(
     kernels would draw in."""
     if eps is not None or noise is None or noise == engine.noise:
         return eps, generator
-    if noise == "philox":
+    if noise == "philox" and not wrapped(mu):
         return normal(take_counters(mu, mu.numel(), generator), mu, dtype), None
-    explain_to_compilers(generator)
-    return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator), None
+    return torch_noise(mu, generator), None
 
 
 def sample_with_kl(
     engine: Engine, pair: Pair, reduction: str, o: KLOptions, eps: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """In one pass, as far as the options allow."""
+    if o.batch_dims != 1:
+        batch = Batch(pair.mu, o.batch_dims)
+        flat_eps = None if eps is None else batch.flat(eps, pair.mu)
+        z, found = sample_with_kl(
+            engine, batch.pair(pair), reduction, batch.options(o, pair.mu), flat_eps, generator
+        )  # fmt: skip
+        return batch.restored(z), batch.restored(found, reduction)
     if o.kl_weight is not None:
         # what the weight hides of the KL is in the sample all the same; drawn as one pass would
         wide = engine.noise == "philox" and compute_dtype(*pair[:4], eps) == torch.float64
@@ -108,7 +116,7 @@ def sample_with_kl(
         return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
     begun, inner = begin(pair, reduction, o)
     z, found = engine.sample_with_kl(begun, inner, o.balance, eps, generator)
-    return z.to(pair.mu.dtype), finish(engine, found, begun, inner, reduction, o)
+    return z.to(pair.mu.dtype), finish(engine, found, pair, begun, inner, reduction, o)
 
 
 def each_sample_with_kl(
@@ -118,7 +126,7 @@ def each_sample_with_kl(
     # as one pass would draw it: in float64 where the prior alone asks for that
     wide = (noise or engines.engine(pair.mu).noise) == "philox" and compute_dtype(*pair[:4]) == torch.float64
     z = sample(engines, pair.mu.double() if wide else pair.mu, pair.raw, pair.p, None, generator, noise)
-    return z.to(pair.mu.dtype), kl(engines.engine(pair.mu), pair, reduction, o)
+    return z.to(pair.mu.dtype), kl(engines.engine(pair.mu, beside=pair[1:4]), pair, reduction, o)
 
 
 def estimated(
@@ -158,10 +166,15 @@ def estimated(
         return 0.5 * (((z - pm) * torch.exp(-0.5 * plv)) ** 2 - standard * standard + (plv - logvar))
 
     found = balanced(o.balance, log_ratio, (z, *scale), (pm, plv))
+    batch = None
+    if o.batch_dims != 1:
+        batch = Batch(pair.mu, o.batch_dims)
+        found, o, mu = batch.flat(found, mu), batch.options(o, mu), batch.flat(mu, mu)
     found = reduced(found, inner, promoted(*pair[:4]) if inner == reduction else dtype)
     if o.kl_weight is not None:
         found = weighted(found, o.kl_weight, reduction, o)
-    return drawn_z, bounded(found, mu, reduction, o, None)
+    found = bounded(found, mu, reduction, o, None)
+    return drawn_z, found if batch is None else batch.restored(found, reduction)
 
 
 # ---- the KL
@@ -169,20 +182,24 @@ def estimated(
 
 def kl(engine: Engine, pair: Pair, reduction: str, o: KLOptions, mean: Mean | None = None) -> Tensor:
     """KL(q || p) with the options."""
+    if o.batch_dims != 1:
+        batch = Batch(pair.mu, o.batch_dims)
+        found = kl(engine, batch.pair(pair), reduction, batch.options(o, pair.mu), mean)
+        return batch.restored(found, reduction)
     begun, inner = begin(pair, reduction, o)
-    return finish(engine, engine.kl(begun, inner, o.balance), begun, inner, reduction, o, mean)
+    return finish(engine, engine.kl(begun, inner, o.balance), pair, begun, inner, reduction, o, mean)
 
 
 def begin(pair: Pair, reduction: str, o: KLOptions) -> tuple[Pair, str]:
     """Of what the options begin with: a plain KL, reduced as far as they allow."""
     if o.kl_weight is not None:
         inner, pair = "none", hidden(pair, o.kl_weight)
-    elif not o.free_bits:
+    elif not o.free_bits and not o.symmetric:
         return pair, reduction
     else:
         inner = reduced_for_floors(reduction, o)
     # elements that are yet to be added up would lose digits in mu's half precision
-    narrow = inner != reduction and pair.mu.dtype in (torch.float16, torch.bfloat16)
+    narrow = (inner != reduction or o.symmetric) and pair.mu.dtype in (torch.float16, torch.bfloat16)
     return (pair._replace(mu=pair.mu.float()) if narrow else pair), inner
 
 
@@ -194,11 +211,20 @@ def reduced_for_floors(reduction: str, o: KLOptions) -> str:
 
 
 def finish(
-    engine: Engine, kl: Tensor, begun: Pair, inner: str, reduction: str, o: KLOptions, mean: Mean | None = None
+    engine: Engine,
+    kl: Tensor,
+    pair: Pair,
+    begun: Pair,
+    inner: str,
+    reduction: str,
+    o: KLOptions,
+    mean: Mean | None = None,
 ) -> Tensor:
     """The KL with the options, from the plain one that they begin with."""
     if o.symmetric:
-        kl = (kl + reverse(engine, begun, inner, o.balance)).to(kl.dtype)
+        kl = kl + reverse(engine, begun, inner, o.balance)
+        if reduction == "none":
+            kl = kl.to(promoted(*pair[:4]))
     if o.kl_weight is not None:
         kl = weighted(kl, o.kl_weight, reduction, o)
     return bounded(kl, begun.mu, reduction, o, mean)
@@ -224,7 +250,8 @@ def reverse(engine: Engine, pair: Pair, reduction: str, balance: float | None) -
     """KL(p || q): exact next to p = q and not negative, as KL(q || p) is, and so is their sum."""
     dtype = compute_dtype(*pair[:4])
     like = pair.mu.to(dtype)
-    mu, logvar = (as_tensor(t, like).expand(like.shape) for t in (pair.prior_mu, pair.prior_logvar))
+    prior = (as_tensor(t, like) for t in (pair.prior_mu, pair.prior_logvar))
+    mu, logvar = (torch.zeros_like(like) + t if wrapped(like) else t.expand(like.shape) for t in prior)
     swapped = Pair(mu, logvar, pair.mu, logvar_of(pair.raw.to(dtype), pair.p.spec), PLAIN["logvar"])
     return engine.kl(swapped, reduction, None if balance is None else 1 - balance)
 
@@ -249,18 +276,21 @@ def bounded(kl: Tensor, mu: Tensor, reduction: str, o: KLOptions, mean: Mean | N
 # ---- the reconstruction
 
 
-def nll(engine: Engine, of: Reconstruction, reduction: str) -> Tensor:
+def nll(engine: Engine, of: Reconstruction, reduction: str, batch_dims: int = 1) -> Tensor:
+    if batch_dims != 1:
+        batch = Batch(of.params[0], batch_dims)
+        return batch.restored(nll(engine, batch.reconstruction(of), reduction), reduction)
     return gaussian_optimal(engine, of, reduction) if of.likelihood.name in COMPOSED else engine.nll(of, reduction)
 
 
 def engine_of(engines: Engines, of: Reconstruction) -> Engine:
     likelihood = SQUARES if of.likelihood.name in COMPOSED else of.likelihood
-    return engines.engine(of.params[0], of.target, of.weight, likelihood=likelihood)
+    return engines.engine(of.params[0], of.target, of.weight, likelihood=likelihood, beside=of.params[1:])
 
 
 def gaussian_optimal(engine: Engine, of: Reconstruction, reduction: str) -> Tensor:
-    """n / 2 (log(2 pi s) + 1) with s the mean of the n squared errors, of all elements or of each sample's; Rybkin et
-    al. 2021 (arXiv:2006.13202), equation 4. A weight counts its element so many times."""
+    """n / 2 (log(2 pi s) + 1) with s the mean of the n squared errors, of all elements or of each sample's, or its
+    floor; Rybkin et al. 2021 (arXiv:2006.13202), equation 4. A weight counts its element so many times."""
     if reduction == "none":
         raise ValueError(
             "reduction='none' does not go with 'gaussian_optimal', whose variance is shared by many elements; use "
@@ -269,22 +299,32 @@ def gaussian_optimal(engine: Engine, of: Reconstruction, reduction: str) -> Tens
     first, per_sample = of.params[0], of.likelihood.options["per_sample"]
     per_row = "sum" if reduction in ("sum", "mean") and not per_sample else "per_sample"
     halves = engine.nll(of._replace(likelihood=SQUARES, overwrite=False), per_row)
-    if of.weight is None and per_row == "sum" and first.numel():
-        # halves over its own variance is n / 2, and has no gradient
-        n = first.numel()
-        whole = torch.log(halves) * (0.5 * n) + 0.5 * n * (math.log(4 * math.pi / n) + 1)
-        return whole if reduction == "sum" else whole / n
     counts = counted(first, of.weight, per_row, halves)
-    if per_sample:
-        each = 0.5 * counts * (torch.log(2 * math.pi * (2 * halves / counts)) + 1)
+    floor = of.likelihood.options["floor"]
+    if per_sample or per_row == "sum":
+        each = at_best_variance(halves, counts, halves, counts, floor)
     else:
-        variance = 2 * halves.sum() / counts.sum()
-        each = halves / variance + 0.5 * counts * torch.log(2 * math.pi * variance)
+        each = at_best_variance(halves, counts, halves.sum(), counts.sum(), floor)
     if reduction == "per_sample":
         return each
     if reduction == "batchmean":
         return each.mean()
     return each.sum() / (1 if reduction == "sum" else first.numel())
+
+
+def at_best_variance(halves: Tensor, counts: Tensor, of_halves: Tensor, of_counts: Tensor, floor: float) -> Tensor:
+    """``halves / s + counts / 2 log(2 pi s)`` with ``s = max(2 of_halves / of_counts, floor)``; 0 where nothing counts.
+
+    What bounds s is a constant, so that below it this is the Gaussian of that variance.
+    """
+    some = of_counts != 0
+    mean = 2 * of_halves / torch.where(some, of_counts, 1.0)
+    free = mean > floor
+    s = torch.where(some, torch.where(free, mean, floor), 1.0)
+    # halves over their own variance are n / 2, and have no gradient
+    own = halves is of_halves
+    squares = torch.where(free, 0.5 * counts, halves / (floor or 1.0)) if own else halves / torch.where(s > 0, s, 1.0)
+    return squares + 0.5 * counts * torch.log(2 * math.pi * s)
 
 
 def counted(first: Tensor, weight: Tensor | None, per_row: str, halves: Tensor) -> Tensor:
@@ -307,7 +347,11 @@ def elbo(
     o: KLOptions,
     mean: Mean | None,
 ) -> ELBOTerms:
-    of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu)
+    if o.batch_dims != 1:
+        batch, of_recon = batches(of, pair, o)
+        flat = of_recon.reconstruction(of), batch.pair(pair), beta, reduction, batch.options(o, pair.mu), mean
+        return batch.terms(elbo(engines, *flat), reduction)
+    of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu, beside=pair[1:4])
     if mean is not None:
         reduction = mean.reduction(pair.mu.shape[0])
     composed = o.free_bits or o.capacity is not None or o.symmetric or o.kl_weight is not None
@@ -334,3 +378,45 @@ def elbo_of_terms(
     found = kl(of_kl, pair, reduction, o, mean)
     loss = nll(of_nll, of, reduction)
     return ELBOTerms.of(loss if mean is None else mean.share(loss), found, beta)
+
+
+def batches(of: Reconstruction, pair: Pair, o: KLOptions) -> tuple[Batch, Batch]:
+    """The latents' and the data's: one, whose samples are in one order, unless all are added up."""
+    first, batch = of.params[0], Batch(pair.mu, o.batch_dims)
+    return batch, batch if first.shape[: o.batch_dims] == batch.shape else Batch(first, o.batch_dims)
+
+
+# ---- several, and packed
+
+
+def multi_kl(engine: Engine, many: Posteriors, reduction: str, batch_dims: int) -> Tensor:
+    if batch_dims == 1 or reduction == "sum":
+        return engine.multi_kl(many, reduction)
+    batch = Batch(many.mus[0], batch_dims)
+    return batch.restored(engine.multi_kl(batch.posteriors(many), reduction), reduction)
+
+
+def multi_sample_with_kl(
+    engine: Engine, many: Posteriors, reduction: str, batch_dims: int, generator: torch.Generator | None
+) -> tuple[list[Tensor], Tensor]:
+    if batch_dims == 1 or reduction == "sum":
+        return engine.multi_sample_with_kl(many, reduction, generator)
+    batch = Batch(many.mus[0], batch_dims)
+    samples, kl = engine.multi_sample_with_kl(batch.posteriors(many), reduction, generator)
+    return [batch.restored(z) for z in samples], batch.restored(kl, reduction)
+
+
+def packed(
+    engine: Engine,
+    of: Moments,
+    reduction: str,
+    batch_dims: int,
+    generator: torch.Generator | None,
+    with_sample: bool,
+    with_kl: bool,
+) -> list[Tensor]:
+    if batch_dims == 1 or not with_kl:
+        return engine.packed(of, reduction, generator, with_sample, with_kl)
+    batch = Batch(of.moments, batch_dims)
+    *z, kl = engine.packed(batch.moments(of), reduction, generator, with_sample, with_kl)
+    return [*map(batch.restored, z), batch.restored(kl, reduction)]

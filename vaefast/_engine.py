@@ -137,5 +137,13 @@ class Engines(Protocol):
     def direct(self, x: object, /) -> Direct | None:
         """For a plain eager call whose first tensor is x, if there is a short way."""
 
-    def engine(self, x: Tensor, /, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None) -> Engine:
-        """For checked arguments whose first tensor is x, with gradients to ``no_grad_to`` where they require them."""
+    def engine(
+        self,
+        x: Tensor,
+        /,
+        *no_grad_to: Tensor | None,
+        likelihood: Likelihood | None = None,
+        beside: Sequence[object] = (),
+    ) -> Engine:
+        """For checked arguments whose first tensor is x, with gradients to ``no_grad_to`` where they require them;
+        ``beside`` are the call's other tensors."""

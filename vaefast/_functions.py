@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from torch import Tensor
 
 from . import _arguments, _compose, _options, distributed, presets
-from ._checks import Real, batched, choice
+from ._checks import Real, batched, choice, is_real, number, wrapped
 from ._engine import Pair, Reconstruction
 from ._gaussian import Prior
 from ._options import Composed, ELBOTerms, KLOptions, Likelihood, Parameterization, composed, spelled_out
@@ -55,6 +55,7 @@ class Functions(PosteriorFunctions):
         reduction: str = "batchmean",
         weight: Tensor | None = None,
         overwrite_recon: bool = False,
+        batch_dims: int = 1,
     ) -> Tensor:
         """The negative log-likelihood -log p(target | recon) in nats, loss and gradient in one pass.
 
@@ -70,6 +71,8 @@ class Functions(PosteriorFunctions):
                 - ``"poisson"`` log_rate; ``"negative_binomial"`` (mu, theta), mean and inverse dispersion;
                   ``"zero_inflated_negative_binomial"`` (mu, theta, pi_logits) (Lopez et al. 2018, as scvi-tools has
                   them). A negative count gives NaN; one that is not whole goes through the gamma function.
+                - Data outside [0, 1] give NaN under ``"bernoulli_probs"`` and ``"continuous_bernoulli"``, as what they
+                  replace refuses them; :func:`vaefast.check` names what lies outside a domain.
                 - ``"discretized_logistic"`` (mean, log_scale) of data on a grid, -1 to 1 in 256 steps unless
                   :class:`Likelihood` says else (Salimans et al. 2017, equation 2).
                 - Mixtures, whose recon is one tensor of planes along dimension 1, or another ``dim`` of
@@ -92,6 +95,8 @@ class Functions(PosteriorFunctions):
                 version counter; so does ``create_graph``. Not made use of under torch.compile, by the reference, where
                 no gradient is kept (float16, ``reduction="none"``), for leaves and their views, for a parameter that is
                 broadcast or shares memory with another argument, and for mixtures of logistics.
+            batch_dims: how many of the first dimensions are the batch, as for :func:`gaussian_kl`; a mixture's ``dim``
+                lies behind them.
 
         Returns:
             The nll: float32 when reduced (float64 where an input is); ``"none"`` keeps the promoted dtype.
@@ -107,16 +112,23 @@ class Functions(PosteriorFunctions):
         chosen = _options.likelihood(likelihood)
         if isinstance(target, Tensor) and not target.is_floating_point():
             target = _arguments.indices(target, chosen)
-        direct = self.engines.direct(recon[0] if isinstance(recon, (tuple, list)) and recon else recon)
+        if not isinstance(recon, (Tensor, tuple, list)):
+            recon = _arguments.listed(recon)
+        first = recon[0] if isinstance(recon, (tuple, list)) and recon else recon
+        direct = self.engines.direct(first) if batch_dims == 1 else None
         params = None if direct is None else direct.parameters(recon, target, weight, chosen)
         if direct is not None and params is not None:
             try:
                 return direct.reconstruction(params, target, weight, chosen, overwrite_recon, reduction)
-            except (TypeError, ValueError):
+            except Exception:
                 self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
-                raise
+                if not any(map(wrapped, (*params, target, weight))):
+                    raise
         of = self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
-        return _compose.nll(_compose.engine_of(self.engines, of), of, reduction)
+        dims = _options.batch_dims(batch_dims)
+        if dims != 1:
+            _arguments.batched_dims("recon", of.params[0], dims)
+        return _compose.nll(_compose.engine_of(self.engines, of), of, reduction, dims)
 
     def _reconstruction(
         self, recon: Recon, target: Tensor, weight: Tensor | None, chosen: Likelihood, overwrite: bool, reduction: str
@@ -152,9 +164,13 @@ class Functions(PosteriorFunctions):
         chosen = _options.likelihood(likelihood)
         if isinstance(target, Tensor) and not target.is_floating_point():
             target = _arguments.indices(target, chosen)
+        if not isinstance(recon, (Tensor, tuple, list)):
+            recon = _arguments.listed(recon)
+        if type(beta) is not float and not isinstance(beta, Tensor) and is_real(beta):
+            beta = number(beta)
         tensors = recon, target, mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
-        direct = self.engines.direct(mu) if process_group is None else None
+        direct = self.engines.direct(mu) if process_group is None and options.get("batch_dims", 1) == 1 else None
         params = None if direct is None else direct.parameters(recon, target, weight, chosen)
         if direct is not None and params is not None:
             try:
@@ -171,16 +187,17 @@ class Functions(PosteriorFunctions):
                 pair, o = _arguments.with_options(pair, reduction, balance, options)
                 terms = _compose.elbo_of_terms(direct, direct, of, pair, factor, reduction, o)
                 return terms.loss if loss_alone else terms
-            except (TypeError, ValueError):
+            except Exception:
                 self._groups(*tensors, chosen, beta, p, reduction, weight, balance, overwrite_recon, options)
-                raise
+                if not any(map(wrapped, (*params, weight, *tensors))):
+                    raise
         if process_group is not None:
             _options.reduction_for_elbo(reduction)
             distributed.check(process_group, reduction, chosen)
         of, pair, factor, o = self._groups(
             *tensors, chosen, beta, p, reduction, weight, balance, overwrite_recon, options
         )  # fmt: skip
-        mean = None if process_group is None else distributed.GlobalMean(process_group, mu)
+        mean = None if process_group is None else distributed.GlobalMean(process_group, mu, o.batch_dims)
         terms = _compose.elbo(self.engines, of, pair, factor, reduction, o, mean)
         return terms.loss if loss_alone else terms
 
@@ -203,7 +220,7 @@ class Functions(PosteriorFunctions):
     ) -> tuple[Reconstruction, Pair, Tensor | float, KLOptions]:
         of = _arguments.reconstruction(recon, target, weight, chosen, overwrite)
         pair, o = _arguments.kl(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, balance, options)
-        return of, pair, _arguments.elbo(of.params[0], pair.mu, beta, reduction), o
+        return of, pair, _arguments.elbo(of.params[0], pair.mu, beta, reduction, o.batch_dims), o
 
     @_with_arguments_of(_elbo)
     def elbo_terms(self, *args: Any, **options: Any) -> ELBOTerms:
@@ -221,6 +238,7 @@ class Functions(PosteriorFunctions):
                 :func:`gaussian_kl`; ``kl`` is the term with them. With ``capacity``, beta is the gamma of Burgess et
                 al. 2018.
             kl_weight: the ``weight`` of :func:`gaussian_kl`.
+            batch_dims: as for :func:`gaussian_kl`, of the data too: ``[B, T, ...]`` goes with latents ``[B, T, D]``.
             preset: None, or a name in ``vaefast.presets.PRESETS``: the convention of another project, its arguments and
                 its factors on the terms. An argument that is given wins over the preset's, also where it is the default
                 here: ``beta=1.0``.

@@ -20,6 +20,15 @@ def transforming() -> bool:
 transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+# by which the autograd engine batches gradients (is_grads_batched)
+_VMAP_MODE = torch._C._parse_dispatch_key("VmapMode")
+
+
+def alone() -> bool:
+    """Whether a backward pass is one, so that it may write over what forward kept, and not many in a batch."""
+    return depth() == 0 and not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
+
+
 def unseen(*tensors: Tensor) -> bool:
     """Whether nothing traces, transforms or wraps the tensors' operations, so that they may be any."""
     return (

@@ -244,7 +244,10 @@ def reduced(x: Tensor, reduction: str, narrow: torch.dtype) -> Tensor:
         return x.mean()
     if reduction == "sum":
         return x.sum()
-    rows = x if x.dim() == 1 else x.flatten(1).sum(1)
+    if x.is_nested:
+        rows = torch.stack([row.sum() for row in x.unbind()])
+    else:
+        rows = x if x.dim() == 1 else x.flatten(1).sum(1)
     return rows if reduction == "per_sample" else rows.mean()
 
 

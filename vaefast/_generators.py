@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ._checks import wrapped
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -30,3 +32,13 @@ def explain_to_compilers(generator: torch.Generator | None) -> None:
             msg="torch.compile cannot trace a torch.Generator: leave out generator= and seed the default one by "
             "torch.manual_seed, give the noise itself as eps=, or compile without fullgraph=True"
         )
+
+
+def torch_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """N(0, 1) of PyTorch's own stream."""
+    if wrapped(like):
+        return torch.randn_like(like)  # which knows the noise of tensors that are made of others
+    explain_to_compilers(generator)
+    # exporters know the operator that takes no generator
+    own = {} if generator is None else {"generator": generator}
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, **own)

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import _build, _functorch
-from ._checks import is_real
+from ._checks import is_real, wrapped
 from ._engine import Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior
 from ._options import ELBOTerms, Likelihood, Parameterization
@@ -39,7 +39,9 @@ def _load() -> None:
     from . import _C as extension
 
     _C, LIKELIHOODS, DEVICES = extension, frozenset(extension.likelihoods()), tuple(extension.devices())
-    from . import _double_backward  # noqa: F401  (registers the differentiable backward ops)
+    from . import _batched, _double_backward  # noqa: F401  (registers the differentiable backward ops)
+
+    _batched.register()
 
     if torch.version.cuda is not None and not _build.info().cuda:
         warnings.warn(
@@ -64,12 +66,15 @@ def trains(t: object) -> bool:
     return isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled()
 
 
-def why_not(x: Tensor, no_grad_to: Sequence[Tensor | None]) -> str | None:
+def why_not(x: Tensor, no_grad_to: Sequence[object], beside: Sequence[object]) -> str | None:
     """Why the kernels do not cover a call whose first tensor is x, or None."""
     if _C is None:
         return "the extension is not built"
     if not x.is_cpu and x.device.type != "meta" and x.device.type not in DEVICES:
         return f"there are no kernels for {x.device.type} tensors"
+    for t in (x, *no_grad_to, *beside):
+        if wrapped(t):
+            return f"a {type(t).__name__} is made of other tensors, which kernels do not see through"
     if x.dim() > MAX_DIMS:
         return f"there are more than {MAX_DIMS} dimensions"
     if _functorch.transforming():
@@ -87,6 +92,11 @@ def is_eager(x: object) -> TypeGuard[Tensor]:
     return not torch.compiler.is_compiling() and (type(x) is Tensor or type(x) is Parameter)
 
 
+def tracing() -> bool:
+    """Whether torch.jit.trace records: PyTorch's operators then, which have gradients in a graph and load anywhere."""
+    return torch._C._get_tracing_state() is not None
+
+
 def is_plain(x: object) -> bool:
     """Whether a call whose first tensor is x may come with no checks before: kernels cover it, as far as x can tell."""
     return (
@@ -95,6 +105,7 @@ def is_plain(x: object) -> bool:
         and (type(x) is Tensor or type(x) is Parameter)
         and forward_ad._current_level < 0
         and _functorch.depth() == 0
+        and torch._C._get_tracing_state() is None
         and (x.is_cpu or x.device.type in DEVICES)
         and x.dim() <= MAX_DIMS
     )
@@ -176,8 +187,9 @@ class Compiled:
             return None
         for value in recon:
             if not isinstance(value, Tensor):
+                dtype, device = first.dtype, first.device
                 return [
-                    torch.scalar_tensor(p, dtype=first.dtype, device=first.device) if is_real(p) else p for p in recon
+                    torch.scalar_tensor(float(p), dtype=dtype, device=device) if is_real(p) else p for p in recon
                 ]  # fmt: skip
         return recon
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _closed, _gaussian, _plain
 from ._closed import Scaled, Term, Values
-from ._functorch import depth
+from ._functorch import alone
 from ._gaussian import Prior, Spec
 from ._options import Likelihood
 from .likelihoods import LIKELIHOODS
@@ -132,8 +132,8 @@ class Loss(torch.autograd.Function):
         if ctx.used:
             arguments = [saved[n] if type(n) is int else n[0] for n in ctx.others]
             kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *arguments)[1]]
-        # nothing is written over where a transform makes many backward passes of one
-        own, ctx.used = depth() == 0, ctx.used or depth() == 0
+        own = alone()
+        ctx.used = ctx.used or own
         return (
             None,
             None,
@@ -164,7 +164,8 @@ class Sample(torch.autograd.Function):
         eps, slope = saved[0], saved[3] if len(saved) > 3 else None
         if ctx.used:
             _, slope, _ = draw(ctx.spec, True, *saved[1:3], eps)
-        own, ctx.used = depth() == 0, ctx.used or depth() == 0
+        own = alone()
+        ctx.used = ctx.used or own
         share = dz * eps if slope is None else slope.data.mul_(eps).mul_(dz) if own else slope * eps * dz
         if ctx.factor != 1:
             share.mul_(ctx.factor)

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from torch.distributions.kl import _KL_REGISTRY
 
 from . import _backends
-from ._checks import FLOATING
+from ._checks import FLOATING, wrapped
 from .functional import gaussian_kl, reconstruction_loss, reparameterize
 
 # what a distribution may be given, and the parameterization that it is
@@ -44,11 +44,14 @@ def parameters(d: Normal) -> Parameters:
 
 
 def usable(*tensors: object) -> bool:
-    """Whether vaefast's functions take these; a traced graph would hold one seed for good."""
+    """Whether vaefast's functions take these."""
     first = tensors[0]
-    return torch._C._get_tracing_state() is None and all(
+    return all(
         isinstance(t, Tensor)
         and t.dtype in FLOATING
+        and t.layout is torch.strided
+        and not t.is_nested
+        and not wrapped(t)
         and isinstance(first, Tensor)
         and t.device == first.device
         for t in tensors

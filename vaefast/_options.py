@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import likelihoods
-from ._checks import Real, choice, factor, flag, is_real
+from ._checks import Real, choice, factor, flag, is_bool, is_real, is_whole, number
 from ._gaussian import PARAMETERIZATIONS, Spec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,12 +60,16 @@ class Parameterization:
     def __post_init__(self) -> None:
         choice("parameterization", self.name, tuple(PARAMETERIZATIONS))
         if self.clamp is not None:
-            if not isinstance(self.clamp, (tuple, list)) or not all(map(is_real, self.clamp)):
+            bounds = tuple(self.clamp) if isinstance(self.clamp, Iterable) else ()
+            if not bounds or isinstance(self.clamp, (Tensor, str)) or not all(map(is_real, bounds)):
                 raise TypeError(f"clamp must be None or two numbers (lo, hi), got {self.clamp!r}")
-            if len(self.clamp) != 2 or not self.clamp[0] <= self.clamp[1]:
+            clamp = tuple(map(number, bounds))
+            if len(clamp) != 2 or not clamp[0] <= clamp[1]:
                 raise ValueError(f"clamp must be (lo, hi) with lo <= hi, got {self.clamp!r}")
+            object.__setattr__(self, "clamp", clamp)
         if not is_real(self.floor):
             raise TypeError(f"floor must be a number, got {self.floor!r}")
+        object.__setattr__(self, "floor", number(self.floor))
         if not (self.floor >= 0.0 and math.isfinite(self.floor)):
             raise ValueError(f"floor must be a finite number >= 0 (it is added to the std), got {self.floor!r}")
         lo, hi = self.clamp if self.clamp is not None else (-math.inf, math.inf)
@@ -94,10 +99,13 @@ class Likelihood:
             ``"zero_inflated_negative_binomial"``: ``constant=True``, whether log(2 pi) / 2, log 2 or log(x!) is in.
             (Without it and without a scale, the first two are half the squared, and the absolute, error.) Of the
             last two also ``eps=1e-8``, added to the mean as scvi-tools does. ``"gaussian_optimal"``:
-            ``per_sample=False``, whether each sample has a variance of its own. ``"discretized_logistic"``:
-            ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the least log scale; so does
-            ``"discretized_logistic_mixture"``, and ``channels=3`` or 1. That one and ``"categorical"``: ``dim=1``, the
-            dimension of ``recon`` along which the logits lie (negative ones count from the end).
+            ``per_sample=False``, whether each sample has a variance of its own, and ``floor=e^-12``, the least variance
+            that it may have, that of sigma-VAE's code: where errors are smaller, the loss is the Gaussian's of that
+            variance, and a perfect reconstruction has a finite loss and gradient 0; 0 is no bound.
+            ``"discretized_logistic"``: ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the
+            least log scale; so does ``"discretized_logistic_mixture"``, and ``channels=3`` or 1. That one and
+            ``"categorical"``: ``dim=1``, the dimension of ``recon`` along which the logits lie (negative ones count
+            from the end).
 
     Raises:
         TypeError, ValueError: an unknown name or option, or a value that it does not take.
@@ -118,14 +126,15 @@ class Likelihood:
     def __init__(self, name: str, **options: float) -> None:
         choice("likelihood", name, likelihoods.names())
         entry = likelihoods.entry_of(name)
-        takes = entry.options
+        takes, given = entry.options, dict[str, float]()
         for key, value in options.items():
             if key not in takes:
                 known = f"it takes {', '.join(takes)}" if takes else "it takes none"
                 raise TypeError(f"likelihood {name!r} has no option {key!r}; {known}")
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not is_bool(value) and not (is_real(value) and math.isfinite(value)):
                 raise ValueError(f"option {key} of likelihood {name!r} must be a finite number, got {value!r}")
-        self.name, self.options = name, {**takes, **options}
+            given[key] = bool(value) if is_bool(value) else number(value)
+        self.name, self.options = name, {**takes, **given}
         entry.check(**self.options)
         self.spec = (name, [float(value) for value in self.options.values()])
 
@@ -194,6 +203,7 @@ class KLOptions(NamedTuple):
     symmetric: bool = False
     prior_parameterization: str | Parameterization = "logvar"
     kl_weight: Tensor | None = None
+    batch_dims: int = 1
 
     def changed(self) -> dict[str, Any]:
         """Those that are not the defaults."""
@@ -218,6 +228,7 @@ class Composed(TypedDict, total=False):
     symmetric: bool
     prior_parameterization: str | Parameterization
     kl_weight: Tensor | None
+    batch_dims: int
 
 
 def spelled_out(f: F, **own_names: str) -> F:
@@ -257,6 +268,7 @@ def kl_options(reduction: str, balance: object, options: Composed) -> KLOptions:
     of_prior = options.get("prior_parameterization", "logvar")
     if type(free_bits) is not float and not is_real(free_bits):
         raise TypeError(f"free_bits must be a number (nats), got {free_bits!r}")
+    free_bits = float(free_bits)
     if not 0 <= free_bits < math.inf:
         raise ValueError(f"free_bits must be a finite number >= 0 (nats; 0 is off), got {free_bits!r}")
     if per != "dim":
@@ -268,20 +280,30 @@ def kl_options(reduction: str, balance: object, options: Composed) -> KLOptions:
             f"Use one of {', '.join(map(repr, takes))}"
         )
     return KLOptions(
-        float(free_bits),
+        free_bits,
         per,
         None if balance is None else kl_balance(balance),
         None if capacity is None else kl_capacity(capacity, reduction, free_bits),
         symmetric is not False and flag("symmetric", symmetric),
         of_prior if of_prior == "logvar" else parameterization(of_prior, "prior_parameterization"),
         options.get("kl_weight"),
+        batch_dims(options["batch_dims"]) if "batch_dims" in options else 1,
     )
+
+
+def batch_dims(value: object) -> int:
+    if not is_whole(value):
+        raise TypeError(f"batch_dims must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"batch_dims must be at least 1 (the first dimensions that are the batch), got {value!r}")
+    return operator.index(value)
 
 
 def kl_balance(value: object, *prior: object) -> float:
     """The balance; where a prior is given too, it must have a tensor."""
     if not is_real(value):
         raise TypeError(f"balance must be None or a number from 0 to 1, got {value!r}")
+    value = float(value)
     if not 0 <= value <= 1:
         raise ValueError(f"balance must be from 0 (trains q alone) to 1 (trains the prior alone), got {value!r}")
     if prior and not any(isinstance(p, Tensor) for p in prior):
@@ -289,7 +311,7 @@ def kl_balance(value: object, *prior: object) -> float:
             f"balance={value!r} divides the KL's gradient between the posterior and the prior, but neither prior_mu "
             "nor prior_logvar is a tensor; give a prior that is trained, or balance=None"
         )
-    return float(value)
+    return value
 
 
 def kl_capacity(value: object, reduction: str, free_bits: float) -> Tensor | float:

@@ -35,6 +35,7 @@ def take_counters(like: Tensor, numel: int, generator: torch.Generator | None = 
         device.type != "cuda"
         or torch.compiler.is_compiling()
         or transforming()
+        or torch._C._get_tracing_state() is not None
         or torch.cuda.is_current_stream_capturing()
     ):
         return draw_seed(like, generator)
@@ -96,9 +97,10 @@ def normal(seed: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     flat = _flat_normal(seed, like.numel(), dtype)
     if not like.numel():
         return flat.reshape(z.shape)
-    if transforming():
-        # under vmap a sample's strides skip over the others' elements, and as_strided is refused: their order is what
-        # counts. Not so while tracing, where to compare strides would be to compile for them.
+    if transforming() or (not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None):
+        # under vmap a sample's strides skip over the others' elements, and as_strided is refused, and torch.jit.trace
+        # keeps strides as numbers, those of the batch that it saw: their order is what counts. Not so while compiling,
+        # where to compare strides would be to compile for them.
         order = sorted(range(z.dim()), key=z.stride, reverse=True)
         return flat.view([z.shape[d] for d in order]).permute([order.index(d) for d in range(z.dim())])
     return flat.as_strided(z.shape, z.stride())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _compose, _options
-from ._checks import batch
-from ._engine import Engine, Engines, Pair
+from ._checks import batch, wrapped
+from ._engine import Engine, Engines, Pair, Posteriors
 from ._gaussian import Prior, compute_dtype, wide
 from ._generators import Generators
 from ._options import Composed, Parameterization, composed, spelled_out
@@ -24,7 +25,7 @@ class PosteriorFunctions:
     """Each goes the short way, where the engines have one for the call; or its arguments are checked and composed.
 
     The short way is decided on before it is taken: a call enters the extension once. Where that refuses it, the checks
-    say why, in words for people.
+    say why, in words for people; or it is a tensor behind the first that kernels do not see through.
     """
 
     def __init__(self, engines: Engines, module: str) -> None:
@@ -87,9 +88,10 @@ class PosteriorFunctions:
             if direct is not None and (noise is None or noise == direct.noise):
                 try:
                     return direct.posterior(mu, logvar, None, None, p, "none", None, None, None, True, False)[0]
-                except (TypeError, ValueError):
+                except Exception:
                     _arguments.posterior(mu, logvar)
-                    raise
+                    if not wrapped(logvar):
+                        raise
         mu, logvar = _arguments.posterior(mu, logvar)
         eps = _arguments.noise(noise, eps, generator, mu, dim)
         return _compose.sample(self.engines, mu, logvar, p, eps, generator, noise, dim)
@@ -139,6 +141,9 @@ class PosteriorFunctions:
             weight: broadcasts to the elementwise KL and multiplies it, before free bits or the capacity; a bool tensor
                 is a mask, as of padded sequences. What it hides, where it is 0, may be NaN in every argument, and
                 reaches neither the KL nor a gradient. ``"mean"`` and ``"batchmean"`` divide as if there were none.
+            batch_dims: how many of the first dimensions are the batch: 2 for sequences ``[B, T, D]`` or samples
+                ``[K, B, D]``. ``"per_sample"`` is then ``[B, T]``, ``"batchmean"`` the mean over both, and what free
+                bits and the capacity call a sample is one step.
 
         Returns:
             The KL. A reduced result is float32 (float64 where an input is); ``"none"`` keeps the promoted input dtype.
@@ -155,7 +160,7 @@ class PosteriorFunctions:
         p = _options.parameterization(parameterization)
         if weight is not None:
             options["kl_weight"] = weight
-        direct = self.engines.direct(mu)
+        direct = self.engines.direct(mu) if options.get("batch_dims", 1) == 1 else None
         if direct is not None:
             try:
                 if not options or not composed(options):
@@ -164,11 +169,12 @@ class PosteriorFunctions:
                     return direct.posterior(*given, p, reduction, balance, None, None, False, True)[0]
                 pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
                 return _compose.kl(direct, pair, reduction, o)
-            except (TypeError, ValueError):
+            except Exception:
                 _arguments.kl(*given, p, reduction, balance, options)
-                raise
+                if not any(map(wrapped, given)):
+                    raise
         pair, o = _arguments.kl(*given, p, reduction, balance, options)
-        return _compose.kl(self.engines.engine(mu), pair, reduction, o)
+        return _compose.kl(self.engines.engine(mu, beside=pair[1:4]), pair, reduction, o)
 
     def kl_per_dim(
         self,
@@ -230,6 +236,7 @@ class PosteriorFunctions:
             eps, generator, noise: as for :func:`reparameterize`.
             free_bits, free_bits_per, balance, capacity, symmetric, prior_parameterization: as for :func:`gaussian_kl`.
             kl_weight: the ``weight`` of :func:`gaussian_kl`. The sample is the same with it.
+            batch_dims: as for :func:`gaussian_kl`.
             estimator: ``"analytic"``, the KL itself. ``"mc"``: log q(z) - log p(z) at the sample, its estimate without
                 bias, which can be negative (Kingma & Welling 2014, equation 2). ``"stl"``, sticking the landing: the
                 same value, but with q's mean and scale held in log q, so that the gradient goes through z alone (Roeder
@@ -249,7 +256,7 @@ class PosteriorFunctions:
         given = mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
         if estimator == "analytic" and eps is None and generator is None:
-            direct = self.engines.direct(mu)
+            direct = self.engines.direct(mu) if options.get("batch_dims", 1) == 1 else None
             if direct is not None and (noise is None or noise == direct.noise):
                 try:
                     if not options or not composed(options):
@@ -259,9 +266,10 @@ class PosteriorFunctions:
                         return z, kl
                     pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
                     return _compose.sample_with_kl(direct, pair, reduction, o, None, None)
-                except (TypeError, ValueError):
+                except Exception:
                     _arguments.kl(*given, p, reduction, balance, options)
-                    raise
+                    if not any(map(wrapped, given)):
+                        raise
         pair, o = _arguments.kl(*given, p, reduction, balance, options)
         _options.estimator(estimator, o)
         eps = _arguments.noise(noise, eps, generator, mu)
@@ -269,7 +277,7 @@ class PosteriorFunctions:
             return _compose.estimated(self.engines, pair, reduction, o, estimator, eps, generator, noise)
         if isinstance(generator, Sequence):
             return _compose.each_sample_with_kl(self.engines, pair, reduction, o, generator, noise)
-        engine = self.engines.engine(mu, eps)
+        engine = self.engines.engine(mu, eps, beside=pair[1:4])
         dtype = compute_dtype(*pair[:4])
         return _compose.sample_with_kl(
             engine, pair, reduction, o, *_compose.drawn(engine, mu, dtype, eps, generator, noise)
@@ -285,16 +293,19 @@ class PosteriorFunctions:
         parameterization: str | Parameterization = "logvar",
         prior_parameterization: str | Parameterization | None = None,
         reduction: str = "batchmean",
+        batch_dims: int = 1,
     ) -> Tensor:
         """The sum of :func:`gaussian_kl` over many posteriors, such as the levels of a hierarchy, in one call.
 
         Args:
-            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
+            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device. Any
+                iterable counts as a list: ``parameters()``, a ``ParameterList``.
             prior_mus, prior_raws: None is N(0, I); else lists as long, each tensor broadcasting to its mu. Trained if
                 they require grad.
             parameterization: what ``raws`` mean.
             prior_parameterization: what ``prior_raws`` mean; None is what ``raws`` do.
             reduction: ``"per_sample"``, ``"batchmean"`` (both need one batch in all) or ``"sum"``.
+            batch_dims: how many of the first dimensions are the batch, as for :func:`gaussian_kl`.
 
         Returns:
             The KL in nats, float32 (float64 where an input is).
@@ -309,7 +320,8 @@ class PosteriorFunctions:
             kl = vaefast.multi_tensor_gaussian_kl(mus, logvars, prior_mus, prior_logvars)
             loss = nll + kl
         """
-        logvars = parameterization == "logvar" and prior_parameterization in (None, "logvar")
+        mus, raws, prior_mus, prior_raws = map(_arguments.listed, (mus, raws, prior_mus, prior_raws))
+        logvars = parameterization == "logvar" and prior_parameterization in (None, "logvar") and batch_dims == 1
         if logvars and isinstance(mus, (list, tuple)) and mus:
             direct = self.engines.direct(mus[0])
             # None is an empty list, and an empty list is an error
@@ -319,13 +331,14 @@ class PosteriorFunctions:
                     return direct.multi(
                         mus, raws, prior_mus or (), 0.0, prior_raws or (), 0.0, p, reduction, None, False
                     )[0]  # fmt: skip
-                except (TypeError, ValueError):
-                    _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction)
-                    raise
+                except Exception:
+                    _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction, 1)
+                    if not any(map(wrapped, (*mus, *raws, *(prior_mus or ()), *(prior_raws or ())))):
+                        raise
         many = _arguments.each_with_its_prior(
-            mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction
+            mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction, batch_dims
         )
-        return self._engine_of(many.mus).multi_kl(many, reduction)
+        return _compose.multi_kl(self._engine_of(many), many, reduction, operator.index(batch_dims))
 
     def multi_tensor_sample_with_kl(
         self,
@@ -338,18 +351,21 @@ class PosteriorFunctions:
         prior_parameterization: str | Parameterization = "logvar",
         reduction: str = "sum",
         generator: torch.Generator | None = None,
+        batch_dims: int = 1,
     ) -> tuple[list[Tensor], Tensor]:
         """:func:`sample_with_kl` of many posteriors, such as a network's weights, in one call; their KLs are added up.
 
         Backward regenerates the noise: what is kept is the inputs and 16 bytes for all of them.
 
         Args:
-            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device.
+            mus, raws: lists of as many tensors, of any shapes; each raw has its mu's shape. All lie on one device. Any
+                iterable counts as a list: ``parameters()``, a ``ParameterList``.
             prior_mu, prior_logvar: one prior for all: floats, or tensors that broadcast to every mu.
             parameterization: what ``raws`` mean.
             prior_parameterization: what ``prior_logvar`` means.
             reduction: ``"sum"``, or ``"per_sample"`` or ``"batchmean"`` where all have one batch.
             generator: where the seed comes from; the default generator of the tensors' device if None.
+            batch_dims: how many of the first dimensions are the batch, as for :func:`gaussian_kl`.
 
         Returns:
             ``(samples, kl)``: a list of tensors like mus, and the KL in nats.
@@ -365,15 +381,18 @@ class PosteriorFunctions:
             loss = nll(weights, batch) + kl / batches
         """
         many = _arguments.all_with_one_prior(
-            mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction
+            mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction, batch_dims
         )
         _arguments.noise(None, None, generator, many.mus[0], None)
-        return self._engine_of(many.mus).multi_sample_with_kl(many, reduction, generator)
+        return _compose.multi_sample_with_kl(
+            self._engine_of(many), many, reduction, operator.index(batch_dims), generator
+        )
 
-    def _engine_of(self, mus: Sequence[Tensor]) -> Engine:
-        """The one that covers them all: they lie on one device, and differ in nothing but their dimensions."""
-        largest = mus[0]
-        for mu in mus:
+    def _engine_of(self, many: Posteriors) -> Engine:
+        """The one that covers them all, which lie on one device."""
+        largest = many.mus[0]
+        for mu in many.mus:
             if mu.dim() > largest.dim():
                 largest = mu
-        return self.engines.engine(largest)
+        beside = *many.mus, *many.raws, *many.prior_mus, *many.prior_logvars
+        return self.engines.engine(largest, beside=beside)

@@ -18,7 +18,7 @@ from ._arguments import loss_shape
 from ._engine import Moments, Pair, Posteriors, Reconstruction
 from ._functorch import unseen
 from ._gaussian import Prior, compute_dtype, logvar_of, promoted
-from ._generators import explain_to_compilers
+from ._generators import torch_noise
 from ._options import ELBOTerms, Likelihood, Parameterization
 from ._philox import normal
 from .likelihoods import LIKELIHOODS
@@ -29,11 +29,6 @@ noise = "torch"
 
 def trained(*tensors: object) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-
-
-def own_noise(mu: Tensor, generator: torch.Generator | None) -> Tensor:
-    explain_to_compilers(generator)
-    return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
 
 
 # -- the primitives, of tensors that are in one dtype
@@ -99,7 +94,7 @@ def sample(
     if seed is not None:
         eps = normal(seed, mu, dtype)
     elif eps is None:
-        eps = own_noise(mu, generator)
+        eps = torch_noise(mu, generator)
     return one_sample(p, mu.to(dtype), raw.to(dtype), eps.to(dtype)).to(mu.dtype)
 
 
@@ -120,7 +115,7 @@ def sample_with_kl(
     # one pass has one dtype: a prior in float64 asks for a sample in float64
     mu, raw, pm, plv, p = pair
     dtype = compute_dtype(mu, raw, pm, plv, eps)
-    eps = (own_noise(mu, generator) if eps is None else eps).to(dtype)
+    eps = (torch_noise(mu, generator) if eps is None else eps).to(dtype)
     z = one_sample(p, mu.to(dtype), raw.to(dtype), eps).to(mu.dtype)
     return z, kl(pair, reduction, balance)
 

@@ -130,7 +130,9 @@ class Direct:
         prior_logvars: Sequence[Tensor], prior_logvar: float, p: Parameterization, reduction: str, generator: None,
         with_sample: bool, /,
     ) -> list[Tensor]:  # fmt: skip
-        many = _arguments.each_with_its_prior(mus, raws, prior_mus or None, prior_logvars or None, p, None, reduction)
+        many = _arguments.each_with_its_prior(
+            mus, raws, prior_mus or None, prior_logvars or None, p, None, reduction, 1
+        )
         return [_torch.multi_kl(many, reduction)]
 
     sample, kl, sample_with_kl = _static(_torch.sample), _static(_torch.kl), _static(_torch.sample_with_kl)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _options
 from ._arguments import posterior
-from ._checks import floating, is_real
+from ._checks import floating, is_real, number
 from ._gaussian import logvar_of
 from ._options import Parameterization
 from .functional import Prior, gaussian_kl
@@ -51,7 +51,7 @@ def active_units(mu: Tensor, threshold: float = THRESHOLD) -> Tensor:
         active = vaefast.diagnostics.active_units(encoder(x)[0])
         print(f"{int(active.sum())} of {active.numel()} units are active")
     """
-    _threshold(threshold)
+    threshold = _threshold(threshold)
     mean = _Moments()
     mean.update(_samples(mu))
     return mean.variance() > threshold
@@ -194,9 +194,9 @@ class CollapseMonitor:
         kl = gaussian_kl(
             mu, logvar, prior_mu, prior_logvar, parameterization=self.parameterization, reduction="none"
         )  # fmt: skip
-        logvar = logvar_of(logvar, self.parameterization.spec).double()
+        mu, logvar = _double(mu), _double(logvar_of(logvar, self.parameterization.spec))
         pm, plv = (
-            torch.as_tensor(0.0 if prior is None else prior, dtype=torch.float64, device=mu.device)
+            torch.as_tensor(0.0 if prior is None else prior, device=mu.device, dtype=torch.float64)
             for prior in (prior_mu, prior_logvar)
         )
         self._kl.update(kl)
@@ -255,22 +255,28 @@ class _Moments:
         self.squares = self.mean
 
     def update(self, x: Tensor) -> None:
-        x = x.detach().double()
+        x = _double(x.detach())
         count = self.count + len(x)
         if not len(x):
             return
         mean = x.mean(0)
         squares = (x - mean).square().sum(0)
         if self.count:
-            delta = mean - self.mean
-            squares = self.squares + squares + delta.square() * (self.count * len(x) / count)
-            mean = self.mean + delta * (len(x) / count)
+            # on the latest batch's device: the model may have moved since
+            delta = mean - self.mean.to(mean.device)
+            squares = self.squares.to(mean.device) + squares + delta.square() * (self.count * len(x) / count)
+            mean = self.mean.to(mean.device) + delta * (len(x) / count)
         self.count, self.mean, self.squares = count, mean, squares
 
     def variance(self) -> Tensor:
         if self.count < 2:
             raise ValueError(f"activity is a variance over samples and needs at least 2, got {self.count}")
         return self.squares / (self.count - 1)
+
+
+def _double(x: Tensor) -> Tensor:
+    """On the CPU where the device has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _samples(x: object) -> Tensor:
@@ -284,6 +290,7 @@ def _samples(x: object) -> Tensor:
 def _threshold(value: object) -> float:
     if not is_real(value):
         raise TypeError(f"threshold must be a number, got {type(value).__name__}")
-    if not (value >= 0 and math.isfinite(value)):
+    found = number(value)
+    if not (found >= 0 and math.isfinite(found)):
         raise ValueError(f"threshold must be finite and at least 0, got {value!r}")
-    return value
+    return found

@@ -12,13 +12,15 @@ device. Ranks with equal batches have the factor 1 and need no ``process_group=`
 from __future__ import annotations
 
 import hashlib
+import math
+import operator
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ._checks import choice, floating
+from ._checks import choice, floating, is_whole
 from ._options import ELBOTerms, Likelihood
 
 if TYPE_CHECKING:
@@ -59,8 +61,9 @@ def manual_seed(seed: int, rank: int | None = None) -> int:
     if rank is None:
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     for name, value in (("seed", seed), ("rank", rank)):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_whole(value):
             raise TypeError(f"{name} must be an int, got {value!r}")
+    seed, rank = operator.index(seed), operator.index(rank)
     if rank < 0:
         raise ValueError(f"rank must be at least 0, got {rank}")
     digest = hashlib.sha256(f"vaefast {seed}".encode()).digest()
@@ -93,8 +96,7 @@ def loss_scale(loss: Tensor, batch: int, process_group: ProcessGroup | str) -> T
         loss = loss * vaefast.distributed.loss_scale(loss, len(x), "world")
     """
     group = _group(process_group)
-    _size(batch)
-    return _scale(batch, loss, group).to(loss.dtype)
+    return _scale(_size(batch), loss, group).to(loss.dtype)
 
 
 def global_mean(value: Value, process_group: ProcessGroup | str, *, batch: int | None = None) -> Value:
@@ -125,7 +127,7 @@ def global_mean(value: Value, process_group: ProcessGroup | str, *, batch: int |
             raise ValueError(f"value must be 0-d, a mean over the batch, got shape {tuple(t.shape)}")
     sums = torch.stack([t.detach().double() for t in given])
     if batch is not None:
-        _size(batch)
+        batch = _size(batch)
         counts = torch.full((1,), batch, dtype=torch.float64, device=sums.device)
         sums = torch.cat((sums * batch if batch else torch.zeros_like(sums), counts))
     dist.all_reduce(sums, group=group)
@@ -173,9 +175,9 @@ class GlobalMean:
     the global m lies is all that other ranks have to say, so m is communicated and not differentiated.
     """
 
-    def __init__(self, process_group: ProcessGroup | str, mu: Tensor) -> None:
+    def __init__(self, process_group: ProcessGroup | str, mu: Tensor, batch_dims: int = 1) -> None:
         self.group = _group(process_group)
-        self.scale = _scale(mu.shape[0], mu, self.group)
+        self.scale = _scale(math.prod(mu.shape[:batch_dims]), mu, self.group)
 
     def reduction(self, batch: int) -> str:
         # the mean of no samples is NaN, their sum is 0
@@ -211,8 +213,10 @@ def _group(process_group: ProcessGroup | str) -> ProcessGroup:
     return world
 
 
-def _size(batch: object) -> None:
-    if not isinstance(batch, (int, torch.SymInt)) or isinstance(batch, bool):
+def _size(batch: object) -> int:
+    if not isinstance(batch, torch.SymInt) and not is_whole(batch):
         raise TypeError(f"batch must be an int, this rank's number of samples, got {batch!r}")
     if batch < 0:
         raise ValueError(f"batch must be at least 0, got {batch}")
+    size: int = batch if isinstance(batch, torch.SymInt) else operator.index(batch)  # type: ignore[assignment]
+    return size

@@ -15,6 +15,7 @@ from torch.distributions.kl import _KL_MEMOIZE, register_kl
 from torch.distributions.utils import broadcast_all, lazy_property
 
 from . import _normal
+from ._checks import is_real, number
 
 __all__ = ["Normal"]
 
@@ -39,7 +40,7 @@ class Normal(D.Normal):
     and not the noise, and KLs between two normals, either of which may be torch's, from :func:`vaefast.gaussian_kl`,
     which does not cancel. Densities, and the second of a KL's two, work on the log variance: a ``scale`` costs them its
     logarithm, and in float32 an error of 1e-7 times its size; so give ``logvar`` where you have it. Where vaefast has
-    nothing for the tensors (integers, ``torch.jit.trace``), torch does it.
+    nothing for the tensors (integers, DTensors), torch does it.
 
     Args:
         loc: the mean, a float or a tensor: float16, bfloat16, float32 or float64, CPU or CUDA, any strides.
@@ -85,7 +86,7 @@ class Normal(D.Normal):
             got = " and ".join(given) or "none"
             raise TypeError(f"Normal takes exactly one of scale, logvar= and log_std=; got {got}")
         ((self._given, raw),) = given.items()
-        self.loc, raw = broadcast_all(loc, raw)
+        self.loc, raw = broadcast_all(*(number(value) if is_real(value) else value for value in (loc, raw)))
         # where torch has its scale, an instance's attribute, which stands before the class's property
         self.__dict__[self._given] = raw
         D.Distribution.__init__(self, self.loc.shape, validate_args=validate_args)
@@ -155,7 +156,7 @@ class Normal(D.Normal):
             x = decoder(z)
         """
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            return self.rsample(sample_shape).detach()  # for torch.jit.trace, which does not record no_grad
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws ``loc + scale * eps``, eps ~ N(0, 1) from the default generator's seed, differentiably.
@@ -174,11 +175,11 @@ class Normal(D.Normal):
         found = _normal.rsample(self, self._extended_shape(sample_shape))
         return super().rsample(sample_shape) if found is None else found
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Tensor | float) -> Tensor:
         """-(log 2 pi + logvar + (value - loc)^2 / e^logvar) / 2, in nats.
 
         Args:
-            value: broadcasts with ``batch_shape``; trained too.
+            value: broadcasts with ``batch_shape``; trained too. A number is taken as well.
 
         Returns:
             The broadcast shape, in the promoted dtype.
@@ -192,7 +193,9 @@ class Normal(D.Normal):
             log_q = q.log_prob(q.rsample())
         """
         if self._validate_args:
-            self._validate_sample(value)
+            self._validate_sample(value)  # type: ignore[arg-type]
+        if not isinstance(value, Tensor) and is_real(value):
+            value = number(value)
         found = _normal.log_prob(self, value)
         density: Tensor = super().log_prob(value) if found is None else found
         return density

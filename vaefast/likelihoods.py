@@ -19,15 +19,43 @@ from torch.nn import functional as F
 from ._distributions import Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
 from ._gaussian import constant, softplus
 
-__all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "LikelihoodEntry"]
+__all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "SUPPORTS", "Domain", "LikelihoodEntry"]
 
-# From any number, as a network puts it out, to where a parameter lives.
-DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
-    "real": lambda x: x,
-    "log": lambda x: x,
-    "positive": torch.exp,
-    "unit": torch.sigmoid,
-    "planes": lambda x: x,
+
+@dataclass(frozen=True)
+class Domain:
+    """Where a parameter lives: ``of`` takes any number there, as a network puts it out. ``extremes`` are the values,
+    ends of the domain among them, at which the numbers are held to what the documentation promises."""
+
+    of: Callable[[Tensor], Tensor]
+    extremes: tuple[float, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.of(x)
+
+
+def _both(*values: float) -> tuple[float, ...]:
+    return tuple(sign * x for x in values for sign in (1.0, -1.0))
+
+
+DOMAINS: dict[str, Domain] = {
+    "real": Domain(lambda x: x, _both(0.0, 1e-30, 1e-8, 1e-3, 0.5, 1.0, 15.0, 17.0, 88.0, 104.0, 1e4)),
+    "log": Domain(lambda x: x, (-30.0, -10.0, -1.0, -1e-6, 0.0, 0.3, 10.0, 30.0)),
+    "positive": Domain(torch.exp, (1e-6, 1e-3, 0.1, 1.0, 3.7, 50.0, 1e3, 1e6)),
+    "unit": Domain(torch.sigmoid, (0.0, 1e-30, 1e-8, 0.3, 0.5, 0.75, 1.0 - 2.0**-24, 1.0)),
+    "total": Domain(lambda x: torch.exp(x).ceil() + 3, (1.0, 2.0, 7.0, 100.0, 1e6)),
+    "planes": Domain(lambda x: x, _both(0.0, 1e-8, 1e-3, 0.5, 1.0, 5.0, 15.0, 30.0)),
+}
+
+# Where data live, and there the extremes; without them, which data there can be follows from the parameters.
+SUPPORTS: dict[str, tuple[float, ...]] = {
+    "unit": (0.0, 1e-6, 0.3, 0.5, 1.0),
+    "real": (-1e4, -1.0, 0.0, 1e-3, 0.5, 2.0, 1e4),
+    "positive": (1e-30, 1e-6, 1e-3, 0.5, 2.0, 1e4),
+    "count": (0.0, 1.0, 2.0, 7.0, 100.0, 1e6),
+    "bins": tuple(-1.0 + 2.0 * k / 255 for k in (0, 1, 100, 128, 254, 255)),
+    "class": (),
+    "some of total": (),
 }
 
 
@@ -44,7 +72,7 @@ class LikelihoodEntry:
     """A likelihood p(x | params), elementwise.
 
     ``nll(x, *params, **options)`` is -log p in nats; the first ``required`` params must be given. ``support`` is where
-    x lives ("unit" for [0, 1], "real", "count", "bins"), ``formula`` goes to the tables, ``distribution(*params,
+    x lives, a name in ``SUPPORTS``, ``formula`` goes to the tables, ``distribution(*params,
     **options)`` is the torch.distributions object that draws, and that the tests hold it against. ``options`` are their
     defaults, in the struct's order, and ``check`` raises where their values do not go together. ``domains`` says of
     each parameter where it lives: a name in ``DOMAINS``; "log" is the logarithm of a scale or a rate.
@@ -77,6 +105,11 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return torch.where(logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x)
 
 
+def _in_unit(x: Tensor) -> Tensor:
+    """NaN where it is outside [0, 1]."""
+    return torch.where((x < 0) | (x > 1), math.nan, x)
+
+
 # as many as that are computed in no more time than an operation takes to begin
 _FEW = 1 << 9
 
@@ -93,7 +126,9 @@ def _bernoulli_gradients(x: Tensor, logits: Tensor) -> Closed:
 
 
 def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
-    """F.binary_cross_entropy, which refuses NaN: logarithms >= -100; where p (1 - p) < 1e-12, that divides instead."""
+    """F.binary_cross_entropy: logarithms >= -100; where p (1 - p) < 1e-12, that divides instead. What it refuses, a
+    datum or a probability outside [0, 1], is NaN."""
+    x = _in_unit(x)
     inside = probs * (1 - probs) > 1e-12
     p, end = torch.where(inside, probs, 0.5), probs.detach()
     logs = (torch.log(end).clamp(min=-100), torch.log1p(-end).clamp(min=-100))
@@ -102,7 +137,7 @@ def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
 
 
 def _bernoulli_probs_gradients(x: Tensor, probs: Tensor) -> Closed:
-    other = torch.sub(constant(1.0, probs), probs)
+    x, other = _in_unit(x), torch.sub(constant(1.0, probs), probs)
     logs = torch.log(probs).clamp_(min=-100), probs.neg().log1p_().clamp_(min=-100)
     gradient = (probs - x).div_(other.mul_(probs).clamp_(min=1e-12))
     return torch.lerp(logs[1], logs[0], x), -1.0, 0.0, [(gradient, 1.0)]
@@ -143,6 +178,8 @@ def _in_float64(nll: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(nll)
     def wide(x: Tensor, *params: Tensor, **options: float) -> Tensor:
+        if x.device.type == "mps":  # which has no float64
+            return nll(x, *params, **options)
         return nll(x.double(), *(p.double() for p in params), **options).to(x.dtype)
 
     return wide
@@ -155,7 +192,7 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
     series = near / 2 + near**2 / 24 - near**4 / 2880
     norm = F.relu(far) + torch.log(-torch.expm1(-far.abs()) / far.abs())
-    return torch.where(small, series, norm) - logits * x
+    return torch.where(small, series, norm) - logits * _in_unit(x)
 
 
 @_in_float64
@@ -165,19 +202,25 @@ def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
     return norm + log_scale + (df + 1) / 2 * torch.log1p(d * d / df)
 
 
+def _count(x: Tensor) -> Tensor:
+    """NaN where it is below 0."""
+    return torch.where(x < 0, math.nan, x)
+
+
 def _log_factorial(x: Tensor, constant: float) -> Tensor:
-    """log(x!), or 0 where it is left out; NaN where x is no count."""
-    return torch.where(x < 0, math.nan, torch.lgamma(x + 1) if constant else torch.zeros_like(x))
+    """log(x!), or 0 where it is left out."""
+    return torch.lgamma(x + 1) if constant else torch.zeros_like(x)
 
 
 @_in_float64
 def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
+    x = _count(x)
     return torch.exp(log_rate) - x * log_rate + _log_factorial(x, constant)
 
 
 @_in_float64
 def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Tensor:
-    mu = mu + eps
+    x, mu = _count(x), mu + eps
     gammas = torch.lgamma(theta) - torch.lgamma(x + theta) + _log_factorial(x, constant)
     return theta * torch.log1p(mu / theta) - torch.xlogy(x, mu / (theta + mu)) + gammas
 
@@ -202,6 +245,11 @@ def _discretized_logistic(
     a, b = (x - mean - half) * inverse, (x - mean + half) * inverse
     inner = softplus(a) + softplus(-b) - torch.log(-torch.expm1(-2 * half * inverse))
     return torch.where(x < low + half / 2, softplus(-b), torch.where(x > high - half / 2, softplus(a), inner))
+
+
+def _check_floor(per_sample: float, floor: float) -> None:
+    if floor < 0:
+        raise ValueError(f"floor is the least variance, at least 0, got {floor!r}")
 
 
 def _check_bins(bins: float, low: float, high: float, floor: float) -> None:
@@ -398,11 +446,12 @@ COMPOSED: dict[str, LikelihoodEntry] = {
         ("mean",),
         1,
         "real",
-        "n / 2 (log(2 pi s) + 1), s the mean of (x - m)^2",
+        "(sum (x - m)^2 / s + n log(2 pi s)) / 2, s the mean of (x - m)^2, at least a floor",
         _gaussian,
-        lambda mean, per_sample: D.Normal(mean, math.nan, validate_args=False),
+        lambda mean, per_sample, floor: D.Normal(mean, math.nan, validate_args=False),
         domains=("real",),
-        options={"per_sample": False},
+        options={"per_sample": False, "floor": math.exp(-12)},
+        check=_check_floor,
     ),
 }
 

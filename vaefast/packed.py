@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _arguments, _backends
-from ._checks import choice, like, same_device, same_shape
+from . import _arguments, _backends, _compose, _options
+from ._checks import choice, flag, like, same_device, same_shape
 from ._engine import Moments
-from ._gaussian import clamped, compute_dtype, reduced
+from ._gaussian import clamped, compute_dtype, reduced, wide
 from ._generators import Generators, each_its_own
 from ._options import REDUCTIONS, Parameterization
 from .functional import reconstruction_loss
@@ -55,10 +55,8 @@ class DiagonalGaussian:
         *,
         deterministic: bool = False,
     ) -> None:
-        if not isinstance(deterministic, bool):
-            raise TypeError(f"deterministic must be a bool, got {deterministic!r}")
         self.parameters, self.dim = _arguments.packed(moments, dim)
-        self.deterministic = deterministic
+        self.deterministic = flag("deterministic", deterministic)
         default = clamp == _DIFFUSERS.clamp
         self._parameterization = _DIFFUSERS if default else Parameterization("logvar", clamp=clamp)
 
@@ -111,13 +109,17 @@ class DiagonalGaussian:
         """
         return self.mean
 
-    def kl(self, other: DiagonalGaussian | None = None, *, reduction: str = "per_sample") -> Tensor:
+    def kl(
+        self, other: DiagonalGaussian | None = None, *, reduction: str = "per_sample", batch_dims: int = 1
+    ) -> Tensor:
         """KL(q || other) in nats, without cancellation as in :func:`vaefast.gaussian_kl`.
 
         Args:
             other: None is N(0, I); else a Gaussian of the same shape and ``dim``, trained too. Its own clamp holds for
                 its log variance: where it has one, that half is clamped in a tensor of its own during the call.
             reduction: as for :func:`vaefast.gaussian_kl`; ``"per_sample"``, ``[B]``, sums over all but dimension 0.
+            batch_dims: how many of the first dimensions are the batch, as for :func:`vaefast.gaussian_kl`; ``dim`` lies
+                behind them.
 
         Returns:
             The KL: float32 when reduced (float64 where an input is), 0 where this Gaussian is deterministic.
@@ -136,9 +138,10 @@ class DiagonalGaussian:
         choice("reduction", reduction, REDUCTIONS)
         if other is not None:
             self._check_prior(other)
+        dims = self._batch_dims(batch_dims)
         if self.deterministic:
-            return self._zero(reduction)
-        return self._posterior(other, None, reduction, sample=False, kl=True)[0]
+            return self._zero(reduction, dims)
+        return self._posterior(other, None, reduction, dims, sample=False, kl=True)[0]
 
     def sample_with_kl(
         self,
@@ -146,11 +149,12 @@ class DiagonalGaussian:
         *,
         generator: Generators = None,
         reduction: str = "per_sample",
+        batch_dims: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """:meth:`sample` and :meth:`kl` in one pass over ``moments``, and one backward.
 
         Args:
-            other, reduction: as for :meth:`kl`.
+            other, reduction, batch_dims: as for :meth:`kl`.
             generator: as for :meth:`sample`.
 
         Returns:
@@ -167,9 +171,10 @@ class DiagonalGaussian:
         choice("reduction", reduction, REDUCTIONS)
         if other is not None:
             self._check_prior(other)
+        dims = self._batch_dims(batch_dims)
         if self.deterministic:
-            return self.mean, self._zero(reduction)
-        z, kl = self._posterior(other, generator, reduction, sample=True, kl=True)
+            return self.mean, self._zero(reduction, dims)
+        z, kl = self._posterior(other, generator, reduction, dims, sample=True, kl=True)
         return z, kl
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
@@ -180,8 +185,9 @@ class DiagonalGaussian:
             dims: what to sum over; all but dimension 0 if None, which for images is diffusers' ``[1, 2, 3]``.
 
         Returns:
-            ``(log 2 pi + logvar + (sample - mean)^2 / var) / 2``, summed; 0 where this Gaussian is deterministic. Its
-            gradient reaches ``moments`` through views of them, by PyTorch's own operators.
+            ``(log 2 pi + logvar + (sample - mean)^2 / var) / 2``, summed: float32 (float64 where an input is); 0 where
+            this Gaussian is deterministic. Its gradient reaches ``moments`` through views of them, by PyTorch's own
+            operators.
 
         Raises:
             TypeError, ValueError: ``sample`` is not a floating tensor of the mean's shape and device.
@@ -194,16 +200,19 @@ class DiagonalGaussian:
         mean = self.mean
         sample = like("sample", sample, "mean", mean)
         if self.deterministic:
-            return self._zero("per_sample") if dims is None else self._zero("none").sum(tuple(dims))
-        reduction = "per_sample" if dims is None else "none"
-        nll = reconstruction_loss((mean, self.logvar), sample, likelihood="gaussian", reduction=reduction)
-        return nll if dims is None else nll.sum(tuple(dims))
+            return self._zero("per_sample") if dims is None else wide(self._zero("none")).sum(tuple(dims))
+        if dims is None:
+            return reconstruction_loss((mean, self.logvar), sample, likelihood="gaussian", reduction="per_sample")
+        # elements that are yet to be added up come in float32
+        recon = wide(mean), self.logvar
+        return reconstruction_loss(recon, sample, likelihood="gaussian", reduction="none").sum(tuple(dims))
 
     def _posterior(
         self,
         other: DiagonalGaussian | None,
         generator: Generators,
         reduction: str,
+        batch_dims: int = 1,
         *,
         sample: bool,
         kl: bool,
@@ -212,15 +221,15 @@ class DiagonalGaussian:
             _arguments.generators(generator, self.parameters, None if self.dim == 0 else 0)
         prior = None if other is None else (other.parameters, other._parameterization)
         of = Moments(self.parameters, self.dim, self._parameterization, prior)
-        engine = _backends.engine(self.parameters)
+        engine = _backends.engine(self.parameters, beside=() if other is None else (other.parameters,))
         if isinstance(generator, Sequence):
 
             def draw(moments: Tensor, own: torch.Generator | None) -> Tensor:
                 return engine.packed(of._replace(moments=moments, prior=None), "none", own, True, False)[0]
 
             z = each_its_own(draw, (self.parameters,), generator)
-            return [z, *(engine.packed(of, reduction, None, False, True) if kl else ())]
-        return engine.packed(of, reduction, generator, sample, kl)
+            return [z, *(_compose.packed(engine, of, reduction, batch_dims, None, False, True) if kl else ())]
+        return _compose.packed(engine, of, reduction, batch_dims, generator, sample, kl)
 
     def _check_prior(self, other: object) -> None:
         if not isinstance(other, DiagonalGaussian):
@@ -232,6 +241,15 @@ class DiagonalGaussian:
         same_shape("other.parameters", other.parameters, "parameters", self.parameters.shape)
         same_device("other.parameters", other.parameters, "parameters", self.parameters.device)
 
-    def _zero(self, reduction: str) -> Tensor:
+    def _batch_dims(self, value: object) -> int:
+        dims = _options.batch_dims(value)
+        if dims != 1:
+            _arguments.batched_dims("moments", self.parameters, dims)
+        return dims
+
+    def _zero(self, reduction: str, batch_dims: int = 1) -> Tensor:
         mean = self.mean
-        return reduced(torch.zeros_like(mean, dtype=compute_dtype(mean)), reduction, mean.dtype)
+        zero = torch.zeros_like(mean, dtype=compute_dtype(mean))
+        if reduction == "per_sample":
+            return zero.flatten(batch_dims).sum(-1) if zero.dim() > batch_dims else zero
+        return reduced(zero, reduction, mean.dtype)

@@ -67,8 +67,8 @@ class Preset:
         scale = self.scale if options.get("likelihood", _OPTIONS["likelihood"]) == self.likelihood else 1.0
         if scale == 1.0 and not self.per_dim:
             return terms
-        size = max(1, math.prod(target.shape[1:]))
-        nll = terms.reconstruction * (scale / size if "reconstruction" in self.per_dim else scale)
+        size = max(1, math.prod(target.shape[options.get("batch_dims", 1) :]))
+        nll = terms.reconstruction * float(scale / size if "reconstruction" in self.per_dim else scale)
         kl = terms.kl / size if "kl" in self.per_dim else terms.kl
         return ELBOTerms(nll + options.get("beta", self.beta) * kl, nll, kl)
 

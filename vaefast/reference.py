@@ -3,6 +3,8 @@ backward, torch.func, forward-mode AD). With the two registries that a likelihoo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from . import _torch, _torch_direct
@@ -35,7 +37,9 @@ class _PyTorch:
     def direct(self, x: object) -> Direct | None:
         return _torch_direct.direct if _torch_direct.takes(x) else None
 
-    def engine(self, x: Tensor, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None) -> Engine:
+    def engine(
+        self, x: Tensor, *no_grad_to: Tensor | None, likelihood: Likelihood | None = None, beside: Sequence[object] = ()
+    ) -> Engine:
         return _torch
 
 

@@ -91,7 +91,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     const Upstream dnll(upstream[0], upstream[1], 1.0, mask);
     const Upstream dkl(upstream[0], upstream[2], beta, post_mask);
     if (!any(mask) && !any(post_mask)) return grads;
-    if (rec.final()) {
+    if (rec.final(upstream)) {
       at::AutoDispatchBelowADInplaceOrView guard;
       Tensors all = kept_for(mask, rec.kept, rec.wanted);
       // where all comes down from the loss, so do the gradients that forward kept of it

@@ -92,7 +92,7 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
     if (at::GradMode::is_enabled()) {
       found = one_by_one({dz, dz_end}, dkl, in, seed, spec, mask);
     } else if (!kept.empty()) {
-      const bool final = in_place && is_last_use() && capture == capture_of(in.mus[0]);
+      const bool final = in_place && is_last_use(upstream) && capture == capture_of(in.mus[0]);
       found = rescaled(kept_for(mask, kept, wanted), dkl, final);
     } else {
       Tensors dzs;

@@ -52,6 +52,12 @@ Mask Edges::next(const PosteriorInputs& in) {
   return mask;
 }
 
+Tensor shape_alone(const Tensor& t) {
+  constexpr c10::DispatchKeySet kTraced({c10::DispatchKey::Python, c10::DispatchKey::Functionalize});
+  const bool traced = t.is_meta() || t.key_set().has_any(kTraced);
+  return traced || c10::impl::TorchDispatchModeTLS::any_modes_set() ? t : t.variable_data();
+}
+
 void take_seed(Tensors& out, MaybeTensor& seed, const Asked& asked) {
   if (out.size() == size_t(asked.sample) + size_t(asked.kl)) return;
   seed = std::move(out.back());
@@ -67,8 +73,11 @@ int64_t capture_of(const Tensor& t) {
   return capture ? int64_t(capture(t.device())) : 0;
 }
 
-bool is_last_use() {
-  return !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
+bool is_last_use(const variable_list& upstream) {
+  constexpr c10::DispatchKeySet kBatched({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched});
+  const bool batched = std::any_of(upstream.begin(), upstream.end(),
+                                   [](const Tensor& t) { return t.defined() && t.key_set().has_any(kBatched); });
+  return !batched && !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 

@@ -47,6 +47,9 @@ class Edges {
   size_t edge_ = 0;
 };
 
+// A tensor of which backward asks how it lies and not what is in it: an optimizer's step may change that in between.
+Tensor shape_alone(const Tensor& t);
+
 // Forward's last output, if it drew one, becomes an input of backward.
 void take_seed(Tensors& out, MaybeTensor& seed, const Asked& asked);
 
@@ -57,9 +60,10 @@ std::pair<MaybeTensor, MaybeTensor> upstream_of(const variable_list& upstream, c
 // another would be scaled again by every replay of the second.
 int64_t capture_of(const Tensor& t);
 
-// Whether backward may write over gradients that forward kept: nothing else can read them, as the graph is not
-// retained, and nothing is traced (compiled autograd works through modes) or differentiated again.
-bool is_last_use();
+// Whether backward, given `upstream`, may write over gradients that forward kept: nothing else can read them, as the
+// graph is not retained, nothing is traced (compiled autograd works through modes) or differentiated again, and what
+// comes down is one gradient, not a batch of them (is_grads_batched).
+bool is_last_use(const variable_list& upstream);
 
 // Of the gradients that forward kept, one for each `wanted`, those that the mask wants.
 Tensors kept_for(const Mask& mask, const Tensors& kept, const Mask& wanted);

@@ -1,5 +1,6 @@
 // The nodes of a posterior: sampling, the KL, or both.
 
+#include <cmath>
 #include <utility>
 
 #include "autograd/archive.h"
@@ -11,6 +12,12 @@ namespace vaefast {
 
 namespace {
 
+// Whether the standard deviation is raw itself, whose gradient needs nothing of it.
+bool is_identity(const Parameterization& p) {
+  static const auto kStd = named<ParameterizationIndex>("std");
+  return p.kind == kStd && std::isinf(p.lo) && std::isinf(p.hi);
+}
+
 struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
   static constexpr bool is_traceable = true;
 
@@ -19,7 +26,10 @@ struct PosteriorNode : torch::autograd::Function<PosteriorNode> {
                                const MaybeGenerator& generator, const PosteriorSpec& spec, const Asked& asked) {
     Tensors out = below<posterior_forward>(in, noise, generator, spec, asked);
     take_seed(out, noise.seed, asked);
-    Archive().put(in).put(noise).put(spec).put(asked).keep(ctx);
+    PosteriorInputs read = in;
+    if (!asked.kl) read.mu = shape_alone(in.mu);
+    if (!asked.kl && is_identity(spec.parameterization)) read.raw = shape_alone(in.raw);
+    Archive().put(read).put(noise).put(spec).put(asked).keep(ctx);
     ctx->set_materialize_grads(false);
     return out;
   }

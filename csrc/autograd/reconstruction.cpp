@@ -87,7 +87,7 @@ Tensors SavedReconstruction::backward(const Tensor& upstream, const Mask& mask) 
                 "cannot be differentiated again (create_graph=True); pass overwrite_recon=False");
     return differentiable<reconstruction_backward>(upstream, in, reduced, mask);
   }
-  return rescaled(kept_for(mask, kept, wanted), upstream, final());
+  return rescaled(kept_for(mask, kept, wanted), upstream, final({upstream}));
 }
 
 Tensor reconstruction(const ReconstructionInputs& in, const Reduced& reduced, bool) {

@@ -28,7 +28,9 @@ struct SavedReconstruction {
   explicit SavedReconstruction(Archived& saved);
 
   // No replay of a CUDA graph reads the kept gradients after the first, if the same graph makes them anew each time.
-  bool final() const { return in_place && is_last_use() && capture == capture_of(in.target); }
+  bool final(const variable_list& upstream) const {
+    return in_place && is_last_use(upstream) && capture == capture_of(in.target);
+  }
 
   Tensors backward(const Tensor& upstream, const Mask& mask) const;
 };

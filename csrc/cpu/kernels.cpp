@@ -1,4 +1,25 @@
 // The CPU loops over the functors, compiled once per instruction set.
+//
+// The way of an operation, by the example of elbo_loss(recon, x, mu, logvar) of float32:
+//
+//   1. operators/elbo.cpp puts what it was given into two problems (problems.h), plain data: a ReconstructionProblem
+//   with
+//      recon and x as operands, the gradient of recon and the sum as what is to be written, and a PosteriorProblem.
+//   2. cpu/launch.cpp cuts each problem into units and hands stretches of them, [begin, end), to threads: here to
+//      reconstruction() and posterior(), the two functions that this file gives out.
+//   3. What is the same for all elements is decided once, outside the loops, by visit() and by templates: the
+//   arithmetic
+//      type (reconstruction_typed), the likelihood (Bernoulli), how many parameters were given (reconstruction_params),
+//      whether a gradient is wanted (reconstruction_units). So there is a loop for each combination.
+//   4. for_units() walks through a unit by tiles of 1,024 elements. reconstruction_tile<float, Bernoulli, 1, true,
+//   true>
+//      is such a loop: read() gives recon's and x's tile as contiguous floats, in place or brought into a buffer;
+//      for_vectors() takes a vector of each, eval_term<Bernoulli> of likelihoods.h computes loss and gradient,
+//      sum.add() and put() take them; write_back() stores what could not be written in place.
+//   5. Each unit's sum goes to its place in `partial`, and launch.cpp adds those up in a fixed order.
+//
+// A likelihood or a parameterization comes into step 3 by its type list and into step 4 as a functor: no line here
+// names one.
 
 #include "cpu/kernels.h"
 
@@ -7,6 +28,7 @@
 #include "cpu/tile.h"
 #include "likelihoods.h"
 #include "posterior.h"
+#include "weight.h"
 
 namespace vaefast {
 inline namespace VF_ISA {
@@ -182,7 +204,7 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
   if constexpr (GRAD) {
     for (int k = 0; k < N; ++k) grad[k] = writable(p.out_grad[k], t, grad_buffer[k]);
   }
-  const V factor = lit<V>(p.grad_scale), zero = V(T(0));
+  const V factor = lit<V>(p.grad_scale);
   Accumulator<T> sum(t);
   for_vectors<T>(t.n, [&](int i) {
     V x[N];
@@ -190,11 +212,9 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
     auto term = eval_term<L>(x, at(target, i), p.options);
     V scale = upstream ? factor * at(upstream, i) : factor;
     if (weight) {
-      // a zero weight selects zero, it does not multiply by it: what the element held must not matter
       const V w = at(weight, i);
-      const auto off = equal(w, zero);
-      term.nll = select(off, zero, w * term.nll);
-      for (int k = 0; k < N; ++k) term.grad[k] = select(off, zero, w * term.grad[k]);
+      term.nll = weighted(w, term.nll);
+      for (int k = 0; k < N; ++k) term.grad[k] = weighted(w, term.grad[k]);
     }
     if constexpr (NLL) {
       sum.add(i, term.nll);

@@ -8,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "cpu/tile.h"
 #include "likelihoods.h"
+#include "weight.h"
 
 namespace vaefast {
 inline namespace VF_ISA {
@@ -98,7 +99,7 @@ struct Site {
   Planes<T> params, targets, gradients;
   int components_, i;
   V scale, weight;
-  bool weighted;
+  bool has_weight;
 
   VF_HD int components() const { return components_; }
   VF_HD V param(int plane) const { return at(params[plane], i); }
@@ -108,11 +109,7 @@ struct Site {
   VF_HD void keep(int plane, V x) const { put(gradients[plane], i, x); }
   VF_HD V kept(int plane) const { return at(static_cast<const T*>(gradients[plane]), i); }
 
-  // a zero weight selects zero, as in reconstruction_tile()
-  VF_HD V weigh(V x) const {
-    const V zero = lit<V>(0);
-    return weighted ? select(equal(weight, zero), zero, weight * x) : x;
-  }
+  VF_HD V weigh(V x) const { return has_weight ? weighted(weight, x) : x; }
   VF_HD void grad(int plane, V g) const { put(gradients[plane], i, weigh(g * scale)); }
 };
 

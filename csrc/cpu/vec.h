@@ -42,6 +42,10 @@ VF_HD Vec<T> abs_(Vec<T> x) {
   return x.abs();
 }
 template <class T>
+VF_HD Vec<T> at_most(Vec<T> x, Vec<T> most) {
+  return at::vec::clamp_max(x, most);
+}
+template <class T>
 VF_HD Vec<T> reciprocal(Vec<T> x) {
   return Vec<T>(T(1)) / x;
 }
@@ -56,9 +60,11 @@ template <class T>
 VF_HD Vec<T> rint_(Vec<T> x) {
   return x.round();
 }
+// Between two constants.
+// @ clamp_ | x in [-inf, inf], whole lo in [-9, -1], whole hi in [1, 9] | 0 ulp | (inf, -1, 1): 1; (nan, -1, 1): nan
 template <class T>
 VF_HD Vec<T> clamp_(Vec<T> x, Vec<T> lo, Vec<T> hi) {
-  return at::vec::clamp(x, lo, hi);  // a NaN passes
+  return at::vec::clamp(x, lo, hi);
 }
 template <class T>
 VF_HD Vec<T> fma_(Vec<T> a, Vec<T> b, Vec<T> c) {
@@ -69,6 +75,8 @@ VF_HD Vec<T> fused_(Vec<T> a, Vec<T> b, Vec<T> c) {
   return fma_(a, b, c);
 }
 
+// Whether a comparison holds everywhere.
+// @ all | whole m in [0, 1] | mask | 0: 0; 1: 1
 #if defined(CPU_CAPABILITY_AVX512)
 // at::vec keeps masks in vectors and turns them back at every use.
 VF_HD __mmask16 less(Vec<float> a, Vec<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -128,14 +136,16 @@ constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
 template <class T>
 constexpr int kBias = sizeof(T) == 4 ? 127 : 1023;
 
-// 2^n for whole n within the exponents of normal numbers: adding 1.5 * 2^mantissa leaves n in the low bits.
+// 2^n: adding 1.5 * 2^mantissa leaves n in the low bits.
+// @ power_of_two | whole n in [-126, 127] | 0 ulp | 0: 1
 template <class T>
 VF_HD Vec<T> power_of_two(Vec<T> n) {
   constexpr T magic = T(int64_t(3) << (kMantissa<T> - 1)) + T(kBias<T>);
   return from_bits<T>(bits_of(n + Vec<T>(magic)) << Vec<IntOf<T>>(kMantissa<T>));
 }
 
-// m 2^n for whole n; in two steps, so that overflow and gradual underflow come out by themselves
+// m 2^n; in two steps, so that overflow and gradual underflow come out by themselves
+// @ ldexp_ | m in [0.5, 2], whole n in [-251, 251] | 1 ulp | (1, 0): 1
 #if defined(CPU_CAPABILITY_AVX512)
 VF_HD Vec<float> ldexp_(Vec<float> m, Vec<float> n) { return _mm512_scalef_ps(m, n); }
 VF_HD Vec<double> ldexp_(Vec<double> m, Vec<double> n) { return _mm512_scalef_pd(m, n); }
@@ -211,6 +221,10 @@ VF_EACH_2(less)
 VF_EACH_2(less_equal)
 VF_EACH_2(equal)
 VF_EACH_3(clamp_)
+template <class T>
+VF_HD Wide<T> at_most(Wide<T> x, Wide<T> most) {
+  return {at_most(x.a, most.a), at_most(x.b, most.b)};
+}
 VF_EACH_3(fma_)
 VF_EACH_3(fused_)
 

@@ -12,7 +12,10 @@ namespace vaefast {
 inline namespace VF_ISA {
 
 // e^y, and what exp_terms reads of its way there. y = n log 2 + r with |r| <= log(2) / 2 or, where SMALL and y is near
-// 0, n = 0. Within 1 ulp.
+// 0, n = 0; Q is what e^r is beside 1 + r.
+// @ exp_parts<SMALL>.root | y in [-inf, inf] | 1 ulp | -inf: 0; inf: inf
+// @ exp_parts<SMALL>.r | y in [-0.6999, 0.6999] | 0 ulp
+// @ exp_parts<SMALL>.Q | y in [-0.6999, 0.6999] | 2 ulp
 template <class V>
 struct Exp {
   V root, r, Q;
@@ -42,7 +45,8 @@ VF_HD LogParts<Vec<T>> log_parts(Vec<T> x) {
   const I offset(sizeof(T) == 4 ? 0x3f3504f3 : 0x3fe6a09e667f3bcd);
   const I e = (bits_of(x) - offset) >> I(kMantissa<T>);
   const V magic(T(int64_t(3) << (kMantissa<T> - 1)));  // adding a whole number to its bits adds it to the number
-  return {from_bits<T>(bits_of(x) - (e << I(kMantissa<T>))), from_bits<T>(bits_of(magic) + e) - magic};
+  const V mantissa = from_bits<T>(bits_of(x) - (e << I(kMantissa<T>)));
+  return {mantissa + (x - x), from_bits<T>(bits_of(magic) + e) - magic};
 }
 
 // log x = exponent log 2 + 2 atanh(s), s = (m - 1) / (m + 1), |s| <= 0.172

@@ -1,10 +1,31 @@
 // What a group of threads does with one unit of work: a stretch of consecutive elements of one row. Each returns its
 // thread's part of the unit's sum. No torch types here.
+//
+// The way of an operation, by the example of elbo_loss(recon, x, mu, logvar) of strided float32:
+//
+//   1. operators/elbo.cpp puts what it was given into two problems (problems.h); launch.cu hands them to run.cuh.
+//   2. run_one() there finds out how the loops reach each operand (set_access: linear, by row, by its index in every
+//      dimension) and how they move all (in packs of 16 bytes where memory allows), cuts both problems into units
+//      (geometry_of in kernel.cuh) and puts the whole into a Launch, which the kernel gets by value.
+//   3. launch_reconstruction.cuh picks the kernel for what is the same for all elements: the arithmetic type, the
+//      likelihood, how many parameters were given, and the posterior's part beside it. Contiguous packs of one dtype
+//      take the kernels of plain.cuh instead, which decide nothing in their loops.
+//   4. The kernel (kernel.cuh): blocks [0, rec.blocks) take the reconstruction, the rest the posterior. A group of
+//   threads
+//      has a unit, and calls run() of one of the structs below: Reconstruction<float, Bernoulli, 1>.
+//   5. for_packs() walks through the unit; fetch() begins all loads of a pack before decode() needs the first;
+//      eval_term<Bernoulli> of likelihoods.h computes loss and gradient of each element; write() stores.
+//   6. Each unit's sum goes to its place in `partial`; the block that is last to finish adds those up in a fixed order,
+//      nll + beta * kl among them.
+//
+// A likelihood or a parameterization comes into step 3 by its type list and into step 5 as a functor: no line here
+// names one.
 #pragma once
 
 #include "cuda/noise.cuh"
 #include "likelihoods.h"
 #include "posterior.h"
+#include "weight.h"
 
 namespace vaefast {
 
@@ -226,11 +247,9 @@ struct Reconstruction {
         decode_optional<M>(p.weight, weight_bits, by);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          // a zero weight selects zero, it does not multiply by it: what the element held must not matter
-          const bool on = by[i] != T(0);
-          target[i] = on ? by[i] * target[i] : T(0);
+          target[i] = weighted(by[i], target[i]);
 #pragma unroll
-          for (int k = 0; k < NP; ++k) param[k][i] = on ? by[i] * param[k][i] : T(0);
+          for (int k = 0; k < NP; ++k) param[k][i] = weighted(by[i], param[k][i]);
         }
       }
       T part = 0;

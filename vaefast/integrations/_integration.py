@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.distributions import kl
 
@@ -17,6 +17,13 @@ from .._options import NOISE
 _ABSENT = object()
 
 
+class Coverage(NamedTuple):
+    """The names of what an integration fuses, and of what looks like it and stays the library's."""
+
+    fused: tuple[str, ...]
+    left: tuple[str, ...] = ()
+
+
 class Integration:
     """Replacements that hold while someone asks for them.
 
@@ -24,8 +31,8 @@ class Integration:
     of those who ask; another integration that rests on this one is another, so that neither takes it from the other.
     """
 
-    def __init__(self, install: Callable[[ExitStack, str], None]) -> None:
-        self._install = install
+    def __init__(self, install: Callable[[ExitStack, str], None], coverage: Callable[[], Coverage]) -> None:
+        self._install, self._coverage = install, coverage
         self._undo = ExitStack()
         self._held: dict[str, str] = {}  # who asks, and for which noise; the last is heard
         self.noise: str | None = None  # None while nothing is replaced
@@ -59,12 +66,15 @@ class Integration:
             self._undo = undo.pop_all()
         self.noise = wanted
 
-    def enable(self, noise: str = "philox") -> None:
+    def enable(self, noise: str = "philox") -> Coverage:
         """Takes the fused path from here on, for the whole process; again, it changes the noise alone.
 
         Args:
             noise: ``"philox"``, drawn in the kernel from the default generator's seed, or ``"torch"``, the numbers that
                 the library would have drawn.
+
+        Returns:
+            ``Coverage(fused, left)``: the names of what is fused, and of what looks like it and stays the library's.
 
         Raises:
             ImportError: the library is not installed.
@@ -76,6 +86,7 @@ class Integration:
             z = torch.distributions.Normal(mu, std).rsample()
         """
         self.hold("", noise)
+        return self._coverage()
 
     def disable(self) -> None:
         """Restores exactly what was there before :meth:`enable`, if anything was replaced.
@@ -88,7 +99,7 @@ class Integration:
         self.release("")
 
     @contextmanager
-    def enabled(self, noise: str = "philox") -> Iterator[None]:
+    def enabled(self, noise: str = "philox") -> Iterator[Coverage]:
         """:meth:`enable` inside a ``with`` block; afterwards it is as before, on or off.
 
         Args:
@@ -103,11 +114,11 @@ class Integration:
                 z = torch.distributions.Normal(mu, std).rsample()
         """
         before = self._held.get("")
-        self.enable(noise)
+        covered = self.enable(noise)
         try:
-            yield
+            yield covered
         finally:
-            self.disable() if before is None else self.enable(before)
+            self.disable() if before is None else self.hold("", before)
 
 
 def library(module: str, package: str) -> Any:

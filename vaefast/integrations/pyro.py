@@ -21,7 +21,7 @@ from typing import Any
 from torch.distributions import Normal as TorchNormal
 
 from .. import _normal
-from ._integration import Integration, library, replace_kl
+from ._integration import Coverage, Integration, library, replace_kl
 from .torch_distributions import replace_methods
 
 __all__ = ["disable", "enable", "enabled"]
@@ -33,7 +33,7 @@ def _install(undo: ExitStack, noise: str) -> None:
     replace_kl(undo, [(normal, normal), (normal, TorchNormal), (TorchNormal, normal)], _normal.kl)
 
 
-integration = Integration(_install)
+integration = Integration(_install, lambda: Coverage(("Normal",)))
 enable, disable, enabled = integration.enable, integration.disable, integration.enabled
 
 

@@ -16,6 +16,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -24,10 +25,11 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _normal
+from .._checks import is_real
 from .._options import Likelihood
 from ..functional import reconstruction_loss
 from . import torch_distributions
-from ._integration import Integration, library, replace_imported
+from ._integration import Coverage, Integration, library, replace_imported
 
 __all__ = ["disable", "enable", "enabled"]
 
@@ -38,9 +40,11 @@ def _log_prob(name: str, eps: float, x: Tensor, mu: Tensor, theta: Tensor, *more
     return -reconstruction_loss((mu, theta, *more), x, likelihood=likelihood, reduction="none")
 
 
-def _covered(log_fn: object, lgamma_fn: object, x: Tensor, *params: Tensor) -> bool:
+def _covered(eps: object, log_fn: object, lgamma_fn: object, x: Tensor, *params: Tensor) -> bool:
     return (
-        log_fn is torch.log
+        is_real(eps)
+        and math.isfinite(eps)
+        and log_fn is torch.log
         and lgamma_fn is torch.lgamma
         and _normal.usable(x, *params)
         and not x.requires_grad
@@ -61,7 +65,7 @@ def _install(undo: ExitStack, noise: str) -> None:
         log_fn: Callable[..., Any] = torch.log,
         lgamma_fn: Callable[..., Any] = torch.lgamma,
     ) -> Any:
-        if _covered(log_fn, lgamma_fn, x, mu, theta):
+        if _covered(eps, log_fn, lgamma_fn, x, mu, theta):
             return _log_prob("negative_binomial", eps, x, mu, theta)
         return nb(x, mu, theta, eps, log_fn, lgamma_fn)
 
@@ -74,7 +78,8 @@ def _install(undo: ExitStack, noise: str) -> None:
         log_fn: Callable[..., Any] = torch.log,
         lgamma_fn: Callable[..., Any] = torch.lgamma,
     ) -> Tensor:
-        if _covered(log_fn, lgamma_fn, x, mu, theta, pi):
+        if _covered(eps, log_fn, lgamma_fn, x, mu, theta, pi):
+            theta = theta.view(1, -1) if theta.dim() == 1 else theta  # as theirs, also where the rest has one dimension
             return _log_prob("zero_inflated_negative_binomial", eps, x, mu, theta, pi)
         return zinb(x, mu, theta, pi, eps, log_fn, lgamma_fn)
 
@@ -84,5 +89,5 @@ def _install(undo: ExitStack, noise: str) -> None:
     undo.callback(torch_distributions.integration.release, "scvi")
 
 
-integration = Integration(_install)
+integration = Integration(_install, lambda: Coverage(("log_nb_positive", "log_zinb_positive", "Normal")))
 enable, disable, enabled = integration.enable, integration.disable, integration.enabled
