@@ -1,4 +1,4 @@
-"""The PyTorch engine's own forward and backward: blocks, repeated backward passes, noise, what a compiler sees."""
+"""The PyTorch engine's own forward and backward: blocks, backward passes again, noise, what a compiler sees."""
 
 from __future__ import annotations
 

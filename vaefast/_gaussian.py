@@ -120,9 +120,9 @@ _BERNOULLI = (
 def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
     """e^x - 1, and h(x) = e^x - 1 - x without cancellation.
 
-    Of float32 in float64, where that is fast: e^x - 1 - x - x^2 / 2 is noise only where it is nothing beside x^2 / 2,
-    and is cut off there. Else, where |x| < 1/2, as ``expm1(x) (1 - x / expm1(x))``, whose second factor has a series of
-    few terms.
+    Of float32 in float64, where that is fast: e^x - 1 - x - x^2 / 2 is noise only where it is nothing beside
+    x^2 / 2, and is cut off there. Else, where |x| < 1/2, as ``expm1(x) (1 - x / expm1(x))``, whose second factor has
+    a series of few terms.
     """
     if x.dtype == torch.float32 and x.device.type != "mps" and not torch.compiler.is_compiling():
         w = x.double()

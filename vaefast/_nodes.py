@@ -114,8 +114,7 @@ def elbo(
 
 
 class Loss(torch.autograd.Function):
-    """``apply(compute, plain, *arguments)``: ``compute(wanted, *arguments)``, a Term, and ``plain(*arguments)``, its
-    value.
+    """``apply(compute, plain, *arguments)``: ``compute(wanted, *arguments)``, a Term; ``plain`` gives its value.
 
     Among the arguments are tensors, of which some are trained, and others.
     """

@@ -1,5 +1,5 @@
-"""The short way of a plain eager call to the PyTorch engine: few checks for the tensors that most calls have, float32
-and alike, and no groups. Every other call takes the engine's way."""
+"""The short way of a plain eager call to the PyTorch engine: few checks for the tensors that most calls have, alike and
+in float32, and no groups. Every other call takes the engine's way."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def number(prior: Prior) -> bool:
     return prior is None or type(prior) is float
 
 
+# the engine's own functions, which take no self
+_static: Any = staticmethod
+
+
 class Direct:
     """``_engine.Direct``."""
 
@@ -57,7 +61,7 @@ class Direct:
             found.append(_torch.one_sample(p, mu, raw, torch.randn(mu.shape, device=mu.device)))
         if with_kl:
             options = p.spec, reduction, balance
-            arguments: Any = (mu, raw, prior_mu, prior_logvar)
+            arguments: tuple[Any, ...] = mu, raw, prior_mu, prior_logvar
             if torch.is_grad_enabled() and (mu.requires_grad or raw.requires_grad):
                 node = functools.partial(_nodes.kl, *options), functools.partial(_plain.kl, *options)
                 found.append(_nodes.Loss.apply(*node, *arguments))
@@ -114,7 +118,7 @@ class Direct:
             pair, _ = _arguments.kl(mu, raw, prior_mu, prior_logvar, p, reduction, balance, {})
             terms = _torch.elbo(of, pair, _number(_arguments.elbo(recon, mu, beta, reduction)), reduction, balance)
             return terms.loss if loss_alone else terms
-        arguments: Any = (target, weight, mu, raw, prior_mu, prior_logvar, recon)
+        arguments: tuple[Any, ...] = target, weight, mu, raw, prior_mu, prior_logvar, recon
         options = chosen, reduction, recon.dim(), float(beta), p.spec, balance
         if torch.is_grad_enabled() and (recon.requires_grad or mu.requires_grad or raw.requires_grad):
             plain = functools.partial(_plain.elbo, chosen, reduction, beta, p.spec, balance)
@@ -131,14 +135,9 @@ class Direct:
         )
         return [_torch.multi_kl(many, reduction)]
 
-    sample = staticmethod(_torch.sample)
-    kl = staticmethod(_torch.kl)
-    sample_with_kl = staticmethod(_torch.sample_with_kl)
-    nll = staticmethod(_torch.nll)
-    elbo = staticmethod(_torch.elbo)
-    packed = staticmethod(_torch.packed)
-    multi_kl = staticmethod(_torch.multi_kl)
-    multi_sample_with_kl = staticmethod(_torch.multi_sample_with_kl)
+    sample, kl, sample_with_kl = _static(_torch.sample), _static(_torch.kl), _static(_torch.sample_with_kl)
+    nll, elbo, packed = _static(_torch.nll), _static(_torch.elbo), _static(_torch.packed)
+    multi_kl, multi_sample_with_kl = _static(_torch.multi_kl), _static(_torch.multi_sample_with_kl)
     noise = _torch.noise
 
 
