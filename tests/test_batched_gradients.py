@@ -61,11 +61,14 @@ CASES: dict[str, Case] = {
 
 def of_likelihood(name: str) -> Case:
     data = training(name, len(LIKELIHOODS[name].params), (3, 5), dtype=torch.float64)
+    # a number of trials has no neighbours to take a numerical derivative by
+    trained = sum(domain != "total" for domain in LIKELIHOODS[name].domains)
 
     def loss(*recon: Tensor) -> Tensor:
-        return vaefast.reconstruction_loss(recon, data.target, likelihood=name, reduction="per_sample")
+        full = (*recon, *data.recon[trained:])
+        return vaefast.reconstruction_loss(full, data.target, likelihood=name, reduction="per_sample")
 
-    return loss, tuple(p.requires_grad_() for p in data.recon)
+    return loss, tuple(p.requires_grad_() for p in data.recon[:trained])
 
 
 CASES |= {name: of_likelihood(name) for name in LIKELIHOODS}
