@@ -26,8 +26,8 @@ Scaled = tuple[Tensor, float]
 
 
 # values, factor, constant, gradients: elementwise ``factor * values + constant``, and the gradients of the sum of that
-# in each tensor, None where none is wanted. For the values there may be their sum, a number. Gradients are tensors of the
-# formula's making, or the operand itself; that of one that is broadcast is as large as the values.
+# in each tensor, None where none is wanted. For the values there may be their sum, a number. Gradients are tensors of
+# the formula's making, or the operand itself; that of one that is broadcast is as large as the values.
 Values = tuple[Tensor | float, float, float, Sequence[Scaled | None]]
 # of tensors that broadcast to the first, which gradients are wanted, and whether the values' sum will do
 Formula = Callable[[Sequence[Tensor], Sequence[bool], bool], Values]

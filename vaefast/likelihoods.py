@@ -47,8 +47,8 @@ class LikelihoodEntry:
     without ``dim``.
 
     ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
-    the same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of each
-    parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
+    the same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of
+    each parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
     """
 
     params: tuple[str, ...]
