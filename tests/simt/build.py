@@ -31,7 +31,7 @@ FLAGS = "-std=c++20 -fPIC -g0 -Wno-unknown-pragmas -DTORCH_EXTENSION_NAME=_C"
 CHECKED = f"-O1 {SANITIZE}"
 # precompiled: parsing torch's headers takes longer than compiling a unit of device code
 HEADER = "#include <ATen/ATen.h>\n"
-HOST = sorted(CSRC.glob("*.cpp"))
+HOST = sorted(path for path in CSRC.rglob("*.cpp") if path.parent.name != "cpu")
 LAUNCH = HERE / "launch.cpp"
 
 
@@ -85,7 +85,7 @@ class Rules:
         write(self.header, HEADER)
 
     def host(self, source: Path, flags: str = "-O0") -> Path:
-        out = FOLDER / f"{source.stem}.o"
+        out = FOLDER / f"{source.parent.name}-{source.stem}.o"
         self.lines += [f"build {out}: compile {source}", f"  flags = {flags} -c"]
         return out
 
