@@ -82,10 +82,7 @@ def read() -> list[Contract]:
             name, result = re.fullmatch(r"(.*?)(?:\.([a-zA-Z]\w*))?", what).groups()  # type: ignore[union-attr]
             arguments = tuple(
                 Argument(n, low, high, bool(whole), bool(zero))
-                for whole, names, low, high, zero in re.findall(
-                    r"(whole )?(\w+(?: and \w+)*) in \[([^,]+), ([^\]]+)\]( or 0)?", domain
-                )
-                for n in names.split(" and ")
+                for whole, n, low, high, zero in re.findall(r"(whole )?(\w+) in \[([^,]+), ([^\]]+)\]( or 0)?", domain)
             )
             at = tuple(
                 (tuple(x.strip("() ").split(", ")), y)
