@@ -139,7 +139,7 @@ def check(function: Callable[..., Any], inputs: Sequence[Any], target: Tensor | 
         if noise:
             torch.manual_seed(1)
             zero = torch.zeros_like(lead, dtype=arithmetic)
-            eps = reference.reparameterize(zero, zero)
+            eps = reference.reparameterize(zero, zero, noise="philox")
             tolerance += NOISE[arithmetic]
         else:
             eps = options["eps"] = torch.randn(lead.shape, generator=generator(9)).to(lead.dtype)
