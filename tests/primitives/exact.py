@@ -115,6 +115,7 @@ EXACT: dict[str, Exact] = {
     "stirling.value": _stirling,
     "stirling.slope": _stirling_slope,
     "factorial_excess(x,log(x))": _factorial_excess,
+    "in_unit": lambda x: x,
     "count_of": lambda x: x,
     "negative_binomial.nll": _negative_binomial,
     "negative_binomial.dmu": lambda mu, theta, x: theta / (theta + mu) * (1 - x / mu),

@@ -101,6 +101,7 @@ constexpr Primitive<V> kPrimitives[] = {
        y[1] = s.slope;
      }},
     {"factorial_excess(x,log(x))", "", 1, [](const V* x, V* y) { y[0] = factorial_excess(x[0], log_(x[0])); }},
+    {"in_unit", "", 1, [](const V* x, V* y) { y[0] = in_unit(x[0]); }},
     {"count_of", "", 1, [](const V* x, V* y) { y[0] = count_of(x[0]); }},
     {"negative_binomial", "nll dmu dtheta", 3,
      [](const V* x, V* y) {
