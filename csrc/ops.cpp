@@ -6,7 +6,7 @@
 //
 // Their arguments are in arguments.h; faces.h makes schemas and kernels of them.
 
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include <ATen/Version.h>

@@ -1,8 +1,8 @@
 #include "autograd/batched.h"
 
-#include <ATen/ATen.h>
 #include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <vector>

@@ -1,6 +1,6 @@
 // The node of an ELBO.
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
 
 #include <algorithm>
 #include <utility>

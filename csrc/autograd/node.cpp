@@ -1,6 +1,6 @@
 #include "autograd/node.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/graph_task.h>
 

@@ -2,8 +2,6 @@
 
 #include "autograd/overwrite.h"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <utility>

@@ -1,6 +1,5 @@
 // The CPU back end: picks the instruction set, spreads units over threads, and adds the partial sums in a fixed order.
 
-#include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>

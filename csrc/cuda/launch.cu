@@ -1,6 +1,5 @@
 // The CUDA back end: the caller's device and stream, the generator's state, the counters that launches share.
 
-#include <ATen/ATen.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>

@@ -1,7 +1,5 @@
 // An ELBO's operators: a reconstruction and a KL in one job.
 
-#include <ATen/ATen.h>
-
 #include <utility>
 
 #include "operators/operators.h"

@@ -2,7 +2,6 @@
 
 #include "operators/layout.h"
 
-#include <ATen/ATen.h>
 #include <ATen/ExpandUtils.h>
 
 #include <algorithm>

@@ -2,8 +2,6 @@
 
 #include "operators/multi.h"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
 #include <utility>
 

@@ -1,6 +1,7 @@
 #include "operators/outputs.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 

@@ -1,8 +1,6 @@
 // A posterior whose mean and log variance lie in one tensor: the posterior's operator on views of it, and its gradients
 // written into views of one tensor like it.
 
-#include <ATen/ATen.h>
-
 #include <cmath>
 #include <utility>
 

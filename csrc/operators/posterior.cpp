@@ -1,7 +1,5 @@
 // A posterior's operator: sampling, the KL, or both, and their gradients.
 
-#include <ATen/ATen.h>
-
 #include <cmath>
 #include <utility>
 

@@ -1,7 +1,5 @@
 // A reconstruction's operator, and what multiplies the gradients that it kept.
 
-#include <ATen/ATen.h>
-
 #include "device.h"
 #include "operators/layout.h"
 #include "operators/operators.h"

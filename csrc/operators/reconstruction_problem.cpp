@@ -2,8 +2,6 @@
 
 #include "operators/reconstruction_problem.h"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
 
 #include "likelihoods.h"
