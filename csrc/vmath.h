@@ -323,5 +323,21 @@ VF_HD LogDifference<V> log_difference(V l, V x) {
   return {whole + (big + small), ((l - whole) - big) - small};
 }
 
+// The same for any x: 0, subnormal numbers and infinity among them.
+// @ full_log_difference.log | whole l in [-90, 90], x in [0, inf] | 3 ulp | (1, 0): -inf; (1, inf): inf; (1, -1): nan
+// @ full_log_difference.difference | l in [-90, 90], x in [0, inf] | 3 ulp + 1e-8 / 3 ulp + 1e-16 | (1, 0): inf
+template <class V>
+VF_HD LogDifference<V> full_log_difference(V l, V x) {
+  using T = typename Lane<V>::type;
+  const V tiny = V(std::numeric_limits<T>::min()), inf = V(std::numeric_limits<T>::infinity());
+  LogDifference<V> d = log_difference(l, x);
+  if (any(less(x, tiny)) || any(equal(x, inf))) {
+    const auto ordinary = less_equal(tiny, x - (x - x));
+    const V log = log_(x);
+    d = {select(ordinary, d.log, log), select(ordinary, d.difference, l - log)};
+  }
+  return d;
+}
+
 }  // namespace VF_ISA
 }  // namespace vaefast

@@ -53,7 +53,8 @@ def test_draws_are_likely(likelihood: str, count: int) -> None:
     torch.manual_seed(6)
     x = vaefast.sample_likelihood(recon, likelihood)
     vaefast.reconstruction_loss(recon, x, likelihood=likelihood, reduction="sum").backward()
-    for p in recon:
+    # what there can be reaches to a total, so that the score there need not vanish
+    for p in (p for p, domain in zip(recon, LIKELIHOODS[likelihood].domains) if domain != "total"):
         score = p.grad
         assert (score.mean(0).abs() <= 6 * score.std(0) / DRAWS**0.5 + 1e-9).all()
 

@@ -44,6 +44,29 @@ class ZeroInflated(D.Distribution):
         return torch.where(value == 0, torch.logaddexp(F.logsigmoid(self.gate_logits), log_prob), log_prob)
 
 
+class BetaBinomial(D.Distribution):
+    """How many of ``total_count`` trials succeed, where the probability is Beta(alpha, beta)."""
+
+    arg_constraints: ClassVar[dict[str, D.constraints.Constraint]] = {}
+
+    def __init__(self, alpha: Tensor, beta: Tensor, total_count: Tensor) -> None:
+        self.alpha, self.beta, self.total_count = broadcast_all(alpha, beta, total_count)
+        super().__init__(self.alpha.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total_count * (self.alpha / (self.alpha + self.beta))
+
+    @property
+    def variance(self) -> Tensor:
+        both = self.alpha + self.beta
+        return self.mean * (self.beta / both) * ((both + self.total_count) / (both + 1))
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        probs = D.Beta(self.alpha, self.beta, validate_args=False).sample(torch.Size(sample_shape))
+        return torch.binomial(self.total_count.expand_as(probs), probs)
+
+
 class DiscretizedLogistic(D.Distribution):
     """A logistic rounded to ``bins`` values from ``low`` to ``high``, the outer ones taking all that lies beyond."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from ._distributions import Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
+from ._distributions import BetaBinomial, Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
 from ._gaussian import constant, softplus
 from ._supports import DOMAINS, SUPPORTS, Domain
 
@@ -169,6 +169,33 @@ def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
 def _count(x: Tensor) -> Tensor:
     """NaN where it is below 0."""
     return torch.where(x < 0, math.nan, x)
+
+
+@_in_float64
+def _log_normal(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+    log = torch.log(x)
+    square = ((log - loc) * torch.exp(-log_scale)) ** 2
+    return torch.where(x == 0, square, 0.5 * (math.log(2 * math.pi) + square) + log_scale + log)
+
+
+@_in_float64
+def _gamma(x: Tensor, log_mean: Tensor, concentration: Tensor) -> Tensor:
+    """Of shape a and rate a / mean."""
+    a, log = concentration, torch.log(x)
+    norm = torch.lgamma(a) + a * (1 - torch.log(a))
+    return norm + torch.xlogy(1 - a, x) + a * (torch.exp(log - log_mean) - 1 + log_mean)
+
+
+@_in_float64
+def _beta_binomial(x: Tensor, alpha: Tensor, beta: Tensor, total_count: Tensor) -> Tensor:
+    """scipy.stats.betabinom(n, a, b); NaN where x is below 0 or above n."""
+
+    def rising(k: Tensor, a: Tensor) -> Tensor:
+        return torch.lgamma(k + 1) + torch.lgamma(a) - torch.lgamma(k + a)
+
+    others = total_count - x
+    nll = rising(x, alpha) + rising(others, beta) - rising(total_count, alpha + beta)
+    return torch.where((x < 0) | (others < 0), math.nan, nll)
 
 
 def _log_factorial(x: Tensor, constant: float) -> Tensor:
@@ -400,6 +427,34 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0, "channels": 3, "dim": 1},
         check=_check_mixture,
         planes={1: 3, 3: 10},
+    ),
+    "log_normal": LikelihoodEntry(
+        ("loc", "log_scale"),
+        2,
+        "positive",
+        "log x + ls + (log 2 pi + (log x - m)^2 e^(-2 ls)) / 2",
+        _log_normal,
+        lambda loc, log_scale: D.LogNormal(loc, torch.exp(log_scale), validate_args=False),
+    ),
+    "gamma": LikelihoodEntry(
+        ("log_mean", "concentration"),
+        2,
+        "positive",
+        "log Gamma(a) + a (l - log a) - (a - 1) log x + a x e^-l",
+        _gamma,
+        lambda log_mean, concentration: D.Gamma(
+            concentration, concentration * torch.exp(-log_mean), validate_args=False
+        ),
+        domains=("log", "positive"),
+    ),
+    "beta_binomial": LikelihoodEntry(
+        ("alpha", "beta", "total_count"),
+        3,
+        "some of total",
+        "log B(a, b) - log B(x + a, n - x + b) - log C(n, x)",
+        _beta_binomial,
+        lambda alpha, beta, total_count: BetaBinomial(alpha, beta, total_count),
+        domains=("positive", "positive", "total"),
     ),
 }
 

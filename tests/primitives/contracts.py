@@ -82,7 +82,10 @@ def read() -> list[Contract]:
             name, result = re.fullmatch(r"(.*?)(?:\.([a-zA-Z]\w*))?", what).groups()  # type: ignore[union-attr]
             arguments = tuple(
                 Argument(n, low, high, bool(whole), bool(zero))
-                for whole, n, low, high, zero in re.findall(r"(whole )?(\w+) in \[([^,]+), ([^\]]+)\]( or 0)?", domain)
+                for whole, names, low, high, zero in re.findall(
+                    r"(whole )?(\w+(?: and \w+)*) in \[([^,]+), ([^\]]+)\]( or 0)?", domain
+                )
+                for n in names.split(" and ")
             )
             at = tuple(
                 (tuple(x.strip("() ").split(", ")), y)
