@@ -41,7 +41,7 @@ struct Bernoulli {
   template <class V>
   static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
     const auto s = softplus_terms(p[0]);
-    return {fma_(p[0], s.step - x, s.tail), {s.sigmoid - x}};
+    return {weighed(p[0], s.step - x) + s.tail, {s.sigmoid - x}};
   }
 };
 
@@ -58,9 +58,11 @@ struct Gaussian {
 
   template <class V>
   static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
-    const V half = lit<V>(0.5), constant = lit<V>(kHalfLog2Pi) * lit<V>(o[0]);
-    const V inverse = exp_(p[1] * lit<V>(-0.5)), d = (p[0] - x) * inverse;
-    return {fma_(half, fma_(d, d, p[1]), constant), {d * inverse, half * fma_(lit<V>(0) - d, d, lit<V>(1))}};
+    const V half = lit<V>(0.5), one = lit<V>(1), constant = lit<V>(kHalfLog2Pi) * lit<V>(o[0]), off = p[0] - x;
+    // of a variance that vanishes nothing is left at the mean, and all beside it
+    const V inverse = select(equal(off, lit<V>(0)), one, exp_(p[1] * lit<V>(-0.5))), d = off * inverse;
+    const V twice = select(less(abs_(d), infinity<V>()), fma_(d, d, p[1]), abs_(d));
+    return {fma_(half, twice, constant), {d * inverse, half * fma_(lit<V>(0) - d, d, one)}};
   }
 };
 
@@ -82,8 +84,10 @@ struct Laplace {
 
   template <class V>
   static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
-    const V inverse = exp_(lit<V>(0) - p[1]), d = p[0] - x, a = abs_(d) * inverse;
-    return {a + p[1] + lit<V>(kLog2) * lit<V>(o[0]), {sign(d) * inverse, lit<V>(1) - a}};
+    const V d = p[0] - x, inverse = select(equal(d, lit<V>(0)), lit<V>(1), exp_(lit<V>(0) - p[1])),
+            a = abs_(d) * inverse;
+    const V scaled = select(less(a, infinity<V>()), a + p[1], a);
+    return {scaled + lit<V>(kLog2) * lit<V>(o[0]), {sign(d) * inverse, lit<V>(1) - a}};
   }
 };
 
@@ -122,8 +126,11 @@ struct ContinuousBernoulli {
     const auto positive = less(zero, l), tiny = less(a, lit<V>(1e-4));
     const V m = zero - e.em1, ratio = select(tiny, fma_(a, lit<V>(-0.5), one), m / a);
     const V upper = e.h / (a * m), mean = select(positive, upper, one - upper);
-    const V step = select(positive, one, zero), datum = in_unit(x);
-    return {fma_(l, step - datum, log_(ratio)), {select(tiny, fma_(l, lit<V>(1.0 / 12), half), mean) - datum}};
+    const V step = select(positive, one, zero), datum = in_unit(x), rest = step - datum;
+    // at infinity all mass is at one end
+    const auto ends = equal(a, infinity<V>());
+    const V nll = select(ends, select(equal(rest, zero), zero - a, a + rest), fma_(l, rest, log_(ratio)));
+    return {nll, {select(tiny, fma_(l, lit<V>(1.0 / 12), half), select(ends, step, mean)) - datum}};
   }
 };
 
@@ -197,10 +204,10 @@ struct ZeroInflatedNegativeBinomial {
     const V zero = lit<V>(0), one = lit<V>(1), l = p[2];
     const auto t = negative_binomial(p[0], lit<V>(o[1]), p[1], count_of(x), o[0].narrow != 0);
     const auto dropout = softplus_terms(l), kept = softplus_terms(zero - t.nll - l);
-    const V most = (dropout.step - one) * l, least = select(less(t.nll, most), t.nll, most);
+    const V most = select(less(l, zero), zero - l, zero), least = select(less(t.nll, most), t.nll, most);
     const auto none = equal(x, zero);
     const V weight = select(none, kept.sigmoid, one);
-    return {select(none, least + dropout.tail - kept.tail, fma_(l, dropout.step, dropout.tail) + t.nll),
+    return {select(none, least + dropout.tail - kept.tail, softplus(l, dropout) + t.nll),
             {t.dmu * weight, t.dtheta * weight, select(none, kept.sigmoid - dropout.complement, dropout.sigmoid)}};
   }
 };
@@ -225,8 +232,7 @@ struct DiscretizedLogistic {
     const V inverse = exp_(zero - select(floored, least, log_scale)), w = half * inverse;
     const auto a = softplus_terms((c - half) * inverse), b = softplus_terms((zero - c - half) * inverse);
     const auto low = less(x, fma_(half, lit<V>(0.5), lo)), high = less(hi - half * lit<V>(0.5), x);
-    const V a_nll = fma_((c - half) * inverse, a.step, a.tail),
-            b_nll = fma_((zero - c - half) * inverse, b.step, b.tail);
+    const V a_nll = softplus((c - half) * inverse, a), b_nll = softplus((zero - c - half) * inverse, b);
     const auto mass = exp_terms(lit<V>(-2) * w);
     const V nll = a_nll + b_nll - log_(zero - mass.em1);
     // sigmoid(a) - sigmoid(-b), from the larger one down
@@ -307,10 +313,10 @@ struct LogNormal {
   template <class V>
   static VF_HD Term<V, 2> eval(const V (&p)[2], V x) {
     const auto t = full_log_difference(p[0], x);
-    const V inverse = exp_(lit<V>(0) - p[1]), d = t.difference * inverse;
-    const V nll = fma_(lit<V>(0.5) * d, d, t.log + p[1] + lit<V>(kHalfLog2Pi));
-    // at 0 the square outgrows the logarithm
-    return {select(equal(x, lit<V>(0)), d, nll), {d * inverse, fma_(lit<V>(0) - d, d, lit<V>(1))}};
+    const V same = lit<V>(1), inverse = select(equal(t.difference, lit<V>(0)), same, exp_(lit<V>(0) - p[1]));
+    const V d = t.difference * inverse, nll = fma_(lit<V>(0.5) * d, d, t.log + p[1] + lit<V>(kHalfLog2Pi));
+    // the square outgrows every logarithm
+    return {select(equal(abs_(d), infinity<V>()), abs_(d), nll), {d * inverse, fma_(lit<V>(0) - d, d, lit<V>(1))}};
   }
 };
 

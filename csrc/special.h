@@ -111,9 +111,11 @@ struct CountTerm {
 // With N = x + theta and y = (x - mu) / (theta + mu),
 //   nll = theta (y - log(1 + y)) + (x log(x (theta + mu) / (mu N)) - theta y)
 //         + S(theta) - S(N) + log(N / theta) / 2 + (log Gamma(x + 1) - x log x + x)
-// Both deviances vanish with x - mu, and so do their series in s, where log(1 + y) = 2 atanh(s).
+// Both deviances vanish with x - mu, and so do their series in s, where log(1 + y) = 2 atanh(s). From theta = 1e30 on
+// it is a Poisson.
 template <class V>
-VF_HD CountTerm<V> negative_binomial(V m, V eps, V theta, V x, bool constant) {
+VF_HD CountTerm<V> negative_binomial(V m, V eps, V dispersion, V x, bool constant) {
+  const V theta = at_most(dispersion, lit<V>(1e30));
   const V mu = m + eps, zero = lit<V>(0), half = lit<V>(0.5), third = lit<V>(1.0 / 3);
   const V total = theta + mu, N = theta + x, inverse = lit<V>(1) / total, off = x - mu, y = off * inverse;
   const V s = off / (total + N);

@@ -44,6 +44,11 @@ VF_HD V lit(const Number& x) {
   }
 }
 
+template <class V>
+VF_HD V infinity() {
+  return V(std::numeric_limits<typename Lane<V>::type>::infinity());
+}
+
 // @ exp_ | x in [-inf, inf] | 1 ulp | -inf: 0; inf: inf
 VF_HD float exp_(float x) { return ::expf(x); }
 VF_HD double exp_(double x) { return ::exp(x); }
@@ -284,6 +289,20 @@ VF_HD SoftplusTerms<V> softplus_terms(V x) {
   return {select(positive, one, zero), tail, select(positive, r, rest), select(positive, rest, r)};
 }
 
+// log(1 + e^x), given its terms at x.
+// @ softplus(x,terms) | x in [-inf, inf] | 4 ulp | -inf: 0; inf: inf
+template <class V>
+VF_HD V softplus(V x, const SoftplusTerms<V>& s) {
+  return select(less(lit<V>(0), x), x, lit<V>(0)) + s.tail;
+}
+
+// a b where b, a weight that may be 0, leaves nothing of an infinite a.
+// @ weighed | a in [-inf, inf], b in [-1, 1] | 0.5 ulp | (inf, 0): 0; (-inf, 0): 0; (inf, -1): -inf
+template <class V>
+VF_HD V weighed(V a, V b) {
+  return select(equal(b, lit<V>(0)), b, a * b);
+}
+
 // tanh x and its derivative
 // @ tanh_terms.tanh | x in [-inf, inf] | 3 ulp | -inf: -1; 0: 0; inf: 1
 // @ tanh_terms.slope | x in [-inf, inf] | 5 ulp | -inf: 0; 0: 1; inf: 0
@@ -329,7 +348,7 @@ VF_HD LogDifference<V> log_difference(V l, V x) {
 template <class V>
 VF_HD LogDifference<V> full_log_difference(V l, V x) {
   using T = typename Lane<V>::type;
-  const V tiny = V(std::numeric_limits<T>::min()), inf = V(std::numeric_limits<T>::infinity());
+  const V tiny = V(std::numeric_limits<T>::min()), inf = infinity<V>();
   LogDifference<V> d = log_difference(l, x);
   if (any(less(x, tiny)) || any(equal(x, inf))) {
     const auto ordinary = less_equal(tiny, x - (x - x));

@@ -16,7 +16,16 @@ from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from ._distributions import BetaBinomial, Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
+from ._distributions import (
+    BetaBinomial,
+    Classes,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflated,
+)
 from ._gaussian import constant, softplus
 from ._supports import DOMAINS, SUPPORTS, Domain
 
@@ -298,8 +307,8 @@ def _discretized_logistic_mixture(x: Tensor, planes: Tensor, channels: float, di
     return torch.logsumexp(logits, -1) - torch.logsumexp(logits - nll, -1)
 
 
-def _negative_binomial_distribution(mu: Tensor, theta: Tensor, eps: float) -> D.NegativeBinomial:
-    return D.NegativeBinomial(theta, logits=torch.log((mu + eps) / theta), validate_args=False)
+def _negative_binomial_distribution(mu: Tensor, theta: Tensor, eps: float) -> NegativeBinomial:
+    return NegativeBinomial(theta, logits=torch.log((mu + eps) / theta), validate_args=False)
 
 
 LIKELIHOODS: dict[str, LikelihoodEntry] = {
@@ -318,7 +327,9 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "(log 2 pi + lv + (x - m)^2 e^-lv) / 2",
         _gaussian,
-        lambda mean, logvar=None, constant=True: D.Normal(mean, 1.0 if logvar is None else torch.exp(0.5 * logvar)),
+        lambda mean, logvar=None, constant=True: D.Normal(
+            mean, 1.0 if logvar is None else torch.exp(0.5 * logvar), validate_args=False
+        ),
         options={"constant": True},
         gradients=_gaussian_gradients,
     ),
@@ -328,7 +339,9 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "log 2 + ls + |x - m| e^-ls",
         _laplace,
-        lambda loc, log_scale=None, constant=True: D.Laplace(loc, 1.0 if log_scale is None else torch.exp(log_scale)),
+        lambda loc, log_scale=None, constant=True: D.Laplace(
+            loc, 1.0 if log_scale is None else torch.exp(log_scale), validate_args=False
+        ),
         options={"constant": True},
         gradients=_laplace_gradients,
     ),
@@ -348,7 +361,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "unit",
         "log((e^l - 1) / l) - l x",
         _continuous_bernoulli,
-        lambda logits: D.ContinuousBernoulli(logits=logits, validate_args=False),
+        ContinuousBernoulli,
     ),
     "student_t": LikelihoodEntry(
         ("loc", "log_scale", "df"),
@@ -356,7 +369,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "log(B(df / 2, 1 / 2) sqrt(df)) + ls + (df + 1) / 2 log(1 + (x - m)^2 e^(-2 ls) / df)",
         _student_t,
-        lambda loc, log_scale, df: D.StudentT(df, loc, torch.exp(log_scale)),
+        lambda loc, log_scale, df: D.StudentT(df, loc, torch.exp(log_scale), validate_args=False),
         domains=("real", "log", "positive"),
     ),
     "poisson": LikelihoodEntry(
@@ -365,7 +378,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "count",
         "e^r - r x + log x!",
         _poisson,
-        lambda log_rate, constant: D.Poisson(torch.exp(log_rate), validate_args=False),
+        lambda log_rate, constant: Poisson(torch.exp(log_rate.double()), validate_args=False),
         domains=("log",),
         options={"constant": True},
     ),

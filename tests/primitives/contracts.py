@@ -12,7 +12,7 @@ from mpmath import mpf
 CSRC = Path(__file__).resolve().parent.parent.parent / "csrc"
 HEADERS = [CSRC / name for name in ("vmath.h", "special.h", "cpu/vec.h", "cpu/vec_exp.h")]
 # they make, move or name values, and compute nothing
-NOT_PRIMITIVES = {"lit", "loadu", "store", "bits_of", "from_bits", "split_bits", "Wide", "name", "op"}
+NOT_PRIMITIVES = {"lit", "loadu", "store", "bits_of", "from_bits", "split_bits", "Wide", "name", "op", "infinity"}
 
 
 @dataclass(frozen=True)

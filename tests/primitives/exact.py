@@ -138,6 +138,8 @@ EXACT: dict[str, Exact] = {
     "softplus_terms.tail": lambda x: mpmath.log1p(mpmath.exp(-abs(x))),
     "softplus_terms.sigmoid": _sigmoid,
     "softplus_terms.complement": lambda x: _sigmoid(-x),
+    "softplus(x,terms)": lambda x: x if x == mpf("inf") else mpmath.log1p(mpmath.exp(x)),
+    "weighed": lambda a, b: mpf(0) if b == 0 else a * b,
     "tanh_terms.tanh": mpmath.tanh,
     "tanh_terms.slope": lambda x: 4 * mpmath.exp(-2 * abs(x)) / (1 + mpmath.exp(-2 * abs(x))) ** 2,
     "log_difference.log": lambda _, x: mpmath.log(x),

@@ -76,6 +76,8 @@ constexpr Primitive<V> kPrimitives[] = {
        y[2] = s.sigmoid;
        y[3] = s.complement;
      }},
+    {"softplus(x,terms)", "", 1, [](const V* x, V* y) { y[0] = softplus(x[0], softplus_terms(x[0])); }},
+    {"weighed", "", 2, [](const V* x, V* y) { y[0] = weighed(x[0], x[1]); }},
     {"tanh_terms", "tanh slope", 1,
      [](const V* x, V* y) {
        const auto t = tanh_terms(x[0]);
