@@ -35,6 +35,16 @@ def softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40.0)
 
 
+# from here down softplus is e^x, even in float64
+_LOW = -40.0
+
+
+def _log_softplus(x: Tensor) -> Tensor:
+    """Twice the logarithm, which does not underflow with it."""
+    low = x < _LOW
+    return 2 * torch.where(low, x, torch.log(softplus(torch.where(low, 0.0, x))))
+
+
 _constants: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
 
@@ -64,9 +74,9 @@ PARAMETERIZATIONS: dict[str, Activation] = {
     ),
     "softplus": Activation(
         softplus,
-        lambda r: 2 * torch.log(softplus(r)),
+        _log_softplus,
         lambda r, s: (torch.sigmoid(r), 1.0),
-        lambda r: (torch.sigmoid(r).div_(softplus(r)), 2.0),
+        lambda r: (torch.where(r < _LOW, 1.0, torch.sigmoid(r).div_(softplus(r))), 2.0),
     ),
 }
 

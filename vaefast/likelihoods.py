@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,55 +26,25 @@ from ._distributions import (
     ZeroInflated,
 )
 from ._gaussian import constant, softplus
-from ._supports import DOMAINS, SUPPORTS, Domain
+from ._supports import DOMAINS, SUPPORTS, Closed, Domain, LikelihoodEntry
 
 __all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "SUPPORTS", "Domain", "LikelihoodEntry"]
 
 
-# values, factor, constant: the nll is values * factor + constant; and the parameters' gradients
-Closed = tuple[Tensor, float, float, list[tuple[Tensor, float]]]
+def _weighed(a: Tensor, b: Tensor) -> Tensor:
+    """a b where b, a weight that may be 0, leaves nothing of an infinite a."""
+    return torch.where(b == 0, 0.0, a * b)
 
 
-def _anything(**options: float) -> None:
-    """No option's value needs a check."""
-
-
-@dataclass(frozen=True)
-class LikelihoodEntry:
-    """A likelihood p(x | params), elementwise.
-
-    ``nll(x, *params, **options)`` is -log p in nats; the first ``required`` params must be given. ``support`` is where
-    x lives, a name in ``SUPPORTS``, ``formula`` goes to the tables, ``distribution(*params,
-    **options)`` is the torch.distributions object that draws, and that the tests hold it against. ``options`` are their
-    defaults, in the struct's order, and ``check`` raises where their values do not go together. ``domains`` says of
-    each parameter where it lives: a name in ``DOMAINS``; "log" is the logarithm of a scale or a rate.
-
-    A mixture has one parameter, whose planes lie along the dimension that its last option, ``dim``, names: logits, and
-    then each parameter of the components. ``planes`` says how many a component has, by the option ``channels``, the
-    target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape
-    without ``dim``.
-
-    ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
-    the same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of
-    each parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
-    """
-
-    params: tuple[str, ...]
-    required: int
-    support: str
-    formula: str
-    nll: Callable[..., Tensor]
-    distribution: Callable[..., D.Distribution]
-    domains: tuple[str, ...] = ("real", "log")
-    options: dict[str, float] = field(default_factory=dict)
-    check: Callable[..., None] = _anything
-    planes: dict[int, int] = field(default_factory=dict)
-    gradients: Callable[..., Closed] | None = None
+def _inverse(log_scale: Tensor) -> Tensor:
+    """1 / scale, finite: of a scale that vanishes nothing is left where the data meet the mean."""
+    return torch.exp(-log_scale).clamp(max=torch.finfo(log_scale.dtype).max)
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
-    return torch.where(logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x)
+    above = _weighed(logits, 1 - x) + F.softplus(-logits)
+    return torch.where(logits > 0, above, F.softplus(logits) - _weighed(logits, x))
 
 
 def _in_unit(x: Tensor) -> Tensor:
@@ -119,14 +88,14 @@ def _bernoulli_probs_gradients(x: Tensor, probs: Tensor) -> Closed:
 def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Tensor:
     if logvar is None:
         return 0.5 * (constant * math.log(2 * math.pi) + (x - mean) ** 2)
-    return 0.5 * (constant * math.log(2 * math.pi) + logvar + (x - mean) ** 2 * torch.exp(-logvar))
+    return 0.5 * (constant * math.log(2 * math.pi) + logvar + (x - mean) ** 2 * _inverse(logvar))
 
 
 def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Closed:
     d = mean - x
     if logvar is None:
         return d * d, 0.5, 0.5 * constant * math.log(2 * math.pi), [(d, 1.0)]
-    scaled = d * torch.exp(-logvar)
+    scaled = d * _inverse(logvar)
     square = d.mul_(scaled)
     return square + logvar, 0.5, 0.5 * constant * math.log(2 * math.pi), [(scaled, 1.0), (1 - square, 0.5)]
 
@@ -134,14 +103,14 @@ def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *
 def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Tensor:
     if log_scale is None:
         return constant * math.log(2) + (x - loc).abs()
-    return constant * math.log(2) + log_scale + (x - loc).abs() * torch.exp(-log_scale)
+    return constant * math.log(2) + log_scale + (x - loc).abs() * _inverse(log_scale)
 
 
 def _laplace_gradients(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Closed:
     d = loc - x
     if log_scale is None:
         return d.abs(), 1.0, constant * math.log(2), [(d.sign_(), 1.0)]
-    inverse = torch.exp(-log_scale)
+    inverse = _inverse(log_scale)
     scaled = d.abs().mul_(inverse)
     return scaled + log_scale, 1.0, constant * math.log(2), [(d.sign_().mul_(inverse), 1.0), (1 - scaled, 1.0)]
 
@@ -170,7 +139,7 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 
 @_in_float64
 def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
-    d = (x - loc) * torch.exp(-log_scale)
+    d = (x - loc) * _inverse(log_scale)
     norm = torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2) + 0.5 * torch.log(math.pi * df)
     return norm + log_scale + (df + 1) / 2 * torch.log1p(d * d / df)
 
@@ -183,7 +152,7 @@ def _count(x: Tensor) -> Tensor:
 @_in_float64
 def _log_normal(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
     log = torch.log(x)
-    square = ((log - loc) * torch.exp(-log_scale)) ** 2
+    square = ((log - loc) * _inverse(log_scale)) ** 2
     return torch.where(x == 0, square, 0.5 * (math.log(2 * math.pi) + square) + log_scale + log)
 
 
@@ -215,14 +184,26 @@ def _log_factorial(x: Tensor, constant: float) -> Tensor:
 @_in_float64
 def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
     x = _count(x)
-    return torch.exp(log_rate) - x * log_rate + _log_factorial(x, constant)
+    rate = torch.exp(log_rate)
+    # beside an infinite rate nothing counts
+    return rate - _weighed(torch.where(rate == math.inf, 0.0, log_rate), x) + _log_factorial(x, constant)
+
+
+_LARGE = 1e5
 
 
 @_in_float64
 def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Tensor:
     x, mu = _count(x), mu + eps
-    gammas = torch.lgamma(theta) - torch.lgamma(x + theta) + _log_factorial(x, constant)
-    return theta * torch.log1p(mu / theta) - torch.xlogy(x, mu / (theta + mu)) + gammas
+    large = theta > _LARGE
+    t = torch.where(large, 1.0, theta)
+    gammas = torch.lgamma(t) - torch.lgamma(x + t)
+    nll = t * torch.log1p(mu / t) - torch.xlogy(x, mu / (t + mu)) + gammas
+    # towards the Poisson, where the log-gammas would cancel: by Stirling's formula; from 1e30 on it is one
+    t = torch.where(large, theta, _LARGE).clamp(max=1e30)
+    apart = t * (torch.log1p(mu / t) - torch.log1p(x / t)) + x * (1 + torch.log1p((mu - x) / (t + x)))
+    far = apart + 0.5 * torch.log1p(x / t) - torch.xlogy(x, mu) + x / (12 * t * (t + x))
+    return torch.where(large, far, nll) + _log_factorial(x, constant)
 
 
 @_in_float64
@@ -231,7 +212,10 @@ def _zero_inflated_negative_binomial(
 ) -> Tensor:
     """Lopez et al. 2018 (scVI), supplementary; 0 with probability sigmoid(pi_logits) besides."""
     nll = _negative_binomial(x, mu, theta, constant=constant, eps=eps)
-    at_zero = softplus(-pi_logits) - softplus(-pi_logits - nll)
+    # log(sigmoid(p) + sigmoid(-p) e^-nll), from the side where an infinite p leaves something
+    above = pi_logits > 0
+    up, down = torch.where(above, pi_logits, 0.0), torch.where(above, 0.0, pi_logits)
+    at_zero = torch.where(above, softplus(-up) - softplus(-up - nll), softplus(down) - torch.logaddexp(down, -nll))
     return torch.where(x == 0, at_zero, softplus(pi_logits) + nll)
 
 
