@@ -93,6 +93,7 @@ VF_HD V count_of(V x) {
 }
 
 // x, or NaN where it is outside [0, 1]
+// @ in_unit | x in [0, 1] | 0 ulp | -1: nan; 2: nan; inf: nan
 template <class V>
 VF_HD V in_unit(V x) {
   return select(less(x, lit<V>(0)), lit<V>(kNaN), select(less(lit<V>(1), x), lit<V>(kNaN), x));

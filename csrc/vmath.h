@@ -296,13 +296,6 @@ VF_HD V softplus(V x, const SoftplusTerms<V>& s) {
   return select(less(lit<V>(0), x), x, lit<V>(0)) + s.tail;
 }
 
-// a b where b, a weight that may be 0, leaves nothing of an infinite a.
-// @ weighed | a in [-inf, inf], b in [-1, 1] | 0.5 ulp | (inf, 0): 0; (-inf, 0): 0; (inf, -1): -inf
-template <class V>
-VF_HD V weighed(V a, V b) {
-  return select(equal(b, lit<V>(0)), b, a * b);
-}
-
 // tanh x and its derivative
 // @ tanh_terms.tanh | x in [-inf, inf] | 3 ulp | -inf: -1; 0: 0; inf: 1
 // @ tanh_terms.slope | x in [-inf, inf] | 5 ulp | -inf: 0; 0: 1; inf: 0

@@ -77,7 +77,6 @@ constexpr Primitive<V> kPrimitives[] = {
        y[3] = s.complement;
      }},
     {"softplus(x,terms)", "", 1, [](const V* x, V* y) { y[0] = softplus(x[0], softplus_terms(x[0])); }},
-    {"weighed", "", 2, [](const V* x, V* y) { y[0] = weighed(x[0], x[1]); }},
     {"tanh_terms", "tanh slope", 1,
      [](const V* x, V* y) {
        const auto t = tanh_terms(x[0]);
@@ -109,6 +108,7 @@ constexpr Primitive<V> kPrimitives[] = {
        y[1] = s.slope;
      }},
     {"factorial_excess(x,log(x))", "", 1, [](const V* x, V* y) { y[0] = factorial_excess(x[0], log_(x[0])); }},
+    {"in_unit", "", 1, [](const V* x, V* y) { y[0] = in_unit(x[0]); }},
     {"count_of", "", 1, [](const V* x, V* y) { y[0] = count_of(x[0]); }},
     {"negative_binomial", "nll dmu dtheta", 3,
      [](const V* x, V* y) {
