@@ -104,6 +104,8 @@ def sample_with_kl(
     """In one pass, as far as the options allow."""
     if o.batch_dims != 1:
         batch = Batch(pair.mu, o.batch_dims)
+        if eps is None and engine.noise == "torch":
+            eps = torch_noise(pair.mu, generator)  # in the order of the sample without batch_dims
         flat_eps = None if eps is None else batch.flat(eps, pair.mu)
         z, found = sample_with_kl(
             engine, batch.pair(pair), reduction, batch.options(o, pair.mu), flat_eps, generator
