@@ -98,6 +98,8 @@ struct PosteriorSpec {
 struct Asked {
   bool sample = false, kl = false;
 
+  size_t outputs() const { return size_t(sample) + size_t(kl); }
+
   static constexpr auto fields() { return std::make_tuple(field("sample", &Asked::sample), field("kl", &Asked::kl)); }
 };
 

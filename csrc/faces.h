@@ -59,80 +59,64 @@ E named(Name name);
 template <class E>
 E numbered(int64_t number);
 
-// What is no group: its type in a schema, and as it is passed.
+// Tensors that the operator writes over.
+struct Written {
+  Tensors list;
+};
+
+// The type in a schema of what is no group.
+template <class T>
+constexpr const char* kType = nullptr;
+template <>
+inline constexpr const char* kType<Tensor> = "Tensor";
+template <>
+inline constexpr const char* kType<MaybeTensor> = "Tensor?";
+template <>
+inline constexpr const char* kType<MaybeGenerator> = "Generator?";
+template <>
+inline constexpr const char* kType<MaybeDouble> = "float?";
+template <>
+inline constexpr const char* kType<double> = "float";
+template <>
+inline constexpr const char* kType<int64_t> = "int";
+template <>
+inline constexpr const char* kType<bool> = "bool";
+template <>
+inline constexpr const char* kType<Tensors> = "Tensor[]";
+template <>
+inline constexpr const char* kType<Numbers> = "float[]";
+template <>
+inline constexpr const char* kType<Mask> = "int[]";
+template <>
+inline constexpr const char* kType<Written> = "Tensor(a!)[]";
+
+// It, and as it is passed: numbers by value, the rest by reference.
 template <class T, Floor F>
-struct Plain;
-
-template <class Flat_>
-struct Passed {
-  using Flat = Flat_;
-  template <class T>
-  static Flat flat(const T& x) {
-    return x;
-  }
-  template <class T>
-  static void take(T& to, Flat x) {
-    to = x;
-  }
+struct Plain {
+  static constexpr const char* type = kType<T>;
+  using Flat = std::conditional_t<std::is_arithmetic_v<T> || std::is_same_v<T, MaybeDouble>, T, const T&>;
+  static Flat flat(const T& x) { return x; }
+  static void take(T& to, Flat x) { to = x; }
 };
 
-template <Floor F>
-struct Plain<Tensor, F> : Passed<const Tensor&> {
-  static constexpr const char* type = "Tensor";
-};
-template <Floor F>
-struct Plain<MaybeTensor, F> : Passed<const MaybeTensor&> {
-  static constexpr const char* type = "Tensor?";
-};
-template <Floor F>
-struct Plain<MaybeGenerator, F> : Passed<const MaybeGenerator&> {
-  static constexpr const char* type = "Generator?";
-};
-template <Floor F>
-struct Plain<MaybeDouble, F> : Passed<MaybeDouble> {
-  static constexpr const char* type = "float?";
-};
-template <Floor F>
-struct Plain<double, F> : Passed<double> {
-  static constexpr const char* type = "float";
-};
-template <Floor F>
-struct Plain<int64_t, F> : Passed<int64_t> {
-  static constexpr const char* type = "int";
-};
-template <Floor F>
-struct Plain<bool, F> : Passed<bool> {
-  static constexpr const char* type = "bool";
-};
-
+// Lists come from Python as such, from the dispatcher as views.
 template <class List, class View, Floor F>
 struct PlainList {
+  static constexpr const char* type = kType<List>;
   using Flat = std::conditional_t<F == Floor::kPython, const List&, View>;
   static Flat flat(const List& list) { return list; }
   static void take(List& to, Flat list) { to = List(list.begin(), list.end()); }
 };
 
 template <Floor F>
-struct Plain<Tensors, F> : PlainList<Tensors, at::TensorList, F> {
-  static constexpr const char* type = "Tensor[]";
-};
+struct Plain<Tensors, F> : PlainList<Tensors, at::TensorList, F> {};
 template <Floor F>
-struct Plain<Numbers, F> : PlainList<Numbers, c10::ArrayRef<double>, F> {
-  static constexpr const char* type = "float[]";
-};
+struct Plain<Numbers, F> : PlainList<Numbers, c10::ArrayRef<double>, F> {};
 template <Floor F>
-struct Plain<Mask, F> : PlainList<Mask, at::IntArrayRef, F> {
-  static constexpr const char* type = "int[]";
-};
-
-// Tensors that the operator writes over.
-struct Written {
-  Tensors list;
-};
-
+struct Plain<Mask, F> : PlainList<Mask, at::IntArrayRef, F> {};
 template <Floor F>
 struct Plain<Written, F> {
-  static constexpr const char* type = "Tensor(a!)[]";
+  static constexpr const char* type = kType<Written>;
   using Flat = at::TensorList;
   static Flat flat(const Written& w) { return w.list; }
   static void take(Written& to, Flat list) { to.list = list.vec(); }

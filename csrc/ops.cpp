@@ -95,44 +95,43 @@ struct AboveAutograd<f, R (*)(Flats...)> {
   }
 };
 
-// An operator below autograd.
-template <auto f>
-struct Below {
-  using F = Face<Floor::kBelow, f>;
-  static void define(torch::Library& m, const std::vector<at::Tag>& tags) { m.def(F::schema().c_str(), tags); }
-  static void implement(torch::Library& m) { m.impl(Operator<f>::name, F::call); }
-  static constexpr const char* name = Operator<f>::name;
+// An operator, for users or below autograd.
+template <Floor F, auto f>
+struct Registered {
+  using F_ = Face<F, f>;
+  static void define(torch::Library& m, const std::vector<at::Tag>& tags) { m.def(F_::schema().c_str(), tags); }
+  static void implement(torch::Library& m) { m.impl(Operator<f>::name, F_::call); }
+  static void implement_batched(torch::Library& m) {
+    m.impl(Operator<f>::name, torch::CppFunction::makeFromBoxedFunction<&one_by_one>());
+  }
 };
+
+// Above autograd it builds the node; below it (inference mode, no gradients) it runs forward alone.
+template <auto f>
+using ForUsers = Registered<Floor::kUsers, f>;
+template <auto f>
+using Below = Registered<Floor::kBelow, f>;
 
 // One whose result may be differentiated.
 template <auto f>
 struct Differentiable : Below<f> {
+  using F = Face<Floor::kBelow, f>;
   static void define(torch::Library& m, const std::vector<at::Tag>& tags) {
     Below<f>::define(m, tags);
-    m.def(Below<f>::F::schema(kDifferentiable).c_str(), tags);
+    m.def(F::schema(kDifferentiable).c_str(), tags);
   }
   static void implement_above(torch::Library& m) {
-    m.impl(Operator<f>::name, AboveAutograd<f, decltype(&Below<f>::F::call)>::call);
+    m.impl(Operator<f>::name, AboveAutograd<f, decltype(&F::call)>::call);
   }
 };
 
-// One for users. Above autograd it builds the node; below it (inference mode, no gradients) it runs forward alone.
-template <auto f>
-struct ForUsers {
-  using F = Face<Floor::kUsers, f>;
-  static void define(torch::Library& m, const std::vector<at::Tag>& tags) { m.def(F::schema().c_str(), tags); }
-  static void implement(torch::Library& m) { m.impl(Operator<f>::name, F::call); }
-  static constexpr const char* name = Operator<f>::name;
-};
-
+// Operators, or lists of them.
 template <class... Ops>
 struct List {
-  static void define(torch::Library& m, const std::vector<at::Tag>& tags = {}) { (Ops::define(m, tags), ...); }
+  static void define(torch::Library& m, const std::vector<at::Tag>& tags) { (Ops::define(m, tags), ...); }
   static void implement(torch::Library& m) { (Ops::implement(m), ...); }
   static void implement_above(torch::Library& m) { (Ops::implement_above(m), ...); }
-  static void implement_batched(torch::Library& m) {
-    (m.impl(Ops::name, torch::CppFunction::makeFromBoxedFunction<&one_by_one>()), ...);
-  }
+  static void implement_batched(torch::Library& m) { (Ops::implement_batched(m), ...); }
 };
 
 using RandomForUsers = List<ForUsers<posterior>, ForUsers<packed_posterior>, ForUsers<multi_posterior>>;
@@ -143,43 +142,25 @@ using BackwardBelow =
 using OthersBelow = List<Below<reconstruction_forward>, Below<elbo_forward>, Below<elbo_backward_>,
                          Below<multi_backward>, Below<scale_>>;
 
-void implement_below(torch::Library& m) {
-  RandomBelow::implement(m);
-  BackwardBelow::implement(m);
-  OthersBelow::implement(m);
-}
-
-void implement_for_users(torch::Library& m) {
-  RandomForUsers::implement(m);
-  OthersForUsers::implement(m);
-}
+using EveryForUsers = List<RandomForUsers, OthersForUsers>;
+using EveryBelow = List<RandomBelow, BackwardBelow, OthersBelow>;
 
 }  // namespace
 
 TORCH_LIBRARY(vaefast, m) {
-  const std::vector<at::Tag> random{at::Tag::nondeterministic_seeded};
-  RandomForUsers::define(m, random);
-  RandomBelow::define(m, random);
-  OthersForUsers::define(m);
-  BackwardBelow::define(m);
-  OthersBelow::define(m);
+  List<RandomForUsers, RandomBelow>::define(m, {at::Tag::nondeterministic_seeded});
+  List<OthersForUsers, BackwardBelow, OthersBelow>::define(m, {});
 }
 
-TORCH_LIBRARY_IMPL(vaefast, CPU, m) { implement_below(m); }
-TORCH_LIBRARY_IMPL(vaefast, Meta, m) { implement_below(m); }
+TORCH_LIBRARY_IMPL(vaefast, CPU, m) { EveryBelow::implement(m); }
+TORCH_LIBRARY_IMPL(vaefast, Meta, m) { EveryBelow::implement(m); }
 #if defined(VAEFAST_CUDA)
-TORCH_LIBRARY_IMPL(vaefast, CUDA, m) { implement_below(m); }
+TORCH_LIBRARY_IMPL(vaefast, CUDA, m) { EveryBelow::implement(m); }
 #endif
-TORCH_LIBRARY_IMPL(vaefast, Batched, m) {
-  RandomForUsers::implement_batched(m);
-  OthersForUsers::implement_batched(m);
-  RandomBelow::implement_batched(m);
-  BackwardBelow::implement_batched(m);
-  OthersBelow::implement_batched(m);
-}
-TORCH_LIBRARY_IMPL(vaefast, CompositeExplicitAutograd, m) { implement_for_users(m); }
+TORCH_LIBRARY_IMPL(vaefast, Batched, m) { List<EveryForUsers, EveryBelow>::implement_batched(m); }
+TORCH_LIBRARY_IMPL(vaefast, CompositeExplicitAutograd, m) { EveryForUsers::implement(m); }
 TORCH_LIBRARY_IMPL(vaefast, Autograd, m) {
-  implement_for_users(m);
+  EveryForUsers::implement(m);
   BackwardBelow::implement_above(m);
 }
 

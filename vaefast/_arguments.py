@@ -267,8 +267,7 @@ def elbo(first: Tensor, mu: Tensor, beta: object, reduction: str, batch_dims: in
     if reduction != "sum" and first.shape[:batch_dims] != mu.shape[:batch_dims]:
         raise ValueError(
             f"recon has a batch of {batch_of(first, batch_dims)} but mu has {batch_of(mu, batch_dims)} "
-            f"({'dimension 0' if batch_dims == 1 else f'batch_dims={batch_dims}'}); "
-            "they must be equal for the two terms to add up per sample"
+            f"({batch_words(batch_dims)}); they must be equal for the two terms to add up per sample"
         )
     if type(beta) is float:
         return beta
@@ -316,20 +315,22 @@ def priors(name: str, values: object, mus: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def same_batches(mus: Sequence[Tensor], reduction: str, batch_dims: object) -> None:
+def same_batches(mus: Sequence[Tensor], reduction: str, batch_dims: int) -> None:
     choice("reduction", reduction, _options.ELBO_REDUCTIONS)
-    dims = _options.batch_dims(batch_dims)
     if reduction == "sum":
         return
     for mu in mus:
         batched("a tensor of mus", mu, reduction)
-        batched_dims("a tensor of mus", mu, dims)
-        if mu.shape[:dims] != mus[0].shape[:dims]:
-            where = "dimension 0" if dims == 1 else f"batch_dims={dims}"
+        batched_dims("a tensor of mus", mu, batch_dims)
+        if mu.shape[:batch_dims] != mus[0].shape[:batch_dims]:
             raise ValueError(
-                f"reduction={reduction!r} needs one batch ({where}) in all of mus, but there are "
-                f"{batch_of(mus[0], dims)} and {batch_of(mu, dims)}; use 'sum'"
+                f"reduction={reduction!r} needs one batch ({batch_words(batch_dims)}) in all of mus, but there are "
+                f"{batch_of(mus[0], batch_dims)} and {batch_of(mu, batch_dims)}; use 'sum'"
             )
+
+
+def batch_words(batch_dims: int) -> str:
+    return "dimension 0" if batch_dims == 1 else f"batch_dims={batch_dims}"
 
 
 def batch_of(x: Tensor, batch_dims: int) -> object:
@@ -345,7 +346,7 @@ def each_with_its_prior(
     parameterization: str | Parameterization,
     prior_parameterization: str | Parameterization | None,
     reduction: str,
-    batch_dims: object,
+    batch_dims: int,
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)
@@ -364,7 +365,7 @@ def all_with_one_prior(
     parameterization: str | Parameterization,
     prior_parameterization: str | Parameterization,
     reduction: str,
-    batch_dims: object,
+    batch_dims: int,
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from . import _build, _native, _torch, _torch_direct
+from . import _build, _native, _torch, _torch_direct, _torch_philox
 from ._checks import choice
 from ._engine import Direct, Engine
+from ._functorch import tracing
 from ._options import Likelihood
 
 BACKENDS = ("auto", "native", "reference")
@@ -98,9 +99,7 @@ def direct(x: object) -> Direct | None:
 
 
 def native_for(x: Tensor) -> bool:
-    """Whether this call goes to the kernels, or would but for torch.jit.trace, in which the reference draws as they."""
-    if not torch.compiler.is_compiling() and _native.tracing():
-        return _backend != "reference" and _native.why_not(x, (), ()) is None
+    """Whether this call goes to the kernels, or would but for torch.jit.trace."""
     return engine(x) is not _torch
 
 
@@ -110,8 +109,8 @@ def engine(
     if _backend == "reference":
         return _torch
     why = _native.why_not(x, no_grad_to, beside)
-    if why is None and not torch.compiler.is_compiling() and _native.tracing():
-        return _torch
+    if why is None and tracing():
+        return _torch_philox
     if why is None and _backend == "auto" and torch.compiler.is_exporting():
         return _torch  # whose operators every consumer of an exported program knows
     if why is None and likelihood is not None and likelihood.name not in _native.LIKELIHOODS:

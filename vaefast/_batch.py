@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +14,16 @@ from ._options import ELBOTerms, KLOptions, Likelihood
 
 class Batch:
     """The first ``dims`` dimensions of x, and of all that goes with it, taken together in the order in which they lie
-    in x's memory: views, where the others lie alike."""
+    in x's memory: views, where the others lie alike. A sample of PyTorch's ``noise`` goes by their own order."""
 
-    def __init__(self, x: Tensor, dims: int) -> None:
+    def __init__(self, x: Tensor, dims: int, noise: str = "philox") -> None:
         self.dims, self.shape = dims, x.shape[:dims]
         strides = x.stride()
         self.order: list[int] = []
         for d in range(dims):
             # what sorted() does, which Dynamo does not trace over symbolic strides
             place = len(self.order)
-            while place and strides[self.order[place - 1]] < strides[d]:
+            while noise == "philox" and place and strides[self.order[place - 1]] < strides[d]:
                 place -= 1
             self.order.insert(place, d)
 
@@ -97,7 +96,3 @@ def behind(name: str, dim: int, batch_dims: int) -> None:
             f"{name} is {dim}, which is one of the batch (batch_dims={batch_dims}); it takes a dimension behind them, "
             "which may be counted from the end"
         )
-
-
-def size(x: Tensor, batch_dims: int) -> int | torch.SymInt:
-    return x.shape[0] if batch_dims == 1 else math.prod(x.shape[:batch_dims])

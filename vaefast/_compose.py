@@ -18,7 +18,7 @@ from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._generators import Generators, each_its_own, torch_noise
 from ._options import PLAIN, ELBOTerms, KLOptions, Likelihood, Parameterization
-from ._philox import normal, take_counters
+from ._philox import philox_noise
 from .likelihoods import COMPOSED
 
 # half the squared error
@@ -94,7 +94,7 @@ def drawn(
     if eps is not None or noise is None or noise == engine.noise:
         return eps, generator
     if noise == "philox" and not wrapped(mu):
-        return normal(take_counters(mu, mu.numel(), generator), mu, dtype), None
+        return philox_noise(mu, dtype, generator), None
     return torch_noise(mu, generator), None
 
 
@@ -103,31 +103,31 @@ def sample_with_kl(
 ) -> tuple[Tensor, Tensor]:
     """In one pass, as far as the options allow."""
     if o.batch_dims != 1:
-        batch = Batch(pair.mu, o.batch_dims)
-        if eps is None and engine.noise == "torch":
-            eps = torch_noise(pair.mu, generator)  # in the order of the sample without batch_dims
-        flat_eps = None if eps is None else batch.flat(eps, pair.mu)
-        z, found = sample_with_kl(
-            engine, batch.pair(pair), reduction, batch.options(o, pair.mu), flat_eps, generator
-        )  # fmt: skip
+        batch = Batch(pair.mu, o.batch_dims, engine.noise)
+        flat = batch.pair(pair), reduction, batch.options(o, pair.mu), batch.flat(eps, pair.mu)
+        z, found = sample_with_kl(engine, *flat, generator)
         return batch.restored(z), batch.restored(found, reduction)
     if o.kl_weight is not None:
-        # what the weight hides of the KL is in the sample all the same; drawn as one pass would
-        wide = engine.noise == "philox" and compute_dtype(*pair[:4], eps) == torch.float64
-        z = engine.sample(pair.mu.double() if wide else pair.mu, pair.raw, pair.p, eps, generator)
+        # what the weight hides of the KL is in the sample all the same
+        z = engine.sample(mu_of_one_pass(pair, engine.noise, eps), pair.raw, pair.p, eps, generator)
         return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
     begun, inner = begin(pair, reduction, o)
     z, found = engine.sample_with_kl(begun, inner, o.balance, eps, generator)
     return z.to(pair.mu.dtype), finish(engine, found, pair, begun, inner, reduction, o)
 
 
+def mu_of_one_pass(pair: Pair, noise: str, eps: Tensor | None) -> Tensor:
+    """mu, in the dtype in which one pass for sample and KL would draw: float64 where the prior alone asks for that."""
+    wide = noise == "philox" and compute_dtype(*pair[:4], eps) == torch.float64
+    return pair.mu.double() if wide else pair.mu
+
+
 def each_sample_with_kl(
     engines: Engines, pair: Pair, reduction: str, o: KLOptions, generator: Sequence[torch.Generator], noise: str | None
 ) -> tuple[Tensor, Tensor]:
     """Of a generator for each sample."""
-    # as one pass would draw it: in float64 where the prior alone asks for that
-    wide = (noise or engines.engine(pair.mu).noise) == "philox" and compute_dtype(*pair[:4]) == torch.float64
-    z = sample(engines, pair.mu.double() if wide else pair.mu, pair.raw, pair.p, None, generator, noise)
+    mu = mu_of_one_pass(pair, noise or engines.engine(pair.mu).noise, None)
+    z = sample(engines, mu, pair.raw, pair.p, None, generator, noise)
     return z.to(pair.mu.dtype), kl(engines.engine(pair.mu, beside=pair[1:4]), pair, reduction, o)
 
 
@@ -234,7 +234,7 @@ def finish(
 
 def hidden(pair: Pair, weight: Tensor) -> Pair:
     """The pair with 0 and 1 wherever the weight is 0: whatever stood there reaches neither the KL nor a gradient."""
-    on = weight if weight.dtype == torch.bool else weight != 0
+    on = weight != 0
 
     def shown(x: Prior, other: float) -> Prior:
         return torch.where(on, x, other) if isinstance(x, Tensor) else x
@@ -403,7 +403,7 @@ def multi_sample_with_kl(
 ) -> tuple[list[Tensor], Tensor]:
     if batch_dims == 1 or reduction == "sum":
         return engine.multi_sample_with_kl(many, reduction, generator)
-    batch = Batch(many.mus[0], batch_dims)
+    batch = Batch(many.mus[0], batch_dims, engine.noise)
     samples, kl = engine.multi_sample_with_kl(batch.posteriors(many), reduction, generator)
     return [batch.restored(z) for z in samples], batch.restored(kl, reduction)
 
@@ -419,6 +419,6 @@ def packed(
 ) -> list[Tensor]:
     if batch_dims == 1 or not with_kl:
         return engine.packed(of, reduction, generator, with_sample, with_kl)
-    batch = Batch(of.moments, batch_dims)
+    batch = Batch(of.moments, batch_dims, engine.noise)
     *z, kl = engine.packed(batch.moments(of), reduction, generator, with_sample, with_kl)
     return [*map(batch.restored, z), batch.restored(kl, reduction)]

@@ -32,6 +32,10 @@ PLACES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
+def _place(name: str) -> tuple[str, Callable[[Tensor], Tensor]]:
+    return PLACES.get(name, ("the numbers", lambda x: ~x.isnan()))
+
+
 def check(
     recon: Tensor | Sequence[Tensor],
     target: Tensor,
@@ -84,7 +88,7 @@ def check(
     for name, x, domain in zip(entry.params, of.params, entry.domains):
         if domain == "positive" and chosen.options.get("eps", 0) > 0 and name == entry.params[0]:
             domain = "at least 0"  # eps is added to it
-        place, inside = PLACES.get(domain, ("the numbers", lambda x: ~x.isnan()))
+        place, inside = _place(domain)
         label = "recon" if len(of.params) == 1 else f"recon's {name}"
         ask(label, x, place, inside(x), "this parameter")
     ask("target", of.target, *_data(entry, of.target, of.params, chosen, dim), "the data")
@@ -109,5 +113,5 @@ def _data(
         near = (bin_ - bin_.round()).abs() <= rounding
         place = f"the {int(o['bins'])} values from {o['low']:g} to {o['high']:g}"
         return place, near & (bin_ >= -rounding) & (bin_ <= o["bins"] - 1 + rounding)
-    place, inside = PLACES.get(entry.support, ("the numbers", lambda x: ~x.isnan()))
+    place, inside = _place(entry.support)
     return place, inside(x)

@@ -31,6 +31,11 @@ def alone() -> bool:
     return depth() == 0 and not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
+def tracing() -> bool:
+    """Whether torch.jit.trace records: PyTorch's operators then, which have gradients in a graph and load anywhere."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+
+
 def unseen(*tensors: Tensor) -> bool:
     """Whether nothing traces, transforms or wraps the tensors' operations, so that they may be any."""
     return (
@@ -38,5 +43,5 @@ def unseen(*tensors: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and depth() == 0
         and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
+        and not tracing()
     )

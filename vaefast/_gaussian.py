@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._checks import wrapped
+
 # None is 0
 Prior = Tensor | float | None
 # a parameterization's name, clamp and floor; the bounds are infinite where there is no clamp
@@ -134,7 +136,8 @@ def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
     x^2 / 2, and is cut off there. Else, where |x| < 1/2, as ``expm1(x) (1 - x / expm1(x))``, whose second factor has
     a series of few terms.
     """
-    if x.dtype == torch.float32 and x.device.type != "mps" and not torch.compiler.is_compiling():
+    fast = x.device.type != "mps" and not torch.compiler.is_compiling() and not wrapped(x)
+    if x.dtype == torch.float32 and fast:
         w = x.double()
         m, c = torch.expm1(w), w.clamp(-1, 1)
         square = c * c

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import wrapped
+from ._functorch import tracing
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -42,3 +43,17 @@ def torch_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:  # exporters know the operator that takes none
         return torch.randn(like.shape, dtype=like.dtype, device=like.device)
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def torch_noises(likes: Sequence[Tensor], generator: torch.Generator | None) -> list[Tensor]:
+    """For each N(0, 1) of its dtype, from one draw for all where there is one dtype."""
+    first = likes[0]
+    if any(wrapped(x) or x.dtype != first.dtype for x in likes):
+        return [torch_noise(x, generator) for x in likes]
+    if tracing():
+        # of the tensors' own sizes, in one operation: a draw that goes unused would be left out of the graph
+        flat = torch_noise(torch.cat([x.flatten() for x in likes]), generator)
+    else:
+        flat = torch_noise(first.new_empty(()).expand(sum(x.numel() for x in likes)), generator)
+    parts = flat.split([x.numel() for x in likes])
+    return [part.view(x.shape) for part, x in zip(parts, likes)]

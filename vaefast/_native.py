@@ -21,6 +21,7 @@ from ._engine import Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior
 from ._options import ELBOTerms, Likelihood, Parameterization
 from ._philox import draw_seed
+from ._torch import trained
 
 MAX_DIMS = 8  # kMaxDims in csrc/problems.h
 
@@ -62,10 +63,6 @@ def cpu_capability() -> str | None:
     return None if _C is None else str(_C.cpu_capability())
 
 
-def trains(t: object) -> bool:
-    return isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled()
-
-
 def why_not(x: Tensor, no_grad_to: Sequence[object], beside: Sequence[object]) -> str | None:
     """Why the kernels do not cover a call whose first tensor is x, or None."""
     if _C is None:
@@ -82,7 +79,7 @@ def why_not(x: Tensor, no_grad_to: Sequence[object], beside: Sequence[object]) -
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"
     for t in no_grad_to:
-        if trains(t):
+        if trained(t):
             return "eps, target and weight have gradients in the reference only"
     return None
 
@@ -90,11 +87,6 @@ def why_not(x: Tensor, no_grad_to: Sequence[object], beside: Sequence[object]) -
 def is_eager(x: object) -> TypeGuard[Tensor]:
     """Whether x is a tensor that nothing traces or wraps."""
     return not torch.compiler.is_compiling() and (type(x) is Tensor or type(x) is Parameter)
-
-
-def tracing() -> bool:
-    """Whether torch.jit.trace records: PyTorch's operators then, which have gradients in a graph and load anywhere."""
-    return torch._C._get_tracing_state() is not None
 
 
 def is_plain(x: object) -> bool:
@@ -175,7 +167,7 @@ class Compiled:
             chosen.name not in LIKELIHOODS
             or not isinstance(target, Tensor)
             or (target.requires_grad and torch.is_grad_enabled())
-            or (weight is not None and trains(weight))
+            or (weight is not None and trained(weight))
         ):
             return None
         if isinstance(recon, Tensor):

@@ -133,8 +133,7 @@ class Loss(torch.autograd.Function):
             return None, None, *again(ctx, saved, upstream)
         kept: list[Any] = [None if k is None else saved[k[0]] for k in ctx.gradients]
         if ctx.used:
-            arguments = [saved[n] if type(n) is int else n[0] for n in ctx.others]
-            kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *arguments)[1]]
+            kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *given(ctx, saved))[1]]
         own = alone()
         ctx.used = ctx.used or own
         return (
@@ -215,13 +214,16 @@ def keep(ctx: Any, arguments: Sequence[Any], gradients: Sequence[Scaled | None])
 
 
 def again(ctx: Any, saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor | None]:
-    """The arguments' gradients by what is plain; differentiable themselves where gradients are enabled."""
-    create = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # views are new nodes: where one argument was computed from another, its share must not be counted twice
-        own = [saved[n] if type(n) is int else n[0] for n in ctx.others]
-        own = [t.view_as(t) if isinstance(t, Tensor) and t.requires_grad else t for t in own]
-        trained = [isinstance(t, Tensor) and t.requires_grad for t in own]
-        inputs = [t for t, yes in zip(own, trained) if yes]
-        found = iter(torch.autograd.grad(ctx.plain(*own), inputs, upstream, create_graph=create, allow_unused=True))
+    """The arguments' gradients by what is plain, which can be differentiated again: gradients are enabled."""
+    own = given(ctx, saved)
+    # views are new nodes: where one argument was computed from another, its share must not be counted twice
+    own = [t.view_as(t) if isinstance(t, Tensor) and t.requires_grad else t for t in own]
+    trained = [isinstance(t, Tensor) and t.requires_grad for t in own]
+    inputs = [t for t, yes in zip(own, trained) if yes]
+    found = iter(torch.autograd.grad(ctx.plain(*own), inputs, upstream, create_graph=True, allow_unused=True))
     return [next(found) if yes else None for yes in trained]
+
+
+def given(ctx: Any, saved: Sequence[Tensor]) -> list[Any]:
+    """The arguments that :func:`keep` was given."""
+    return [saved[n] if type(n) is int else n[0] for n in ctx.others]

@@ -7,11 +7,12 @@ index) alone: element i reads word i % 4 of counter offset + i / 4, where i coun
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._functorch import transforming
+from ._functorch import tracing, transforming
 from ._generators import explain_to_compilers
 
 _MUL = (0xD2511F53, 0xCD9E8D57)
@@ -35,7 +36,7 @@ def take_counters(like: Tensor, numel: int, generator: torch.Generator | None = 
         device.type != "cuda"
         or torch.compiler.is_compiling()
         or transforming()
-        or torch._C._get_tracing_state() is not None
+        or tracing()
         or torch.cuda.is_current_stream_capturing()
     ):
         return draw_seed(like, generator)
@@ -97,10 +98,28 @@ def normal(seed: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     flat = _flat_normal(seed, like.numel(), dtype)
     if not like.numel():
         return flat.reshape(z.shape)
-    if transforming() or (not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None):
+    if transforming() or tracing():
         # under vmap a sample's strides skip over the others' elements, and as_strided is refused, and torch.jit.trace
         # keeps strides as numbers, those of the batch that it saw: their order is what counts. Not so while compiling,
         # where to compare strides would be to compile for them.
         order = sorted(range(z.dim()), key=z.stride, reverse=True)
         return flat.view([z.shape[d] for d in order]).permute([order.index(d) for d in range(z.dim())])
     return flat.as_strided(z.shape, z.stride())
+
+
+def philox_noise(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    """A kernel's noise for a sample of like's, in the dtype that it would compute in."""
+    return normal(take_counters(like, like.numel(), generator), like, dtype)
+
+
+def philox_noises(
+    likes: Sequence[Tensor], dtypes: Sequence[torch.dtype], generator: torch.Generator | None
+) -> list[Tensor]:
+    """That for many in one call, which share one stream; each takes whole counters of it."""
+    counters = [(x.numel() + 3) // 4 for x in likes]
+    seed, found = take_counters(likes[0], 4 * sum(counters), generator), []
+    taken = torch.zeros_like(seed)
+    for x, dtype, own in zip(likes, dtypes, counters):
+        found.append(normal(seed + taken, x, dtype))
+        taken[1] += own
+    return found

@@ -15,7 +15,8 @@ from .likelihoods import LIKELIHOODS
 
 
 def sample(spec: Spec, eps: Tensor, mu: Tensor, raw: Tensor) -> Tensor:
-    return torch.addcmul(mu, std_of(raw, spec), eps)
+    std = std_of(raw, spec)
+    return mu + std * eps if mu.is_nested else torch.addcmul(mu, std, eps)
 
 
 def kl(spec: Spec, reduction: str, balance: float | None, mu: Tensor, raw: Tensor, pm: Prior, plv: Prior) -> Tensor:

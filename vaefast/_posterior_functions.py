@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -335,10 +334,11 @@ class PosteriorFunctions:
                     _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction, 1)
                     if not any(map(wrapped, (*mus, *raws, *(prior_mus or ()), *(prior_raws or ())))):
                         raise
+        dims = _options.batch_dims(batch_dims)
         many = _arguments.each_with_its_prior(
-            mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction, batch_dims
+            mus, raws, prior_mus, prior_raws, parameterization, prior_parameterization, reduction, dims
         )
-        return _compose.multi_kl(self._engine_of(many), many, reduction, operator.index(batch_dims))
+        return _compose.multi_kl(self._engine_of(many), many, reduction, dims)
 
     def multi_tensor_sample_with_kl(
         self,
@@ -380,13 +380,12 @@ class PosteriorFunctions:
             weights, kl = vaefast.multi_tensor_sample_with_kl(mus, rhos, parameterization="softplus")
             loss = nll(weights, batch) + kl / batches
         """
+        dims = _options.batch_dims(batch_dims)
         many = _arguments.all_with_one_prior(
-            mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction, batch_dims
+            mus, raws, prior_mu, prior_logvar, parameterization, prior_parameterization, reduction, dims
         )
         _arguments.noise(None, None, generator, many.mus[0], None)
-        return _compose.multi_sample_with_kl(
-            self._engine_of(many), many, reduction, operator.index(batch_dims), generator
-        )
+        return _compose.multi_sample_with_kl(self._engine_of(many), many, reduction, dims, generator)
 
     def _engine_of(self, many: Posteriors) -> Engine:
         """The one that covers them all, which lie on one device."""

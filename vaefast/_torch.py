@@ -18,7 +18,7 @@ from ._arguments import loss_shape
 from ._engine import Moments, Pair, Posteriors, Reconstruction
 from ._functorch import unseen
 from ._gaussian import Prior, compute_dtype, logvar_of, promoted
-from ._generators import torch_noise
+from ._generators import torch_noise, torch_noises
 from ._options import ELBOTerms, Likelihood, Parameterization
 from ._philox import normal
 from .likelihoods import LIKELIHOODS
@@ -67,7 +67,7 @@ def closed(likelihood: Likelihood, x: Tensor, w: Tensor | None, *params: Tensor)
         LIKELIHOODS[likelihood.name].gradients is not None
         and params[0].numel() > 0
         and not trained(x, w)
-        and unseen(*params)
+        and unseen(x, *params, *(() if w is None else (w,)))
     )
 
 
@@ -114,12 +114,7 @@ def _in(dtype: torch.dtype, x: Prior) -> Prior:
 def sample_with_kl(
     pair: Pair, reduction: str, balance: float | None, eps: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    # one pass has one dtype: a prior in float64 asks for a sample in float64
-    mu, raw, pm, plv, p = pair
-    dtype = compute_dtype(mu, raw, pm, plv, eps)
-    eps = (torch_noise(mu, generator) if eps is None else eps).to(dtype)
-    z = one_sample(p, mu.to(dtype), raw.to(dtype), eps).to(mu.dtype)
-    return z, kl(pair, reduction, balance)
+    return sample(pair.mu, pair.raw, pair.p, eps, generator), kl(pair, reduction, balance)
 
 
 def nll(of: Reconstruction, reduction: str) -> Tensor:
@@ -149,8 +144,11 @@ def multi_kl(many: Posteriors, reduction: str) -> Tensor:
 def multi_sample_with_kl(
     many: Posteriors, reduction: str, generator: torch.Generator | None
 ) -> tuple[list[Tensor], Tensor]:
-    samples = [sample(mu, raw, many.p, None, generator) for mu, raw in zip(many.mus, many.raws)]
-    return samples, multi_kl(many, reduction)
+    return samples(many, torch_noises(many.mus, generator)), multi_kl(many, reduction)
+
+
+def samples(many: Posteriors, noises: Sequence[Tensor]) -> list[Tensor]:
+    return [sample(mu, raw, many.p, eps, None) for mu, raw, eps in zip(many.mus, many.raws, noises)]
 
 
 def packed(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import _arguments, _nodes, _plain, _torch
+from ._checks import is_bool
 from ._functorch import unseen
 from ._gaussian import Prior
 from ._options import ELBO_REDUCTIONS, REDUCTIONS, Likelihood, Parameterization
@@ -20,7 +21,7 @@ from .likelihoods import LIKELIHOODS
 
 def takes(x: object) -> bool:
     """Whether a call whose first tensor is x may come here."""
-    return isinstance(x, Tensor) and unseen(x)
+    return isinstance(x, Tensor) and unseen(x) and x.layout is torch.strided and not x.is_nested
 
 
 def alike(x: Tensor, like: Tensor) -> bool:
@@ -28,6 +29,9 @@ def alike(x: Tensor, like: Tensor) -> bool:
         (type(x) is Tensor or type(x) is Parameter)
         and x.dtype is torch.float32
         and like.dtype is torch.float32
+        and x.layout is torch.strided
+        and like.layout is torch.strided
+        and not (x.is_nested or like.is_nested)
         and x.shape == like.shape
         and x.device == like.device
     )
@@ -86,7 +90,7 @@ class Direct:
         reduction: str, /,
     ) -> Tensor:  # fmt: skip
         (recon,) = params
-        if reduction not in REDUCTIONS or (overwrite is not True and overwrite is not False):
+        if reduction not in REDUCTIONS or not is_bool(overwrite):
             raise ValueError
         if LIKELIHOODS[chosen.name].gradients is None:
             return _plain.nll(chosen, reduction, target, None, recon)

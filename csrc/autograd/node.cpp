@@ -52,14 +52,16 @@ Mask Edges::next(const PosteriorInputs& in) {
   return mask;
 }
 
-Tensor shape_alone(const Tensor& t) {
+bool is_plain(const Tensor& t) {
   constexpr c10::DispatchKeySet kTraced({c10::DispatchKey::Python, c10::DispatchKey::Functionalize});
-  const bool traced = t.is_meta() || t.key_set().has_any(kTraced);
-  return traced || c10::impl::TorchDispatchModeTLS::any_modes_set() ? t : t.variable_data();
+  return (t.is_cpu() || t.is_cuda()) && !t.key_set().has_any(kTraced) &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 
+Tensor shape_alone(const Tensor& t) { return is_plain(t) ? t.variable_data() : t; }
+
 void take_seed(Tensors& out, MaybeTensor& seed, const Asked& asked) {
-  if (out.size() == size_t(asked.sample) + size_t(asked.kl)) return;
+  if (out.size() == asked.outputs()) return;
   seed = std::move(out.back());
   out.pop_back();
 }

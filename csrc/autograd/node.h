@@ -47,6 +47,9 @@ class Edges {
   size_t edge_ = 0;
 };
 
+// Whether t is memory of a CPU or a GPU that nothing wraps or traces.
+bool is_plain(const Tensor& t);
+
 // A tensor of which backward asks how it lies and not what is in it: an optimizer's step may change that in between.
 Tensor shape_alone(const Tensor& t);
 

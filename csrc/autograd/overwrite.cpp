@@ -3,12 +3,12 @@
 #include "autograd/overwrite.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <utility>
 
+#include "autograd/node.h"
 #include "operators/operators.h"
 
 namespace vaefast {
@@ -49,17 +49,16 @@ bool disjoint(const Tensor& a, const Tensor& b) {
 // A result of the graph's, not the user's own tensor nor a view of it.
 bool is_result(const Tensor& t) { return !t.is_leaf() && !(t.is_view() && t._base().is_leaf()); }
 
-bool is_plain(const Tensor& t) { return (t.is_cpu() || t.is_cuda()) && !t.key_set().has(c10::DispatchKey::Python); }
-
 }  // namespace
 
 Mask overwritable(const ReconstructionInputs& in, const Mask& kept, std::initializer_list<MaybeTensor> others) {
   Mask over(kept.size(), 0);
-  if (!reads_first(in.likelihood) || c10::impl::TorchDispatchModeTLS::any_modes_set()) return over;
+  if (!reads_first(in.likelihood)) return over;
   for (size_t k = 0; k < kept.size(); ++k) {
     const Tensor& p = in.params[k];
-    over[k] = kept[k] && is_result(p) && is_plain(p) && p.sizes() == in.params[0].sizes() && disjoint(steps_of(p));
+    over[k] = kept[k] && is_plain(p) && is_result(p) && p.sizes() == in.params[0].sizes() && disjoint(steps_of(p));
   }
+  if (!any(over)) return over;
   for (size_t k = 0; k < over.size(); ++k) {
     const Tensor& p = in.params[k];
     const auto apart = [&](const MaybeTensor& t) { return !t || !t->is_alias_of(p); };

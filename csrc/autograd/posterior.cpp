@@ -86,7 +86,7 @@ Tensors posterior(const PosteriorInputs& in, const Noise& noise, const MaybeGene
     return PosteriorNode::apply(in.mu, in.raw, in.prior_mu, in.prior_logvar, in, noise, generator, spec, asked);
   }
   Tensors out = below<posterior_forward>(in, noise, generator, spec, asked);
-  out.resize(size_t(asked.sample) + size_t(asked.kl));
+  out.resize(asked.outputs());
   return out;
 }
 
@@ -96,7 +96,7 @@ Tensors packed_posterior(const PackedInputs& in, const MaybeTensor& seed, const 
     return PackedNode::apply(in.moments, in.prior, in, seed, generator, spec, asked);
   }
   Tensors out = below<packed_forward>(in, seed, generator, spec, asked);
-  out.resize(size_t(asked.sample) + size_t(asked.kl));
+  out.resize(asked.outputs());
   return out;
 }
 

@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from kept import kept
+
 from cuda_build.binary import Missing, output
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,13 +43,8 @@ def _key(unit: str, arch: int) -> str:
 
 def cubin(unit: str, arch: int) -> Path:
     """The kernels of a unit for sm_``arch``; about a minute where they are not kept from before."""
-    kept = ROOT / "build" / "cuda-units" / f"{unit}-sm_{arch}-{_key(unit, arch)}.cubin"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        for old in kept.parent.glob(f"{unit}-sm_{arch}-*"):
-            old.unlink()
-        fresh = kept.with_suffix(f".{os.getpid()}")
-        options = ["-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", f"-D{UNITS[unit]}"]
-        output(nvcc(), *options, "-cubin", SOURCE, "-o", fresh)
-        fresh.rename(kept)
-    return kept
+    options = ["-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", f"-D{UNITS[unit]}"]
+    return kept(
+        "cuda-units", f"{unit}-sm_{arch}", _key(unit, arch), ".cubin",
+        lambda out: output(nvcc(), *options, "-cubin", SOURCE, "-o", out),
+    )  # fmt: skip

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from kept import kept
 from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.gpu.machine import setup_py  # noqa: E402
+
 SIMT = HERE.parent / "simt"
 ORDER = ("DEFAULT", "AVX2", "AVX512")
 TARGETS = (*ORDER, "SIMT")
@@ -30,15 +35,6 @@ class Entry(NamedTuple):
     form: str
     results: tuple[str, ...]
     arguments: int
-
-
-def _setup() -> Any:
-    """setup.py, which knows the kernels' flags."""
-    spec = importlib.util.spec_from_file_location("vaefast_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _compiler() -> str:
@@ -54,7 +50,7 @@ class Library:
 
     def __init__(self, target: str) -> None:
         own = torch.backends.cpu.get_cpu_capability()
-        setup = _setup()
+        setup = setup_py()
         if target in ORDER and "x86_64" in os.uname().machine:
             if own not in ORDER or ORDER.index(target) > ORDER.index(own):
                 pytest.skip(f"this machine runs {own}, which is not above {target}")
@@ -79,16 +75,12 @@ class Library:
         digest = hashlib.sha256("\n".join([torch.__version__, *command]).encode())
         for path in sorted(read):
             digest.update(path.read_bytes())
-        out = ROOT / "build" / "primitives" / f"{target}-{digest.hexdigest()[:16]}.so"
-        if not out.exists():
-            out.parent.mkdir(parents=True, exist_ok=True)
-            for old in out.parent.glob(f"{target}-*.so"):
-                old.unlink()
-            unfinished = out.with_suffix(f".{os.getpid()}")
-            built = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
+
+        def compile_to(out: Path) -> None:
+            built = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True)
             assert built.returncode == 0, built.stderr[-6000:]
-            unfinished.rename(out)
-        self._library = ctypes.CDLL(str(out))
+
+        self._library = ctypes.CDLL(str(kept("primitives", target, digest.hexdigest()[:16], ".so", compile_to)))
         self._library.describe.restype = ctypes.c_char_p
         self.entries: dict[str, list[Entry]] = {}
         for index, line in enumerate(self._library.describe().decode().splitlines()):

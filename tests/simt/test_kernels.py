@@ -28,7 +28,7 @@ from torch import Tensor
 
 import vaefast
 from vaefast import Likelihood, reference
-from vaefast._philox import normal, take_counters
+from vaefast._philox import philox_noises
 from vaefast.reference import LIKELIHOODS, PARAMETERIZATIONS
 
 Layout = Callable[[Tensor], Tensor]
@@ -516,11 +516,7 @@ def check_lists(function: Callable[..., Any], lists: list[list[Tensor]], **optio
         tolerance += NOISE[arithmetic]
         torch.manual_seed(2)
         zeros = spread(lists[0], lambda t: torch.zeros_like(t, dtype=arithmetic))
-        seed = take_counters(zeros[0], sum((z.numel() + 3) // 4 * 4 for z in zeros), None)
-        noise = []
-        for z in zeros:
-            noise.append(normal(seed, z, arithmetic))
-            seed = seed + torch.tensor([0, (z.numel() + 3) // 4])  # samples take whole counters of one stream
+        noise = philox_noises(zeros, [arithmetic] * len(zeros), None)
         exact = [m + (0.5 * r).exp() * e.double() for m, r, e in zip(*wides, noise)]
         exact.append(sum(reference.gaussian_kl(m, r, reduction="sum") for m, r in zip(*wides)))
     else:
