@@ -47,8 +47,9 @@ def test_likelihoods(backend: str, device: str, row: list[str], dtype: torch.dty
         if reduction == "none":
             expect(found, float(nll), dtype)
         gradients = torch.autograd.grad(found.sum(), recon)
-        for g, expected in zip(gradients, numbers(gradient)):
-            expect(g, expected, dtype)
+        for g, expected in zip(gradients, gradient.split(", ")):
+            if expected != "*":
+                expect(g, float(expected), dtype)
 
 
 @pytest.mark.isa
@@ -59,7 +60,8 @@ def test_parameterizations(backend: str, device: str, row: list[str], dtype: tor
     raw, mu = column(float(at), dtype, device).requires_grad_(), column(0.0, dtype, device)
     found = vaefast.gaussian_kl(mu, raw, parameterization=name.strip("`"), reduction="none")
     expect(found, float(kl), dtype)
-    expect(torch.autograd.grad(found.sum(), raw)[0], float(gradient), dtype)
+    if gradient != "*":
+        expect(torch.autograd.grad(found.sum(), raw)[0], float(gradient), dtype)
 
 
 @pytest.mark.isa

@@ -129,6 +129,10 @@ _BERNOULLI = (
 )  # fmt: skip
 
 
+# what is infinite leaves e^x more than x
+_MOST = 1e30
+
+
 def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
     """e^x - 1, and h(x) = e^x - 1 - x without cancellation.
 
@@ -141,7 +145,7 @@ def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
         w = x.double()
         m, c = torch.expm1(w), w.clamp(-1, 1)
         square = c * c
-        rest = torch.sub(m - w, square, alpha=0.5)
+        rest = torch.sub(m - w.clamp(max=_MOST), square, alpha=0.5)
         return m, torch.add(F.hardshrink(rest, 1e-20), square, alpha=0.5)
     # clamped: what overflows would turn the gradient of 0 into NaN, though where() does not take it
     m, c = torch.expm1(x), x.clamp(-0.5, 0.5)
@@ -150,7 +154,7 @@ def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
     series = w * terms[-1] + terms[-2]
     for b in terms[-3::-1]:
         series = series * w + b
-    return m, torch.where(w < 0.25, m * (c * (0.5 - c * series)), m - x)
+    return m, torch.where(w < 0.25, m * (c * (0.5 - c * series)), m - x.clamp(max=_MOST))
 
 
 def h(x: Tensor) -> Tensor:

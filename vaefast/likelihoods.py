@@ -33,18 +33,25 @@ __all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "SUPPORTS", "Domain", "Likeliho
 
 def _weighed(a: Tensor, b: Tensor) -> Tensor:
     """a b where b, a weight that may be 0, leaves nothing of an infinite a."""
-    return torch.where(b == 0, 0.0, a * b)
+    return torch.where((b == 0) & a.isinf(), 0.0, a * b)
 
 
-def _inverse(log_scale: Tensor) -> Tensor:
-    """1 / scale, finite: of a scale that vanishes nothing is left where the data meet the mean."""
-    return torch.exp(-log_scale).clamp(max=torch.finfo(log_scale.dtype).max)
+def _inverse(log_scale: Tensor, off: Tensor) -> Tensor:
+    """1 / scale, or 1 where the data meet the mean: of however small a scale nothing is left there."""
+    return torch.exp(-torch.where(off == 0, 0.0, log_scale))
+
+
+def _beside(scaled: Tensor, log_scale: Tensor) -> Tensor:
+    """What is scaled outgrows the logarithm."""
+    return torch.where(scaled == math.inf, scaled, scaled + log_scale)
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
-    above = _weighed(logits, 1 - x) + F.softplus(-logits)
-    return torch.where(logits > 0, above, F.softplus(logits) - _weighed(logits, x))
+    positive = logits > 0
+    up, down = torch.where(positive, logits, 0.0), torch.where(positive, 0.0, logits)
+    above, below = _weighed(up, 1 - x) + F.softplus(-up), F.softplus(down) - _weighed(down, x)
+    return torch.where(positive, above, below)
 
 
 def _in_unit(x: Tensor) -> Tensor:
@@ -88,14 +95,15 @@ def _bernoulli_probs_gradients(x: Tensor, probs: Tensor) -> Closed:
 def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Tensor:
     if logvar is None:
         return 0.5 * (constant * math.log(2 * math.pi) + (x - mean) ** 2)
-    return 0.5 * (constant * math.log(2 * math.pi) + logvar + (x - mean) ** 2 * _inverse(logvar))
+    d = x - mean
+    return 0.5 * (constant * math.log(2 * math.pi) + _beside(d**2 * _inverse(logvar, d), logvar))
 
 
 def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Closed:
     d = mean - x
     if logvar is None:
         return d * d, 0.5, 0.5 * constant * math.log(2 * math.pi), [(d, 1.0)]
-    scaled = d * _inverse(logvar)
+    scaled = d * torch.exp(-logvar)
     square = d.mul_(scaled)
     return square + logvar, 0.5, 0.5 * constant * math.log(2 * math.pi), [(scaled, 1.0), (1 - square, 0.5)]
 
@@ -103,14 +111,15 @@ def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *
 def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Tensor:
     if log_scale is None:
         return constant * math.log(2) + (x - loc).abs()
-    return constant * math.log(2) + log_scale + (x - loc).abs() * _inverse(log_scale)
+    d = x - loc
+    return constant * math.log(2) + _beside(d.abs() * _inverse(log_scale, d), log_scale)
 
 
 def _laplace_gradients(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Closed:
     d = loc - x
     if log_scale is None:
         return d.abs(), 1.0, constant * math.log(2), [(d.sign_(), 1.0)]
-    inverse = _inverse(log_scale)
+    inverse = torch.exp(-log_scale)
     scaled = d.abs().mul_(inverse)
     return scaled + log_scale, 1.0, constant * math.log(2), [(d.sign_().mul_(inverse), 1.0), (1 - scaled, 1.0)]
 
@@ -133,15 +142,30 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     small = logits.abs() < 1e-2
     near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
     series = near / 2 + near**2 / 24 - near**4 / 2880
-    norm = F.relu(far) + torch.log(-torch.expm1(-far.abs()) / far.abs())
-    return torch.where(small, series, norm) - logits * _in_unit(x)
+    # from the end that l leads to; at infinity all mass is there
+    a, positive, x = far.abs(), far > 0, _in_unit(x)
+    size = torch.where(torch.isinf(far), 1.0, a)
+    beside = _beside(_weighed(far, torch.where(positive, 1 - x, -x)), torch.log(-torch.expm1(-size)) - torch.log(a))
+    return torch.where(small, series - near * x, beside)
+
+
+# from here on a difference of log-gammas is its first terms of 1 / n
+_LARGE = 1e5
 
 
 @_in_float64
 def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
-    d = (x - loc) * _inverse(log_scale)
-    norm = torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2) + 0.5 * torch.log(math.pi * df)
-    return norm + log_scale + (df + 1) / 2 * torch.log1p(d * d / df)
+    df = df.clamp(max=1e30)  # a Gaussian
+    d, small = x - loc, torch.where(df < _LARGE, df, 1.0)
+    norm = torch.lgamma(small / 2) - torch.lgamma((small + 1) / 2) + 0.5 * torch.log(math.pi * small)
+    norm = torch.where(df < _LARGE, norm, 0.5 * math.log(2 * math.pi) + 0.25 / df)
+    # (df + 1) / 2 log(1 + s) with s = d^2 / (df scale^2): beyond 1 by the logarithm of s, for the scale may vanish
+    apart = torch.log(torch.where(d == 0, 1.0, d.abs())) - 0.5 * torch.log(df)
+    far = (d != 0) & (log_scale < apart)
+    scaled = torch.where(far, 0.0, d) * _inverse(log_scale, torch.where(far, 0.0, d))
+    apart, log = torch.where(far, apart, 0.0), torch.where(far, log_scale, 0.0)
+    beyond = (df + 1) * (apart + 0.5 * torch.log1p(torch.exp(2 * (log - apart)))) - df * log
+    return norm + torch.where(far, beyond, log_scale + (df + 1) / 2 * torch.log1p(scaled**2 / df))
 
 
 def _count(x: Tensor) -> Tensor:
@@ -152,8 +176,9 @@ def _count(x: Tensor) -> Tensor:
 @_in_float64
 def _log_normal(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
     log = torch.log(x)
-    square = ((log - loc) * _inverse(log_scale)) ** 2
-    return torch.where(x == 0, square, 0.5 * (math.log(2 * math.pi) + square) + log_scale + log)
+    d = log - loc
+    half_square = 0.5 * (d * _inverse(log_scale, d)) ** 2
+    return 0.5 * math.log(2 * math.pi) + _beside(half_square, log_scale + log)
 
 
 @_in_float64
@@ -189,21 +214,20 @@ def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
     return rate - _weighed(torch.where(rate == math.inf, 0.0, log_rate), x) + _log_factorial(x, constant)
 
 
-_LARGE = 1e5
-
-
 @_in_float64
 def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Tensor:
     x, mu = _count(x), mu + eps
     large = theta > _LARGE
-    t = torch.where(large, 1.0, theta)
+    t = torch.where(large | (theta == 0), 1.0, theta)
     gammas = torch.lgamma(t) - torch.lgamma(x + t)
     nll = t * torch.log1p(mu / t) - torch.xlogy(x, mu / (t + mu)) + gammas
     # towards the Poisson, where the log-gammas would cancel: by Stirling's formula; from 1e30 on it is one
     t = torch.where(large, theta, _LARGE).clamp(max=1e30)
     apart = t * (torch.log1p(mu / t) - torch.log1p(x / t)) + x * (1 + torch.log1p((mu - x) / (t + x)))
     far = apart + 0.5 * torch.log1p(x / t) - torch.xlogy(x, mu) + x / (12 * t * (t + x))
-    return torch.where(large, far, nll) + _log_factorial(x, constant)
+    # of a dispersion without end all are 0
+    least = torch.where(x == 0, 0.0, math.inf * x)
+    return torch.where(theta == 0, least, torch.where(large, far, nll) + _log_factorial(x, constant))
 
 
 @_in_float64
