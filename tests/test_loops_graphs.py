@@ -80,10 +80,8 @@ def test_create_graph_and_double_backward(backend: str, device: str) -> None:
     loss, samples = everything(t, d)
     exact_at = t.leaves()
     exact = penalty(plain(exact_at, d, noise_of(t, samples)), exact_at)
-    # the sines of the samples are in float32, a GPU's too
-    tolerance = 1e-6 if device == "cpu" else 1e-5
     for a, e in zip(penalty(loss, t), exact):
-        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-6)
 
 
 def test_gradient_penalty_through_an_elbo(backend: str, device: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import vaefast
+from vaefast.integrations import torch_distributions
 
 SHAPE = (3, 4)
 
@@ -30,6 +31,11 @@ def packed(moments: Tensor) -> Tensor:
     return vaefast.DiagonalGaussian(moments).kl(reduction="sum")
 
 
+def density(loc: Tensor, scale: Tensor, value: Tensor) -> Tensor:
+    with torch_distributions.enabled():
+        return torch.distributions.Normal(loc, scale).log_prob(value)
+
+
 # a function, how many tensors it takes, and which of them backward does not read
 CASES: dict[str, tuple[Callable[..., Tensor], int, set[int]]] = {
     "sample by logvar": (draw("logvar"), 2, {0}),
@@ -41,6 +47,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], int, set[int]]] = {
     "kl to a prior": (vaefast.gaussian_kl, 4, set()),
     "sample with kl": (lambda *q: vaefast.sample_with_kl(*q)[1], 2, set()),
     "packed": (packed, 1, set()),
+    "log_prob": (density, 3, {0, 2}),
 }
 PAIRS = [(name, k) for name, (_, count, _) in CASES.items() for k in range(count)]
 
@@ -59,6 +66,22 @@ def test_what_backward_reads_is_saved_and_no_more(extension: object, name: str, 
     else:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(loss, inputs)
+
+
+@pytest.mark.parametrize("trained", ["loc", "value", "both"])
+def test_a_density_reads_the_difference_alone(extension: object, trained: str) -> None:
+    """As PyTorch's expression does: what it was given may change."""
+    loc, scale, value = leaf(0), leaf(1), leaf(2)
+    if trained != "both":
+        (value if trained == "loc" else loc).requires_grad_(False)
+    at = [t for t in (loc, scale, value) if t.requires_grad]
+    expected = torch.autograd.grad(torch.distributions.Normal(loc, scale).log_prob(value).sum(), at)
+    found = density(loc, scale, value).sum()
+    with torch.no_grad():
+        loc.add_(1.0)
+        value.mul_(2.0)
+    for got, e in zip(torch.autograd.grad(found, at), expected):
+        torch.testing.assert_close(got, e)
 
 
 def test_an_optimizer_steps_on_the_mean_between(extension: object) -> None:

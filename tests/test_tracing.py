@@ -74,3 +74,11 @@ def test_traced_is_eager(name: str, noise: str | None, backend: str) -> None:
             assert "vaefast::" not in str(traced.graph)
         finally:
             torch_distributions.disable()
+
+
+def test_a_trace_of_a_density_stands_its_check() -> None:
+    """torch.jit.trace makes it a second time, without gradients, and compares the two."""
+    m = torch.randn(3, 4, requires_grad=True)
+    with torch_distributions.enabled():
+        traced = torch.jit.trace(lambda x: Normal(0.0, 1.0, validate_args=False).log_prob(x * 2), (m,))
+    torch.testing.assert_close(traced(m), Normal(0.0, 1.0).log_prob(m * 2))

@@ -16,6 +16,7 @@ from torch.distributions.kl import _KL_REGISTRY
 
 from . import _backends
 from ._checks import FLOATING, wrapped
+from ._functorch import tracing
 from .functional import gaussian_kl, reconstruction_loss, reparameterize
 
 # what a distribution may be given, and the parameterization that it is
@@ -79,18 +80,19 @@ def rsample(d: Normal, shape: torch.Size, noise: str | None = None) -> Tensor | 
 
 def log_prob(d: Normal, value: object) -> Tensor | None:
     q = parameters(d)
-    if not usable(q.loc, q.raw, value):
+    # a trace is made twice and compared, with and without gradients
+    if not usable(q.loc, q.raw, value) or tracing():
         return None
     assert isinstance(value, Tensor)
     dtype = _promoted(value, q.loc, q.raw)
-    recon, target = torch.broadcast_tensors(q.loc, value)
-    if value.requires_grad:
-        # the kernels have no gradient for the target, but a density knows no difference between it and the mean
-        recon, target = target, recon
-        if target.requires_grad:
-            wide = torch.promote_types(dtype, torch.float32)
-            recon = recon.to(wide) - target.to(wide)
-            target = torch.zeros((), dtype=wide, device=recon.device).expand(recon.shape)
+    recon, target = q.loc, value
+    if torch.is_grad_enabled() and (recon.requires_grad or target.requires_grad):
+        # the density knows the difference alone, which has a gradient for both; and backward does not read them, so
+        # that they may change before it
+        wide = torch.promote_types(dtype, torch.float32)
+        recon = recon.to(wide) - target.to(wide)
+        target = torch.zeros((), dtype=wide, device=recon.device)
+    recon, target = torch.broadcast_tensors(recon, target)
     nll = reconstruction_loss((recon, q.logvar), target, likelihood="gaussian", reduction="none")
     return -nll.to(dtype)
 
