@@ -1,4 +1,4 @@
-"""The tables of docs/limits.md, on both engines, and through the executor; and the negative binomial's way to its limit."""
+"""The tables of docs/limits.md, on both engines and through the executor; how a negative binomial becomes a Poisson."""
 
 from __future__ import annotations
 

@@ -33,6 +33,10 @@ class Poisson(D.Poisson):
 class NegativeBinomial(D.NegativeBinomial):
     """The same: a Poisson whose rate is a Gamma."""
 
+    @classmethod
+    def of_mean(cls, mean: Tensor, theta: Tensor) -> NegativeBinomial:
+        return cls(theta, logits=torch.log(mean / theta), validate_args=False)
+
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         wide = torch.promote_types(self.logits.dtype, torch.float64)

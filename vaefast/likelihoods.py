@@ -315,10 +315,6 @@ def _discretized_logistic_mixture(x: Tensor, planes: Tensor, channels: float, di
     return torch.logsumexp(logits, -1) - torch.logsumexp(logits - nll, -1)
 
 
-def _negative_binomial_distribution(mu: Tensor, theta: Tensor, eps: float) -> NegativeBinomial:
-    return NegativeBinomial(theta, logits=torch.log((mu + eps) / theta), validate_args=False)
-
-
 LIKELIHOODS: dict[str, LikelihoodEntry] = {
     "bernoulli": LikelihoodEntry(
         ("logits",),
@@ -396,7 +392,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "count",
         "-log NB(x; mean m, inverse dispersion t)",
         _negative_binomial,
-        lambda mu, theta, constant, eps: _negative_binomial_distribution(mu, theta, eps),
+        lambda mu, theta, constant, eps: NegativeBinomial.of_mean(mu + eps, theta),
         domains=("positive", "positive"),
         options={"constant": True, "eps": 1e-8},
     ),
@@ -406,9 +402,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "count",
         "-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; m, t))",
         _zero_inflated_negative_binomial,
-        lambda mu, theta, pi_logits, constant, eps: ZeroInflated(
-            _negative_binomial_distribution(mu, theta, eps), pi_logits
-        ),
+        lambda mu, theta, pi_logits, constant, eps: ZeroInflated(NegativeBinomial.of_mean(mu + eps, theta), pi_logits),
         domains=("positive", "positive", "real"),
         options={"constant": True, "eps": 1e-8},
     ),
