@@ -42,8 +42,7 @@ struct Bernoulli {
   static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
     const auto s = softplus_terms(p[0]);
     // 0 of an infinite logit leaves nothing
-    const V rest = s.step - x, zero = lit<V>(0);
-    return {select(equal(rest, zero), zero, p[0] * rest) + s.tail, {s.sigmoid - x}};
+    return {select(equal(s.step, x), s.tail, fma_(p[0], s.step - x, s.tail)), {s.sigmoid - x}};
   }
 };
 
