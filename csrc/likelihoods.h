@@ -41,7 +41,8 @@ struct Bernoulli {
   template <class V>
   static VF_HD Term<V, 1> eval(const V (&p)[1], V x) {
     const auto s = softplus_terms(p[0]);
-    return {fma_(p[0], s.step - x, s.tail), {s.sigmoid - x}};
+    // 0 of an infinite logit leaves nothing
+    return {select(equal(s.step, x), s.tail, fma_(p[0], s.step - x, s.tail)), {s.sigmoid - x}};
   }
 };
 
@@ -58,9 +59,11 @@ struct Gaussian {
 
   template <class V>
   static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
-    const V half = lit<V>(0.5), constant = lit<V>(kHalfLog2Pi) * lit<V>(o[0]);
-    const V inverse = exp_(p[1] * lit<V>(-0.5)), d = (p[0] - x) * inverse;
-    return {fma_(half, fma_(d, d, p[1]), constant), {d * inverse, half * fma_(lit<V>(0) - d, d, lit<V>(1))}};
+    const V half = lit<V>(0.5), one = lit<V>(1), constant = lit<V>(kHalfLog2Pi) * lit<V>(o[0]), off = p[0] - x;
+    // of a variance that vanishes nothing is left at the mean, and all beside it
+    const V inverse = select(equal(off, lit<V>(0)), one, exp_(p[1] * lit<V>(-0.5))), d = off * inverse;
+    const V twice = select(less(abs_(d), infinity<V>()), fma_(d, d, p[1]), abs_(d));
+    return {fma_(half, twice, constant), {d * inverse, half * fma_(lit<V>(0) - d, d, one)}};
   }
 };
 
@@ -82,8 +85,10 @@ struct Laplace {
 
   template <class V>
   static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
-    const V inverse = exp_(lit<V>(0) - p[1]), d = p[0] - x, a = abs_(d) * inverse;
-    return {a + p[1] + lit<V>(kLog2) * lit<V>(o[0]), {sign(d) * inverse, lit<V>(1) - a}};
+    const V d = p[0] - x, inverse = select(equal(d, lit<V>(0)), lit<V>(1), exp_(lit<V>(0) - p[1])),
+            a = abs_(d) * inverse;
+    const V scaled = select(less(a, infinity<V>()), a + p[1], a);
+    return {scaled + lit<V>(kLog2) * lit<V>(o[0]), {sign(d) * inverse, lit<V>(1) - a}};
   }
 };
 
@@ -122,8 +127,11 @@ struct ContinuousBernoulli {
     const auto positive = less(zero, l), tiny = less(a, lit<V>(1e-4));
     const V m = zero - e.em1, ratio = select(tiny, fma_(a, lit<V>(-0.5), one), m / a);
     const V upper = e.h / (a * m), mean = select(positive, upper, one - upper);
-    const V step = select(positive, one, zero), datum = in_unit(x);
-    return {fma_(l, step - datum, log_(ratio)), {select(tiny, fma_(l, lit<V>(1.0 / 12), half), mean) - datum}};
+    const V step = select(positive, one, zero), datum = in_unit(x), rest = step - datum;
+    // at infinity all mass is at one end
+    const auto ends = equal(a, infinity<V>());
+    const V nll = select(ends, select(equal(rest, zero), zero - a, a + rest), fma_(l, rest, log_(ratio)));
+    return {nll, {select(tiny, fma_(l, lit<V>(1.0 / 12), half), select(ends, step, mean)) - datum}};
   }
 };
 
@@ -132,23 +140,27 @@ struct StudentT {
   static constexpr int required = 3, params = 3;  // df = p[2]
 
   // With a = df / 2 and b = a + 1/2, log Gamma(a) - log Gamma(b) + log(a) / 2 = 1/2 - a log(b / a) + S(a) - S(b). Of
-  // q = d^2 / df, which may overflow, the smaller of q and 1 / q is added to 1.
+  // q = d^2 / df, which may overflow, the smaller of q and 1 / q is added to 1. From df = 1e30 on it is a Gaussian.
   template <class V>
   static VF_HD Term<V, 3> eval(const V (&p)[3], V x) {
-    const V zero = lit<V>(0), one = lit<V>(1), half = lit<V>(0.5), df = p[2], a = half * df, b = a + half;
-    const V inverse = exp_(zero - p[1]), d = (p[0] - x) * inverse, q = d * (d / df);
+    const V zero = lit<V>(0), one = lit<V>(1), half = lit<V>(0.5), infinite = infinity<V>();
+    const V df = at_most(p[2], lit<V>(1e30)), a = half * df, b = a + half, off = p[0] - x;
+    const V inverse = select(equal(off, zero), one, exp_(zero - p[1])), d = off * inverse, q = d * (d / df);
     const auto near = less_equal(q, one), huge = less(lit<V>(1e30), q);
     const V shrunk = select(huge, d * lit<V>(0x1p-40), d);
-    const V log_q = log_(shrunk * (shrunk / df)) + select(huge, lit<V>(80 * kLog2Head + 80 * kLog2Tail), zero);
+    V log_q = log_(shrunk * (shrunk / df)) + select(huge, lit<V>(80 * kLog2Head + 80 * kLog2Tail), zero);
+    const auto vanishing = equal(abs_(d), infinite);
+    if (any(vanishing)) log_q = select(vanishing, lit<V>(2) * (log_(abs_(off)) - p[1]) - log_(df), log_q);
     const V square = select(near, q, one / q), rest = one / (one + square);
     const V tail = twice_atanh(square / (square + lit<V>(2))) + select(near, zero, log_q);
     const V pull = (df + one) * select(near, square * rest, rest);  // the nll's slope in log |d|
-    const V slope = select(near, (df + one) / df * d * rest, pull / d);
+    const V slope = select(near, (df + one) / df * d * rest * inverse, pull / off);
     const V ratio = select(less_equal(half, a), twice_atanh(half / (a + b)), log_(b / a));
     const auto at_a = stirling(a), at_b = stirling(b);
     const V norm = fma_(zero - a, ratio, lit<V>(0.5 + kHalfLog2Pi)) + (at_a.value - at_b.value);
     const V dnorm = half / b - ratio + (at_a.slope - at_b.slope);
-    return {fma_(b, tail, norm + p[1]), {slope * inverse, one - pull, half * (dnorm + tail - pull / df)}};
+    const V nll = select(equal(tail, infinite), tail, fma_(b, tail, norm + p[1]));
+    return {nll, {slope, one - pull, half * (dnorm + tail - pull / df)}};
   }
 };
 
@@ -197,10 +209,10 @@ struct ZeroInflatedNegativeBinomial {
     const V zero = lit<V>(0), one = lit<V>(1), l = p[2];
     const auto t = negative_binomial(p[0], lit<V>(o[1]), p[1], count_of(x), o[0].narrow != 0);
     const auto dropout = softplus_terms(l), kept = softplus_terms(zero - t.nll - l);
-    const V most = (dropout.step - one) * l, least = select(less(t.nll, most), t.nll, most);
+    const V most = select(less(l, zero), zero - l, zero), least = select(less(t.nll, most), t.nll, most);
     const auto none = equal(x, zero);
     const V weight = select(none, kept.sigmoid, one);
-    return {select(none, least + dropout.tail - kept.tail, fma_(l, dropout.step, dropout.tail) + t.nll),
+    return {select(none, least + dropout.tail - kept.tail, softplus(l, dropout) + t.nll),
             {t.dmu * weight, t.dtheta * weight, select(none, kept.sigmoid - dropout.complement, dropout.sigmoid)}};
   }
 };
@@ -225,8 +237,7 @@ struct DiscretizedLogistic {
     const V inverse = exp_(zero - select(floored, least, log_scale)), w = half * inverse;
     const auto a = softplus_terms((c - half) * inverse), b = softplus_terms((zero - c - half) * inverse);
     const auto low = less(x, fma_(half, lit<V>(0.5), lo)), high = less(hi - half * lit<V>(0.5), x);
-    const V a_nll = fma_((c - half) * inverse, a.step, a.tail),
-            b_nll = fma_((zero - c - half) * inverse, b.step, b.tail);
+    const V a_nll = softplus((c - half) * inverse, a), b_nll = softplus((zero - c - half) * inverse, b);
     const auto mass = exp_terms(lit<V>(-2) * w);
     const V nll = a_nll + b_nll - log_(zero - mass.em1);
     // sigmoid(a) - sigmoid(-b), from the larger one down
@@ -299,9 +310,64 @@ struct DiscretizedLogisticMixture {
   }
 };
 
-using Likelihoods =
-    TypeList<Bernoulli, Gaussian, Laplace, BernoulliProbs, ContinuousBernoulli, StudentT, Poisson, NegativeBinomial,
-             ZeroInflatedNegativeBinomial, DiscretizedLogistic, Categorical, DiscretizedLogisticMixture>;
+// A number x > 0 whose logarithm is Gaussian, of that one's mean and log scale.
+struct LogNormal {
+  static constexpr const char* name = "log_normal";
+  static constexpr int required = 2, params = 2;
+
+  template <class V>
+  static VF_HD Term<V, 2> eval(const V (&p)[2], V x) {
+    const auto t = full_log_difference(p[0], x);
+    const V same = lit<V>(1), inverse = select(equal(t.difference, lit<V>(0)), same, exp_(lit<V>(0) - p[1]));
+    const V d = t.difference * inverse, nll = fma_(lit<V>(0.5) * d, d, t.log + p[1] + lit<V>(kHalfLog2Pi));
+    // the square outgrows every logarithm
+    return {select(equal(abs_(d), infinity<V>()), abs_(d), nll), {d * inverse, fma_(lit<V>(0) - d, d, lit<V>(1))}};
+  }
+};
+
+// A number x > 0, of its log mean and its concentration (the shape).
+struct Gamma {
+  static constexpr const char* name = "gamma";
+  static constexpr int required = 2, params = 2;
+
+  // With r = log x - l and a the concentration, nll = a h(r) + log x + (log Gamma(a) - a log a + a). Far below the mean
+  // the first two are a (e^r - 1) and what is left of log x - a r = (1 - a) r + l, whose terms may cancel.
+  template <class V>
+  static VF_HD Term<V, 2> eval(const V (&p)[2], V x) {
+    const V zero = lit<V>(0), one = lit<V>(1), l = p[0], a = p[1], log_a = log_(a);
+    const auto t = full_log_difference(l, x);
+    const V r = zero - t.difference;
+    const auto e = exp_terms(r);
+    const auto low = less(r, lit<V>(-1));
+    const V by_mean = select(equal(a, one), l, fma_(one - a, r, l));
+    const V power = select(less(a, lit<V>(0.5)), select(equal(x, zero), by_mean, fma_(zero - a, r, t.log)), by_mean);
+    const V data = select(low, fma_(a, e.em1, power), fma_(a, e.h, t.log));
+    // h(r) + psi(a) - log a; of a small a, 1 / a and log x are large and near each other, and their difference comes
+    // first
+    const auto small = less(a, one);
+    const V up = select(small, a + one, a), inverse = one / a, shifted = l - inverse;
+    const V lost = fma_(fused_(inverse, a, lit<V>(-1)), inverse, l - (shifted + inverse));
+    const V apart = e.em1 + (full_log_difference(shifted, x).difference + lost);
+    const V dnorm = log_(up / a) + (stirling_from_one(up).slope - lit<V>(0.5) / up);
+    return {data + (factorial_excess(a, log_a) - log_a), {zero - a * e.em1, select(small, apart, e.h) + dnorm}};
+  }
+};
+
+// How many of so many trials (the third parameter) succeed, where the probability is Beta(alpha, beta).
+struct BetaBinomial {
+  static constexpr const char* name = "beta_binomial";
+  static constexpr int required = 3, params = 3;
+
+  template <class V>
+  static VF_HD Term<V, 3> eval(const V (&p)[3], V x) {
+    const auto t = beta_binomial(p[0], p[1], count_of(x), select(less(p[2], x), lit<V>(kNaN), p[2]));
+    return {t.nll, {t.da, t.db, t.dn}};
+  }
+};
+
+using Likelihoods = TypeList<Bernoulli, Gaussian, Laplace, BernoulliProbs, ContinuousBernoulli, StudentT, Poisson,
+                             NegativeBinomial, ZeroInflatedNegativeBinomial, DiscretizedLogistic, Categorical,
+                             DiscretizedLogisticMixture, LogNormal, Gamma, BetaBinomial>;
 
 }  // namespace VF_ISA
 }  // namespace vaefast

@@ -57,8 +57,11 @@ struct Softplus {
   template <class V>
   static VF_HD Scale<V> eval(V raw) {
     const auto s = softplus_terms(raw);
-    const V std = fma_(raw, s.step, s.tail), logvar = lit<V>(2) * log_(std);
-    return {std, logvar, s.sigmoid, lit<V>(2) * s.sigmoid / std, exp_terms(logvar, std)};
+    // far below 0 it is e^raw, whose logarithm does not underflow
+    const V std = softplus(raw, s), two = lit<V>(2);
+    const auto low = less(raw, lit<V>(kDouble<V> ? -40 : -20));
+    const V logvar = two * select(low, raw, log_(std));
+    return {std, logvar, s.sigmoid, select(low, two, two * s.sigmoid / std), exp_terms(logvar, std)};
   }
 };
 

@@ -44,6 +44,11 @@ VF_HD V lit(const Number& x) {
   }
 }
 
+template <class V>
+VF_HD V infinity() {
+  return V(std::numeric_limits<typename Lane<V>::type>::infinity());
+}
+
 // @ exp_ | x in [-inf, inf] | 1 ulp | -inf: 0; inf: inf
 VF_HD float exp_(float x) { return ::expf(x); }
 VF_HD double exp_(double x) { return ::exp(x); }
@@ -284,6 +289,13 @@ VF_HD SoftplusTerms<V> softplus_terms(V x) {
   return {select(positive, one, zero), tail, select(positive, r, rest), select(positive, rest, r)};
 }
 
+// log(1 + e^x), given its terms at x.
+// @ softplus(x,terms) | x in [-inf, inf] | 4 ulp | -inf: 0; inf: inf
+template <class V>
+VF_HD V softplus(V x, const SoftplusTerms<V>& s) {
+  return select(less(lit<V>(0), x), x, lit<V>(0)) + s.tail;
+}
+
 // tanh x and its derivative
 // @ tanh_terms.tanh | x in [-inf, inf] | 3 ulp | -inf: -1; 0: 0; inf: 1
 // @ tanh_terms.slope | x in [-inf, inf] | 5 ulp | -inf: 0; 0: 1; inf: 0
@@ -321,6 +333,22 @@ VF_HD LogDifference<V> log_difference(V l, V x) {
   const V big = s + s, small = fma_(p.exponent, lit<V>(tail), fma_(lit<V>(2), rest, atanh_excess(s)));
   const V whole = p.exponent * lit<V>(head);
   return {whole + (big + small), ((l - whole) - big) - small};
+}
+
+// The same for any x: 0, subnormal numbers and infinity among them.
+// @ full_log_difference.log | whole l in [-90, 90], x in [0, inf] | 3 ulp | (1, 0): -inf; (1, inf): inf; (1, -1): nan
+// @ full_log_difference.difference | l in [-90, 90], x in [0, inf] | 3 ulp + 1e-8 / 3 ulp + 1e-16 | (1, 0): inf
+template <class V>
+VF_HD LogDifference<V> full_log_difference(V l, V x) {
+  using T = typename Lane<V>::type;
+  const V tiny = V(std::numeric_limits<T>::min()), inf = infinity<V>();
+  LogDifference<V> d = log_difference(l, x);
+  if (any(less(x, tiny)) || any(equal(x, inf))) {
+    const auto ordinary = less_equal(tiny, x - (x - x));
+    const V log = log_(x);
+    d = {select(ordinary, d.log, log), select(ordinary, d.difference, l - log)};
+  }
+  return d;
 }
 
 }  // namespace VF_ISA

@@ -92,6 +92,29 @@ def _discretized_logistic_mixture(x: list[mpf], planes: list[mpf], channels: flo
     return _log_sum_exp(rows[0]) - _log_sum_exp(joint)
 
 
+def _log_normal(x: mpf, loc: mpf, log_scale: mpf) -> mpf:
+    """The normal density of log x, over x."""
+    t = (mpmath.log(x) - loc) / mpmath.exp(log_scale)
+    return t * t / 2 + mpmath.log(2 * mp.pi) / 2 + log_scale + mpmath.log(x)
+
+
+def _gamma(x: mpf, log_mean: mpf, concentration: mpf) -> mpf:
+    """x^(a - 1) e^(-x b) b^a / Gamma(a), of the rate b that gives the mean"""
+    rate = concentration / mpmath.exp(log_mean)
+    log_norm = concentration * mpmath.log(rate) - mpmath.loggamma(concentration)
+    return x * rate - (concentration - 1) * mpmath.log(x) - log_norm
+
+
+def _beta_binomial(x: mpf, alpha: mpf, beta: mpf, total: mpf) -> mpf:
+    """scipy.stats.betabinom's: C(n, x) B(x + a, n - x + b) / B(a, b)"""
+
+    def log_beta(p: mpf, q: mpf) -> mpf:
+        return mpmath.loggamma(p) + mpmath.loggamma(q) - mpmath.loggamma(p + q)
+
+    log_choose = -mpmath.log(total + 1) - log_beta(x + 1, total - x + 1)
+    return log_beta(alpha, beta) - log_beta(x + alpha, total - x + beta) - log_choose
+
+
 NLL: dict[str, Callable[..., mpf]] = {
     "bernoulli_probs": _bernoulli_probs,
     "continuous_bernoulli": _continuous_bernoulli,
@@ -100,6 +123,9 @@ NLL: dict[str, Callable[..., mpf]] = {
     "negative_binomial": _negative_binomial,
     "zero_inflated_negative_binomial": _zero_inflated,
     "discretized_logistic": _discretized_logistic,
+    "log_normal": _log_normal,
+    "gamma": _gamma,
+    "beta_binomial": _beta_binomial,
 }
 
 # of one site: the numbers of the target and of the parameter along `dim`

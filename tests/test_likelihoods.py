@@ -25,13 +25,14 @@ from inputs import (
     nll_of,
     over_planes,
     sensitivity,
+    targets,
     training,
 )
 from torch import Tensor
 from torch.nn import functional as F
 
 import vaefast
-from vaefast.reference import LIKELIHOODS
+from vaefast.reference import DOMAINS, LIKELIHOODS
 
 CASES = pytest.mark.parametrize(("likelihood", "count"), LIKELIHOOD_CASES)
 KINDS = pytest.mark.parametrize("kind", ["training", "extreme"])
@@ -247,8 +248,10 @@ def test_further_parameters_broadcast(
 def test_further_parameters_as_numbers(backend: str, device: str, likelihood: str, count: int, value: float) -> None:
     data = training(likelihood, count).to(device)
     domains = LIKELIHOODS[likelihood].domains[1:count]
-    numbers = [value if domain in ("real", "log") else math.exp(value) for domain in domains]
+    numbers = [float(DOMAINS[domain](torch.tensor(float(value)))) for domain in domains]
     first = data.recon[0]
+    drawn = targets(likelihood, [first.cpu(), *(torch.full(first.shape, number) for number in numbers)])
+    data = Data(data.recon, drawn.to(device))
     as_number = vaefast.reconstruction_loss((first, *numbers), data.target, likelihood=likelihood)
     tensors = [torch.tensor(float(number), device=device) for number in numbers]
     as_tensor = vaefast.reconstruction_loss((first, *tensors), data.target, likelihood=likelihood)

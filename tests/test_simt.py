@@ -26,7 +26,7 @@ NOT_HERE = "not reference and not ten_million and not statistics and not threads
 # each in an order of threads and blocks of its own
 RUNS = {
     "kernels": ["simt"],
-    "kl": ["test_kl.py", "test_likelihoods.py", "test_half.py", "-k", NOT_HERE],
+    "kl": ["test_kl.py", "test_likelihoods.py", "test_limits.py", "test_half.py", "-k", NOT_HERE],
     "layouts": ["test_layouts.py", "-k", NOT_HERE],
     # the graphs; numerical differentiation is thousands of launches, and the kernels' tests hold the values
     "gradients": ["test_gradients.py", "-k", f"{NOT_HERE} and not gradcheck"],

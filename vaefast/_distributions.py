@@ -11,6 +11,84 @@ from torch import distributions as D
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
+# torch.poisson counts in int64, and in a rate's rounding there is no telling the two apart
+_GAUSSIAN_FROM = 2.0**48
+
+
+def _poisson_draw(rate: Tensor) -> Tensor:
+    """Of any rate, in float64 at least: from 2^48 on, where a Poisson is a Gaussian to 1e-7, a rounded Gaussian."""
+    rate = rate.to(torch.promote_types(rate.dtype, torch.float64))
+    large = rate > _GAUSSIAN_FROM
+    drawn = torch.poisson(torch.where(large, 1.0, rate))
+    return torch.where(large, (rate + rate.sqrt() * torch.randn_like(rate)).round(), drawn)
+
+
+class Poisson(D.Poisson):
+    """torch.distributions' own, of any rate, in float64 at least, which holds its counts."""
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        return _poisson_draw(self.rate.expand(self._extended_shape(torch.Size(sample_shape))))
+
+
+class NegativeBinomial(D.NegativeBinomial):
+    """The same: a Poisson whose rate is a Gamma."""
+
+    @classmethod
+    def of_mean(cls, mean: Tensor, theta: Tensor) -> NegativeBinomial:
+        return cls(theta, logits=torch.log(mean / theta), validate_args=False)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        wide = torch.promote_types(self.logits.dtype, torch.float64)
+        total, logits = self.total_count.to(wide).expand(shape), self.logits.to(wide).expand(shape)
+        return _poisson_draw(torch._standard_gamma(total) * torch.exp(logits))
+
+
+class ContinuousBernoulli(D.Distribution):
+    """p(x) = l e^(l x) / (e^l - 1) on [0, 1] (Loaiza-Ganem & Cunningham 2019) at any logit l: that of
+    torch.distributions stops at 16."""
+
+    arg_constraints: ClassVar[dict[str, D.constraints.Constraint]] = {}
+    support = D.constraints.unit_interval
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """With a = |l|, 1 / a - 1 / (e^a - 1) away from the end that l leads to; its series where those cancel."""
+        l = self.logits.to(torch.promote_types(self.logits.dtype, torch.float64))  # noqa: E741
+        near = l.abs() < 1e-2
+        a, small = torch.where(near, 1.0, l).abs(), torch.where(near, l, 0.0)
+        away = 1 / a + torch.exp(-a) / torch.expm1(-a)
+        series = 0.5 + small / 12 - small**3 / 720
+        return torch.where(near, series, torch.where(l > 0, 1 - away, away)).to(self.logits.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        l = self.logits.to(torch.promote_types(self.logits.dtype, torch.float64))  # noqa: E741
+        near = l.abs() < 1e-1
+        a, small = torch.where(near, 1.0, l).abs(), torch.where(near, l, 0.0)
+        far = 1 / a**2 - torch.exp(-a) / torch.expm1(-a) ** 2
+        series = 1 / 12 - small**2 / 240 + small**4 / 6048
+        return torch.where(near, series, far).to(self.logits.dtype)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        l = self.logits.expand(self._extended_shape(torch.Size(sample_shape)))  # noqa: E741
+        u = torch.rand_like(l)
+        near = l.abs() < 1e-6
+        a = torch.where(near, 1.0, l).abs()
+        away = torch.where(near, u, -torch.log1p(u * torch.expm1(-a)) / a).clamp(0, 1)
+        return torch.where(l > 0, 1 - away, away)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        l = self.logits  # noqa: E741
+        near = l.abs() < 1e-2
+        far, small = torch.where(near, 1.0, l), torch.where(near, l, 0.0)
+        norm = F.relu(far) + torch.log(-torch.expm1(-far.abs()) / far.abs())
+        return l * value - torch.where(near, small / 2 + small**2 / 24 - small**4 / 2880, norm)
+
 
 class ZeroInflated(D.Distribution):
     """0 with probability sigmoid(gate_logits), else a draw from ``base``, a distribution of counts."""
@@ -42,6 +120,29 @@ class ZeroInflated(D.Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         log_prob = F.logsigmoid(-self.gate_logits) + self.base.log_prob(value)
         return torch.where(value == 0, torch.logaddexp(F.logsigmoid(self.gate_logits), log_prob), log_prob)
+
+
+class BetaBinomial(D.Distribution):
+    """How many of ``total_count`` trials succeed, where the probability is Beta(alpha, beta)."""
+
+    arg_constraints: ClassVar[dict[str, D.constraints.Constraint]] = {}
+
+    def __init__(self, alpha: Tensor, beta: Tensor, total_count: Tensor) -> None:
+        self.alpha, self.beta, self.total_count = broadcast_all(alpha, beta, total_count)
+        super().__init__(self.alpha.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total_count * (self.alpha / (self.alpha + self.beta))
+
+    @property
+    def variance(self) -> Tensor:
+        both = self.alpha + self.beta
+        return self.mean * (self.beta / both) * ((both + self.total_count) / (both + 1))
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        probs = D.Beta(self.alpha, self.beta, validate_args=False).sample(torch.Size(sample_shape))
+        return torch.binomial(self.total_count.expand_as(probs), probs)
 
 
 class DiscretizedLogistic(D.Distribution):

@@ -68,9 +68,12 @@ class Functions(PosteriorFunctions):
                 - ``"gaussian"`` mean or (mean, logvar); ``"laplace"`` loc or (loc, log_scale); a scale that is not
                   given is 1. ``"student_t"`` (loc, log_scale, df). ``"gaussian_optimal"`` mean, at the variance that
                   fits the data best (Rybkin et al. 2021, equation 4).
+                - ``"log_normal"`` (loc, log_scale) of log x, for data above 0.
+                - ``"gamma"`` (log_mean, concentration), for data above 0: shape a > 0 and rate a e^-log_mean.
                 - ``"poisson"`` log_rate; ``"negative_binomial"`` (mu, theta), mean and inverse dispersion;
                   ``"zero_inflated_negative_binomial"`` (mu, theta, pi_logits) (Lopez et al. 2018, as scvi-tools has
-                  them). A negative count gives NaN; one that is not whole goes through the gamma function.
+                  them); ``"beta_binomial"`` (alpha, beta, total_count), scipy's ``betabinom(n, a, b)`` and scvi-tools'
+                  alpha and beta. A negative count gives NaN; one that is not whole goes through the gamma function.
                 - Data outside [0, 1] give NaN under ``"bernoulli_probs"`` and ``"continuous_bernoulli"``, as what they
                   replace refuses them; :func:`vaefast.check` names what lies outside a domain.
                 - ``"discretized_logistic"`` (mean, log_scale) of data on a grid, -1 to 1 in 256 steps unless

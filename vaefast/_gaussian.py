@@ -37,6 +37,16 @@ def softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40.0)
 
 
+# from here down softplus is e^x, even in float64
+_LOW = -40.0
+
+
+def _log_softplus(x: Tensor) -> Tensor:
+    """Twice the logarithm, which does not underflow with it."""
+    low = x < _LOW
+    return 2 * torch.where(low, x, torch.log(softplus(torch.where(low, 0.0, x))))
+
+
 _constants: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
 
@@ -66,9 +76,9 @@ PARAMETERIZATIONS: dict[str, Activation] = {
     ),
     "softplus": Activation(
         softplus,
-        lambda r: 2 * torch.log(softplus(r)),
+        _log_softplus,
         lambda r, s: (torch.sigmoid(r), 1.0),
-        lambda r: (torch.sigmoid(r).div_(softplus(r)), 2.0),
+        lambda r: (torch.where(r < _LOW, 1.0, torch.sigmoid(r).div_(softplus(r))), 2.0),
     ),
 }
 
@@ -119,6 +129,10 @@ _BERNOULLI = (
 )  # fmt: skip
 
 
+# what is infinite leaves e^x more than x
+_MOST = 1e30
+
+
 def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
     """e^x - 1, and h(x) = e^x - 1 - x without cancellation.
 
@@ -131,7 +145,7 @@ def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
         w = x.double()
         m, c = torch.expm1(w), w.clamp(-1, 1)
         square = c * c
-        rest = torch.sub(m - w, square, alpha=0.5)
+        rest = torch.sub(m - w.clamp(max=_MOST), square, alpha=0.5)
         return m, torch.add(F.hardshrink(rest, 1e-20), square, alpha=0.5)
     # clamped: what overflows would turn the gradient of 0 into NaN, though where() does not take it
     m, c = torch.expm1(x), x.clamp(-0.5, 0.5)
@@ -140,7 +154,7 @@ def expm1_and_h(x: Tensor) -> tuple[Tensor, Tensor]:
     series = w * terms[-1] + terms[-2]
     for b in terms[-3::-1]:
         series = series * w + b
-    return m, torch.where(w < 0.25, m * (c * (0.5 - c * series)), m - x)
+    return m, torch.where(w < 0.25, m * (c * (0.5 - c * series)), m - x.clamp(max=_MOST))
 
 
 def h(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ checked, in one dtype. Those that are not trained are no inputs of autograd: ``e
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,12 +79,14 @@ def nll(
     def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
         params, x = tensors[:count], tensors[count]
         if w is None:
-            values, factor, constant, found = closed(x, *params, **options)
-            return values, factor, constant, [g if yes else None for g, yes in zip(found, wanted)]
+            values, sum_of_values, factor, constant, found = evaluated(x, params, wanted)
+            gradients = [g if yes else None for g, yes in zip(found, wanted)]
+            return sum_of_values if total else values, factor, constant, gradients
         # what is masked is evaluated at 1, so that whatever it held reaches neither the loss nor a gradient
         weight = tensors[-1]
         on = weight != 0
-        values, factor, constant, found = closed(*(torch.where(on, t, 1.0) for t in (x, *params)), **options)
+        x, *params = (torch.where(on, t, 1.0) for t in (x, *params))
+        values, _, factor, constant, found = evaluated(x, params, wanted)
         gradients = [(g * weight, f) if yes else None for (g, f), yes in zip(found, wanted)]
         if total and constant:
             constant *= weight.sum().item() / weight.numel()
@@ -91,9 +94,35 @@ def nll(
             values, factor, constant = values * factor + constant, 1.0, 0.0
         return values * weight, factor, constant, gradients
 
+    def evaluated(
+        x: Tensor, params: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor, float, float, float, list[Scaled]]:
+        """Closed's, and the sum of the values, known of the CPU's. Where that is not finite, by the plain formula,
+        which has the limits."""
+        values, factor, constant, found = closed(x, *params, **options)
+        sum_of_values = values.sum().item() if values.is_cpu else 0.0
+        if not math.isfinite(sum_of_values):
+            values, found = differentiated(
+                functools.partial(LIKELIHOODS[likelihood.name].nll, x, **options), params, wanted
+            )
+            sum_of_values, factor, constant = values.sum().item(), 1.0, 0.0
+        return values, sum_of_values, factor, constant, found
+
     tensors = (*params, x) if w is None else (*params, x, w)
     value, gradients = _closed.term(formula, tensors, (*wanted[2:], False, False), reduction, dims)
     return value, [None, None, *gradients[:count]]
+
+
+def differentiated(
+    f: Callable[..., Tensor], operands: Sequence[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor, list[Scaled]]:
+    """Of an elementwise f its values, and the gradients of their sum: unread where they are not wanted."""
+    with torch.enable_grad():
+        leaves = [t.detach().expand(operands[0].shape).requires_grad_(yes) for t, yes in zip(operands, wanted)]
+        values = f(*leaves)
+        trained = [t for t in leaves if t.requires_grad]
+        found = iter(torch.autograd.grad(values.sum(), trained) if trained else ())
+    return values.detach(), [(next(found) if t.requires_grad else t, 1.0) for t in leaves]
 
 
 def elbo(

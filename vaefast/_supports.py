@@ -1,12 +1,14 @@
-"""Where likelihoods' parameters and data live, by name."""
+"""What an entry of the likelihoods' registry says, and where parameters and data live, with the extremes at which the
+tests hold them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch import distributions as D
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,44 @@ SUPPORTS: dict[str, tuple[float, ...]] = {
     "class": (),
     "some of total": (),
 }
+
+
+# values, factor, constant: the nll is values * factor + constant; and the parameters' gradients
+Closed = tuple[Tensor, float, float, list[tuple[Tensor, float]]]
+
+
+def _anything(**options: float) -> None:
+    """No option's value needs a check."""
+
+
+@dataclass(frozen=True)
+class LikelihoodEntry:
+    """A likelihood p(x | params), elementwise.
+
+    ``nll(x, *params, **options)`` is -log p in nats; the first ``required`` params must be given. ``support`` is where
+    x lives, a name in ``SUPPORTS``, ``formula`` goes to the tables, ``distribution(*params, **options)`` is the
+    torch.distributions object that draws, and that the tests hold it against. ``options`` are their defaults, in the
+    struct's order, and ``check`` raises where their values do not go together. ``domains`` says of each parameter where
+    it lives: a name in ``DOMAINS``; "log" is the logarithm of a scale or a rate.
+
+    A mixture has one parameter, whose planes lie along the dimension that its last option, ``dim``, names: logits, and
+    then each parameter of the components. ``planes`` says how many a component has, by the option ``channels``, the
+    target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape
+    without ``dim``.
+
+    ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
+    the same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of
+    each parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
+    """
+
+    params: tuple[str, ...]
+    required: int
+    support: str
+    formula: str
+    nll: Callable[..., Tensor]
+    distribution: Callable[..., D.Distribution]
+    domains: tuple[str, ...] = ("real", "log")
+    options: dict[str, float] = field(default_factory=dict)
+    check: Callable[..., None] = _anything
+    planes: dict[int, int] = field(default_factory=dict)
+    gradients: Callable[..., Closed] | None = None

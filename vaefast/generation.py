@@ -55,10 +55,12 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
 
     Returns:
         ``[B, ...]``, the first parameter's shape and dtype, or of a mixture the target's; without a gradient. Classes
-        are int64.
+        are int64. Where a draw is larger than that dtype holds, as a count above 65504 is for float16, all come in the
+        next dtype that does. Data above 0 are no less than the dtype's least normal number.
 
     Raises:
-        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name; a count beyond
+            float64.
 
     Example::
 
@@ -71,4 +73,17 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
         )
     p, dtype = _distribution(recon, likelihood)
     drawn = p.sample()
-    return drawn.to(dtype) if drawn.is_floating_point() else drawn
+    return _narrowed(drawn, dtype, _options.likelihood(likelihood).name) if drawn.is_floating_point() else drawn
+
+
+def _narrowed(drawn: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """In ``dtype``, or the next one that holds every draw; nothing becomes what it cannot be."""
+    support = entry_of(name).support
+    if support in ("count", "some of total") and drawn.isinf().any():
+        raise ValueError(f"a draw of {name!r} is beyond what float64 holds; recon's rate or mean must be below 1e308")
+    found = drawn.to(dtype)
+    for wider in (torch.float32, torch.float64):
+        if not (found.isinf() & drawn.isfinite()).any():
+            break
+        found = drawn.to(torch.promote_types(dtype, wider))
+    return found.clamp(min=torch.finfo(found.dtype).smallest_normal) if support == "positive" else found

@@ -9,64 +9,49 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from ._distributions import Classes, DiscretizedLogistic, DiscretizedLogisticMixture, ZeroInflated
+from ._distributions import (
+    BetaBinomial,
+    Classes,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflated,
+)
 from ._gaussian import constant, softplus
-from ._supports import DOMAINS, SUPPORTS, Domain
+from ._supports import DOMAINS, SUPPORTS, Closed, Domain, LikelihoodEntry
 
 __all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "SUPPORTS", "Domain", "LikelihoodEntry"]
 
 
-# values, factor, constant: the nll is values * factor + constant; and the parameters' gradients
-Closed = tuple[Tensor, float, float, list[tuple[Tensor, float]]]
+def _weighed(a: Tensor, b: Tensor) -> Tensor:
+    """a b where b, a weight that may be 0, leaves nothing of an infinite a."""
+    return torch.where((b == 0) & a.isinf(), 0.0, a * b)
 
 
-def _anything(**options: float) -> None:
-    """No option's value needs a check."""
+def _inverse(log_scale: Tensor, off: Tensor) -> Tensor:
+    """1 / scale, or 1 where the data meet the mean: of however small a scale nothing is left there."""
+    return torch.exp(-torch.where(off == 0, 0.0, log_scale))
 
 
-@dataclass(frozen=True)
-class LikelihoodEntry:
-    """A likelihood p(x | params), elementwise.
-
-    ``nll(x, *params, **options)`` is -log p in nats; the first ``required`` params must be given. ``support`` is where
-    x lives, a name in ``SUPPORTS``, ``formula`` goes to the tables, ``distribution(*params,
-    **options)`` is the torch.distributions object that draws, and that the tests hold it against. ``options`` are their
-    defaults, in the struct's order, and ``check`` raises where their values do not go together. ``domains`` says of
-    each parameter where it lives: a name in ``DOMAINS``; "log" is the logarithm of a scale or a rate.
-
-    A mixture has one parameter, whose planes lie along the dimension that its last option, ``dim``, names: logits, and
-    then each parameter of the components. ``planes`` says how many a component has, by the option ``channels``, the
-    target's size along ``dim``, or at 0 where there is no such option and no such dimension. Its nll has the shape
-    without ``dim``.
-
-    ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
-    the same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of
-    each parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
-    """
-
-    params: tuple[str, ...]
-    required: int
-    support: str
-    formula: str
-    nll: Callable[..., Tensor]
-    distribution: Callable[..., D.Distribution]
-    domains: tuple[str, ...] = ("real", "log")
-    options: dict[str, float] = field(default_factory=dict)
-    check: Callable[..., None] = _anything
-    planes: dict[int, int] = field(default_factory=dict)
-    gradients: Callable[..., Closed] | None = None
+def _beside(scaled: Tensor, log_scale: Tensor) -> Tensor:
+    """What is scaled outgrows the logarithm."""
+    return torch.where(scaled == math.inf, scaled, scaled + log_scale)
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
-    return torch.where(logits > 0, logits * (1 - x) + F.softplus(-logits), F.softplus(logits) - logits * x)
+    positive = logits > 0
+    up, down = torch.where(positive, logits, 0.0), torch.where(positive, 0.0, logits)
+    above, below = _weighed(up, 1 - x) + F.softplus(-up), F.softplus(down) - _weighed(down, x)
+    return torch.where(positive, above, below)
 
 
 def _in_unit(x: Tensor) -> Tensor:
@@ -110,7 +95,8 @@ def _bernoulli_probs_gradients(x: Tensor, probs: Tensor) -> Closed:
 def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Tensor:
     if logvar is None:
         return 0.5 * (constant * math.log(2 * math.pi) + (x - mean) ** 2)
-    return 0.5 * (constant * math.log(2 * math.pi) + logvar + (x - mean) ** 2 * torch.exp(-logvar))
+    d = x - mean
+    return 0.5 * (constant * math.log(2 * math.pi) + _beside(d**2 * _inverse(logvar, d), logvar))
 
 
 def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Closed:
@@ -125,7 +111,8 @@ def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *
 def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Tensor:
     if log_scale is None:
         return constant * math.log(2) + (x - loc).abs()
-    return constant * math.log(2) + log_scale + (x - loc).abs() * torch.exp(-log_scale)
+    d = x - loc
+    return constant * math.log(2) + _beside(d.abs() * _inverse(log_scale, d), log_scale)
 
 
 def _laplace_gradients(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Closed:
@@ -155,20 +142,63 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     small = logits.abs() < 1e-2
     near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
     series = near / 2 + near**2 / 24 - near**4 / 2880
-    norm = F.relu(far) + torch.log(-torch.expm1(-far.abs()) / far.abs())
-    return torch.where(small, series, norm) - logits * _in_unit(x)
+    # from the end that l leads to; at infinity all mass is there
+    a, positive, x = far.abs(), far > 0, _in_unit(x)
+    size = torch.where(torch.isinf(far), 1.0, a)
+    beside = _beside(_weighed(far, torch.where(positive, 1 - x, -x)), torch.log(-torch.expm1(-size)) - torch.log(a))
+    return torch.where(small, series - near * x, beside)
+
+
+# from here on a difference of log-gammas is its first terms of 1 / n
+_LARGE = 1e5
 
 
 @_in_float64
 def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
-    d = (x - loc) * torch.exp(-log_scale)
-    norm = torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2) + 0.5 * torch.log(math.pi * df)
-    return norm + log_scale + (df + 1) / 2 * torch.log1p(d * d / df)
+    df = df.clamp(max=1e30)  # a Gaussian
+    d, small = x - loc, torch.where(df < _LARGE, df, 1.0)
+    norm = torch.lgamma(small / 2) - torch.lgamma((small + 1) / 2) + 0.5 * torch.log(math.pi * small)
+    norm = torch.where(df < _LARGE, norm, 0.5 * math.log(2 * math.pi) + 0.25 / df)
+    # (df + 1) / 2 log(1 + s) with s = d^2 / (df scale^2): beyond 1 by the logarithm of s, for the scale may vanish
+    apart = torch.log(torch.where(d == 0, 1.0, d.abs())) - 0.5 * torch.log(df)
+    far = (d != 0) & (log_scale < apart)
+    scaled = torch.where(far, 0.0, d) * _inverse(log_scale, torch.where(far, 0.0, d))
+    apart, log = torch.where(far, apart, 0.0), torch.where(far, log_scale, 0.0)
+    beyond = (df + 1) * (apart + 0.5 * torch.log1p(torch.exp(2 * (log - apart)))) - df * log
+    return norm + torch.where(far, beyond, log_scale + (df + 1) / 2 * torch.log1p(scaled**2 / df))
 
 
 def _count(x: Tensor) -> Tensor:
     """NaN where it is below 0."""
     return torch.where(x < 0, math.nan, x)
+
+
+@_in_float64
+def _log_normal(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+    log = torch.log(x)
+    d = log - loc
+    half_square = 0.5 * (d * _inverse(log_scale, d)) ** 2
+    return 0.5 * math.log(2 * math.pi) + _beside(half_square, log_scale + log)
+
+
+@_in_float64
+def _gamma(x: Tensor, log_mean: Tensor, concentration: Tensor) -> Tensor:
+    """Of shape a and rate a / mean."""
+    a, log = concentration, torch.log(x)
+    norm = torch.lgamma(a) + a * (1 - torch.log(a))
+    return norm + torch.xlogy(1 - a, x) + a * (torch.exp(log - log_mean) - 1 + log_mean)
+
+
+@_in_float64
+def _beta_binomial(x: Tensor, alpha: Tensor, beta: Tensor, total_count: Tensor) -> Tensor:
+    """scipy.stats.betabinom(n, a, b); NaN where x is below 0 or above n."""
+
+    def rising(k: Tensor, a: Tensor) -> Tensor:
+        return torch.lgamma(k + 1) + torch.lgamma(a) - torch.lgamma(k + a)
+
+    others = total_count - x
+    nll = rising(x, alpha) + rising(others, beta) - rising(total_count, alpha + beta)
+    return torch.where((x < 0) | (others < 0), math.nan, nll)
 
 
 def _log_factorial(x: Tensor, constant: float) -> Tensor:
@@ -179,14 +209,25 @@ def _log_factorial(x: Tensor, constant: float) -> Tensor:
 @_in_float64
 def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
     x = _count(x)
-    return torch.exp(log_rate) - x * log_rate + _log_factorial(x, constant)
+    rate = torch.exp(log_rate)
+    # beside an infinite rate nothing counts
+    return rate - _weighed(torch.where(rate == math.inf, 0.0, log_rate), x) + _log_factorial(x, constant)
 
 
 @_in_float64
 def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Tensor:
     x, mu = _count(x), mu + eps
-    gammas = torch.lgamma(theta) - torch.lgamma(x + theta) + _log_factorial(x, constant)
-    return theta * torch.log1p(mu / theta) - torch.xlogy(x, mu / (theta + mu)) + gammas
+    large = theta > _LARGE
+    t = torch.where(large | (theta == 0), 1.0, theta)
+    gammas = torch.lgamma(t) - torch.lgamma(x + t)
+    nll = t * torch.log1p(mu / t) - torch.xlogy(x, mu / (t + mu)) + gammas
+    # towards the Poisson, where the log-gammas would cancel: by Stirling's formula; from 1e30 on it is one
+    t = torch.where(large, theta, _LARGE).clamp(max=1e30)
+    apart = t * (torch.log1p(mu / t) - torch.log1p(x / t)) + x * (1 + torch.log1p((mu - x) / (t + x)))
+    far = apart + 0.5 * torch.log1p(x / t) - torch.xlogy(x, mu) + x / (12 * t * (t + x))
+    # of a dispersion without end all are 0
+    least = torch.where(x == 0, 0.0, math.inf * x)
+    return torch.where(theta == 0, least, torch.where(large, far, nll) + _log_factorial(x, constant))
 
 
 @_in_float64
@@ -195,7 +236,10 @@ def _zero_inflated_negative_binomial(
 ) -> Tensor:
     """Lopez et al. 2018 (scVI), supplementary; 0 with probability sigmoid(pi_logits) besides."""
     nll = _negative_binomial(x, mu, theta, constant=constant, eps=eps)
-    at_zero = softplus(-pi_logits) - softplus(-pi_logits - nll)
+    # log(sigmoid(p) + sigmoid(-p) e^-nll), from the side where an infinite p leaves something
+    above = pi_logits > 0
+    up, down = torch.where(above, pi_logits, 0.0), torch.where(above, 0.0, pi_logits)
+    at_zero = torch.where(above, softplus(-up) - softplus(-up - nll), softplus(down) - torch.logaddexp(down, -nll))
     return torch.where(x == 0, at_zero, softplus(pi_logits) + nll)
 
 
@@ -271,10 +315,6 @@ def _discretized_logistic_mixture(x: Tensor, planes: Tensor, channels: float, di
     return torch.logsumexp(logits, -1) - torch.logsumexp(logits - nll, -1)
 
 
-def _negative_binomial_distribution(mu: Tensor, theta: Tensor, eps: float) -> D.NegativeBinomial:
-    return D.NegativeBinomial(theta, logits=torch.log((mu + eps) / theta), validate_args=False)
-
-
 LIKELIHOODS: dict[str, LikelihoodEntry] = {
     "bernoulli": LikelihoodEntry(
         ("logits",),
@@ -291,7 +331,9 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "(log 2 pi + lv + (x - m)^2 e^-lv) / 2",
         _gaussian,
-        lambda mean, logvar=None, constant=True: D.Normal(mean, 1.0 if logvar is None else torch.exp(0.5 * logvar)),
+        lambda mean, logvar=None, constant=True: D.Normal(
+            mean, 1.0 if logvar is None else torch.exp(0.5 * logvar), validate_args=False
+        ),
         options={"constant": True},
         gradients=_gaussian_gradients,
     ),
@@ -301,7 +343,9 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "log 2 + ls + |x - m| e^-ls",
         _laplace,
-        lambda loc, log_scale=None, constant=True: D.Laplace(loc, 1.0 if log_scale is None else torch.exp(log_scale)),
+        lambda loc, log_scale=None, constant=True: D.Laplace(
+            loc, 1.0 if log_scale is None else torch.exp(log_scale), validate_args=False
+        ),
         options={"constant": True},
         gradients=_laplace_gradients,
     ),
@@ -321,7 +365,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "unit",
         "log((e^l - 1) / l) - l x",
         _continuous_bernoulli,
-        lambda logits: D.ContinuousBernoulli(logits=logits, validate_args=False),
+        ContinuousBernoulli,
     ),
     "student_t": LikelihoodEntry(
         ("loc", "log_scale", "df"),
@@ -329,7 +373,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "log(B(df / 2, 1 / 2) sqrt(df)) + ls + (df + 1) / 2 log(1 + (x - m)^2 e^(-2 ls) / df)",
         _student_t,
-        lambda loc, log_scale, df: D.StudentT(df, loc, torch.exp(log_scale)),
+        lambda loc, log_scale, df: D.StudentT(df, loc, torch.exp(log_scale), validate_args=False),
         domains=("real", "log", "positive"),
     ),
     "poisson": LikelihoodEntry(
@@ -338,7 +382,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "count",
         "e^r - r x + log x!",
         _poisson,
-        lambda log_rate, constant: D.Poisson(torch.exp(log_rate), validate_args=False),
+        lambda log_rate, constant: Poisson(torch.exp(log_rate.double()), validate_args=False),
         domains=("log",),
         options={"constant": True},
     ),
@@ -348,7 +392,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "count",
         "-log NB(x; mean m, inverse dispersion t)",
         _negative_binomial,
-        lambda mu, theta, constant, eps: _negative_binomial_distribution(mu, theta, eps),
+        lambda mu, theta, constant, eps: NegativeBinomial.of_mean(mu + eps, theta),
         domains=("positive", "positive"),
         options={"constant": True, "eps": 1e-8},
     ),
@@ -358,9 +402,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "count",
         "-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; m, t))",
         _zero_inflated_negative_binomial,
-        lambda mu, theta, pi_logits, constant, eps: ZeroInflated(
-            _negative_binomial_distribution(mu, theta, eps), pi_logits
-        ),
+        lambda mu, theta, pi_logits, constant, eps: ZeroInflated(NegativeBinomial.of_mean(mu + eps, theta), pi_logits),
         domains=("positive", "positive", "real"),
         options={"constant": True, "eps": 1e-8},
     ),
@@ -400,6 +442,34 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0, "channels": 3, "dim": 1},
         check=_check_mixture,
         planes={1: 3, 3: 10},
+    ),
+    "log_normal": LikelihoodEntry(
+        ("loc", "log_scale"),
+        2,
+        "positive",
+        "log x + ls + (log 2 pi + (log x - m)^2 e^(-2 ls)) / 2",
+        _log_normal,
+        lambda loc, log_scale: D.LogNormal(loc, torch.exp(log_scale), validate_args=False),
+    ),
+    "gamma": LikelihoodEntry(
+        ("log_mean", "concentration"),
+        2,
+        "positive",
+        "log Gamma(a) + a (l - log a) - (a - 1) log x + a x e^-l",
+        _gamma,
+        lambda log_mean, concentration: D.Gamma(
+            concentration, concentration * torch.exp(-log_mean), validate_args=False
+        ),
+        domains=("log", "positive"),
+    ),
+    "beta_binomial": LikelihoodEntry(
+        ("alpha", "beta", "total_count"),
+        3,
+        "some of total",
+        "log B(a, b) - log B(x + a, n - x + b) - log C(n, x)",
+        _beta_binomial,
+        lambda alpha, beta, total_count: BetaBinomial(alpha, beta, total_count),
+        domains=("positive", "positive", "total"),
     ),
 }
 

@@ -12,7 +12,7 @@ from mpmath import mpf
 CSRC = Path(__file__).resolve().parent.parent.parent / "csrc"
 HEADERS = [CSRC / name for name in ("vmath.h", "special.h", "cpu/vec.h", "cpu/vec_exp.h")]
 # they make, move or name values, and compute nothing
-NOT_PRIMITIVES = {"lit", "loadu", "store", "bits_of", "from_bits", "split_bits", "Wide", "name", "op"}
+NOT_PRIMITIVES = {"lit", "loadu", "store", "bits_of", "from_bits", "split_bits", "Wide", "name", "op", "infinity"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ def read() -> list[Contract]:
             name, result = re.fullmatch(r"(.*?)(?:\.([a-zA-Z]\w*))?", what).groups()  # type: ignore[union-attr]
             arguments = tuple(
                 Argument(n, low, high, bool(whole), bool(zero))
-                for whole, n, low, high, zero in re.findall(r"(whole )?(\w+) in \[([^,]+), ([^\]]+)\]( or 0)?", domain)
+                for whole, names, low, high, zero in re.findall(
+                    r"(whole )?(\w+(?: and \w+)*) in \[([^,]+), ([^\]]+)\]( or 0)?", domain
+                )
+                for n in names.split(" and ")
             )
             at = tuple(
                 (tuple(x.strip("() ").split(", ")), y)

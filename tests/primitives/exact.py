@@ -66,6 +66,38 @@ def _negative_binomial_dtheta(mu: mpf, theta: mpf, x: mpf) -> mpf:
     return mpmath.log1p(mu / theta) + (x - mu) / (theta + mu) - gammas
 
 
+RISING = ("rest", "factor", "least", "up", "dup", "top", "dtop")
+
+
+def _log_rising(k: mpf, a: mpf) -> mpf:
+    return mpmath.loggamma(k + 1) + mpmath.loggamma(a) - mpmath.loggamma(k + a)
+
+
+def _rising(which: int) -> Exact:
+    def result(k: mpf, a: mpf) -> mpf:
+        if k == 0:
+            return mpf((0, 1, 1, 1, 0, 1, 0)[which])
+        A, small = k + a, a < 1
+        factor, least, up = k * A / (1 if small else a), a if small else mpf(1), a + 1 if small else a
+        rest = _log_rising(k, a) - k * mpmath.log(k / A) - a * mpmath.log(a / A) - mpmath.log(factor) / 2
+        dup = mpmath.digamma(up) - mpmath.log(up)
+        return (rest + mpmath.log(least), factor, least, up, dup, A, mpmath.digamma(A) - mpmath.log(A))[which]
+
+    return result
+
+
+def _beta_binomial(a: mpf, b: mpf, x: mpf, y: mpf) -> mpf:
+    return _log_rising(x, a) + _log_rising(y, b) - _log_rising(x + y, a + b)
+
+
+def _beta_binomial_da(a: mpf, b: mpf, x: mpf, y: mpf) -> mpf:
+    return sum(s * mpmath.digamma(z) for s, z in ((1, a), (-1, x + a), (-1, a + b), (1, x + y + a + b)))
+
+
+def _beta_binomial_dn(a: mpf, b: mpf, x: mpf, y: mpf) -> mpf:
+    return sum(s * mpmath.digamma(z) for s, z in ((-1, x + y + 1), (1, y + 1), (-1, y + b), (1, x + y + a + b)))
+
+
 def _rint(x: mpf) -> mpf:
     return mpf(round(float(x)))
 
@@ -106,10 +138,13 @@ EXACT: dict[str, Exact] = {
     "softplus_terms.tail": lambda x: mpmath.log1p(mpmath.exp(-abs(x))),
     "softplus_terms.sigmoid": _sigmoid,
     "softplus_terms.complement": lambda x: _sigmoid(-x),
+    "softplus(x,terms)": lambda x: x if x == mpf("inf") else mpmath.log1p(mpmath.exp(x)),
     "tanh_terms.tanh": mpmath.tanh,
     "tanh_terms.slope": lambda x: 4 * mpmath.exp(-2 * abs(x)) / (1 + mpmath.exp(-2 * abs(x))) ** 2,
     "log_difference.log": lambda _, x: mpmath.log(x),
     "log_difference.difference": lambda l, x: l - mpmath.log(x),  # noqa: E741
+    "full_log_difference.log": lambda _, x: _log(x),
+    "full_log_difference.difference": lambda l, x: l - _log(x),  # noqa: E741
     "stirling_from_one.value": _stirling,
     "stirling_from_one.slope": _stirling_slope,
     "stirling.value": _stirling,
@@ -120,6 +155,13 @@ EXACT: dict[str, Exact] = {
     "negative_binomial.nll": _negative_binomial,
     "negative_binomial.dmu": lambda mu, theta, x: theta / (theta + mu) * (1 - x / mu),
     "negative_binomial.dtheta": _negative_binomial_dtheta,
+    "deviance(O,E,O-E).log": lambda seen, due: mpmath.log(seen / due),
+    "deviance(O,E,O-E).value": lambda seen, due: [seen * mpmath.log(seen / due), due - seen],
+    **{f"rising_term.{result}": _rising(n) for n, result in enumerate(RISING)},
+    "beta_binomial(n=x+y).nll": _beta_binomial,
+    "beta_binomial(n=x+y).da": _beta_binomial_da,
+    "beta_binomial(n=x+y).db": lambda a, b, x, y: _beta_binomial_da(b, a, y, x),
+    "beta_binomial(n=x+y).dn": _beta_binomial_dn,
     "clamp_": lambda x, lo, hi: min(max(x, lo), hi),
     "power_of_two": lambda n: mpf(2) ** n,
     "ldexp_": lambda m, n: m * mpf(2) ** n,

@@ -76,6 +76,7 @@ constexpr Primitive<V> kPrimitives[] = {
        y[2] = s.sigmoid;
        y[3] = s.complement;
      }},
+    {"softplus(x,terms)", "", 1, [](const V* x, V* y) { y[0] = softplus(x[0], softplus_terms(x[0])); }},
     {"tanh_terms", "tanh slope", 1,
      [](const V* x, V* y) {
        const auto t = tanh_terms(x[0]);
@@ -85,6 +86,12 @@ constexpr Primitive<V> kPrimitives[] = {
     {"log_difference", "log difference", 2,
      [](const V* x, V* y) {
        const auto d = log_difference(x[0], x[1]);
+       y[0] = d.log;
+       y[1] = d.difference;
+     }},
+    {"full_log_difference", "log difference", 2,
+     [](const V* x, V* y) {
+       const auto d = full_log_difference(x[0], x[1]);
        y[0] = d.log;
        y[1] = d.difference;
      }},
@@ -110,6 +117,31 @@ constexpr Primitive<V> kPrimitives[] = {
        y[1] = t.dmu;
        y[2] = t.dtheta;
      }},
+    {"deviance(O,E,O-E)", "log value", 2,
+     [](const V* x, V* y) {
+       const auto d = deviance(x[0], x[1], x[0] - x[1]);
+       y[0] = d.log;
+       y[1] = d.value;
+     }},
+    {"rising_term", "rest factor least up dup top dtop", 2,
+     [](const V* x, V* y) {
+       const auto t = rising_term(x[0], x[1]);
+       y[0] = t.rest;
+       y[1] = t.factor;
+       y[2] = t.least;
+       y[3] = t.up;
+       y[4] = t.dup;
+       y[5] = t.top;
+       y[6] = t.dtop;
+     }},
+    {"beta_binomial(n=x+y)", "nll da db dn", 4,
+     [](const V* x, V* y) {
+       const auto t = beta_binomial(x[0], x[1], x[2], x[2] + x[3]);
+       y[0] = t.nll;
+       y[1] = t.da;
+       y[2] = t.db;
+       y[3] = t.dn;
+     }},
 };
 
 #if defined(CPU_CAPABILITY) && !defined(VF_ONE_LANE)
@@ -131,7 +163,7 @@ constexpr Primitive<V> kVectorPrimitives[] = {
 };
 #endif
 
-constexpr int kMost = 4;  // arguments, or results
+constexpr int kMost = 7;  // arguments, or results
 
 // in[k][0 .. n) is argument k, out[k] result k; n is a multiple of every vector's length.
 template <class V, class T>
