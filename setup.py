@@ -23,7 +23,7 @@ import site
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
-KERNELS = "csrc/cpu/kernels.cpp"
+# compiled once per instruction set
+KERNELS = ("csrc/cpu/kernels.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/run_*.cpp")))
 SIMD = {
     "DEFAULT": [],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -43,7 +44,15 @@ SIMD = {
 # whichever kernel an expression is inlined into, it is rounded alike; no loop is doubled for a flag that it looks at;
 # none scatters its vectors for fear that an int index wraps around, which Python's own flags allow
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-unswitch-loops", "-fno-wrapv"]
-CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-DAT_PER_OPERATOR_HEADERS",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-unknown-pragmas",
+]
 
 
 class Missing(Exception):
@@ -165,6 +174,18 @@ def report(build: dict[str, Any]) -> None:
     print(f"vaefast: {cuda if build['cuda'] else 'no CUDA kernels: ' + build['why_no_cuda']}", flush=True)
 
 
+def cost(simd: str, source: str) -> int:
+    """Roughly the seconds that a unit takes to compile."""
+    wide = {"AVX512": 3, "AVX2": 2}.get(simd, 1)
+    kind = 1 if source.endswith("kernels.cpp") else 6 if "posterior" in source else 5
+    return wide * kind if simd else 25 if source.endswith("csrc/ops.cpp") else 9 if "autograd" in source else 6
+
+
+def progress(done: int, units: int) -> None:
+    width = 40 * done // units
+    print(f"vaefast: [{'#' * width:<40}] {done} of {units} compiled", flush=True)
+
+
 def commands(build: dict[str, Any]) -> dict[str, Any]:
     def record(folder: Path) -> None:
         text = f'"""What setup.py built."""\n\nfrom typing import Any\n\nBUILD: dict[str, Any] = {build!r}\n'
@@ -190,21 +211,33 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
             self.build_temp = str(ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{build['torch']}")
 
         def build_extension(self, ext: Any) -> None:
-            """torch's ninja file has one set of flags, so each instruction set is compiled apart."""
+            """Side by side, what takes longest first. torch's ninja file has one set of flags, so that each instruction
+            set is compiled apart; nvcc's sources go torch's way."""
+            cxx, extra = ext.extra_compile_args["cxx"], {}
+            for simd in build["cpu"]:
+                flags = [*KERNEL_FLAGS, *SIMD[simd], f"-DCPU_CAPABILITY={simd}", f"-DCPU_CAPABILITY_{simd}"]
+                extra |= {(simd, source): flags for source in KERNELS}
+            extra |= {("", source): [] for source in ext.sources if source.endswith(".cpp")}
+            ext.sources = [source for source in ext.sources if not source.endswith(".cpp")]
+            units = sorted(extra, key=lambda unit: (-cost(*unit), unit))
 
-            def compile_kernels(simd: str) -> list[str]:
-                flags = [*ext.extra_compile_args["cxx"], *KERNEL_FLAGS, *SIMD[simd], f"-DCPU_CAPABILITY={simd}"]
-                objects: list[str] = self.compiler.compile(
-                    [KERNELS],
-                    output_dir=str(Path(self.build_temp, simd)),
+            def compile_unit(unit: tuple[str, str]) -> str:
+                simd, source = unit
+                [made] = self.compiler.compile(
+                    [source],
+                    output_dir=str(Path(self.build_temp, simd or "core", Path(source).stem)),
                     include_dirs=ext.include_dirs,
-                    extra_postargs=[*flags, f"-DCPU_CAPABILITY_{simd}"],
+                    extra_postargs=[*cxx, *extra[unit]],
                 )
-                return objects
+                return str(made)
 
             jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1) if self.use_ninja else 1
             with ThreadPoolExecutor(jobs) as pool:
-                ext.extra_objects = [obj for objs in pool.map(compile_kernels, build["cpu"]) for obj in objs]
+                compiling = [pool.submit(compile_unit, unit) for unit in units]
+                for done, unit in enumerate(as_completed(compiling), 1):
+                    unit.result()
+                    progress(done, len(units))
+                ext.extra_objects = [unit.result() for unit in compiling]
             super().build_extension(ext)
 
         def run(self) -> None:
@@ -220,7 +253,7 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
     linux = sys.platform == "linux"
     defines = [f"-DVAEFAST_HAVE_{simd}" for simd in build["cpu"] if simd != "DEFAULT"]
     defines += ["-DVAEFAST_CUDA"] if build["cuda"] else []
-    sources = sorted({*ROOT.glob("csrc/**/*.cpp")} - {ROOT / KERNELS})
+    sources = sorted({*ROOT.glob("csrc/**/*.cpp")} - {ROOT / kernel for kernel in KERNELS})
     sources += sorted(ROOT.glob("csrc/cuda/*.cu")) if build["cuda"] else []
     extension = (CUDAExtension if build["cuda"] else CppExtension)(
         "vaefast._C",

@@ -16,9 +16,8 @@
 #include "autograd/batched.h"
 #include "autograd/entries.h"
 #include "device.h"
-#include "likelihoods.h"
 #include "operators/operators.h"
-#include "posterior.h"
+#include "operators/registries.h"
 
 namespace vaefast {
 
@@ -31,7 +30,7 @@ namespace {
 
 // A registry's names, and what it is called.
 struct Names {
-  std::vector<std::string> list;
+  const std::vector<std::string>& list;
   const char* what;
 };
 
@@ -40,17 +39,18 @@ const Names& registry();
 
 template <>
 const Names& registry<Reduction>() {
-  static const Names names{{"none", "per_sample", "batchmean", "sum", "mean"}, "reduction"};
+  static const std::vector<std::string> list{"none", "per_sample", "batchmean", "sum", "mean"};
+  static const Names names{list, "reduction"};
   return names;
 }
 template <>
 const Names& registry<LikelihoodIndex>() {
-  static const Names names{names_of(Likelihoods{}), "likelihood"};
+  static const Names names{likelihood_names(), "likelihood"};
   return names;
 }
 template <>
 const Names& registry<ParameterizationIndex>() {
-  static const Names names{names_of(Parameterizations{}), "parameterization"};
+  static const Names names{parameterization_names(), "parameterization"};
   return names;
 }
 

@@ -17,6 +17,28 @@ std::vector<std::string> names_of(TypeList<Ts...>) {
   return {Ts::name...};
 }
 
+namespace detail {
+
+template <class...>
+struct Join;
+template <class... Ts>
+struct Join<TypeList<Ts...>> {
+  using type = TypeList<Ts...>;
+};
+template <class... As, class... Bs, class... Rest>
+struct Join<TypeList<As...>, TypeList<Bs...>, Rest...> : Join<TypeList<As..., Bs...>, Rest...> {};
+
+template <class Lists>
+struct JoinOf;
+template <class... Lists>
+struct JoinOf<TypeList<Lists...>> : Join<Lists...> {};
+
+}  // namespace detail
+
+// The list of a list of lists' types.
+template <class Lists>
+using Joined = typename detail::JoinOf<Lists>::type;
+
 // Stands for the type T as an argument.
 template <class T>
 struct Tag {

@@ -7,7 +7,8 @@
 
 #include "cpu/kernels.h"
 #include "cpu/tile.h"
-#include "likelihoods.h"
+#include "likelihoods/term.h"
+#include "mixture.h"
 #include "weight.h"
 
 namespace vaefast {

@@ -228,6 +228,11 @@ void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
   visit(op.dtype, [&](auto tag) { scatter<T, typename decltype(tag)::type>(op, t, buffer.data); });
 }
 
+// Doubles are for precision: one loop does what floats have several for, and computes what is not asked for into
+// buffers.
+template <class T>
+constexpr bool kFewLoops = std::is_same_v<T, double>;
+
 // f(position) for each vector of the tile.
 template <class T, class F>
 VF_HD void for_vectors(int n, F f) {

@@ -4,42 +4,16 @@
 
 #include <algorithm>
 
-#include "likelihoods.h"
 #include "operators/layout.h"
 #include "operators/operators.h"
 #include "operators/outputs.h"
+#include "operators/registries.h"
 
 namespace vaefast {
 
 namespace {
 
-// What is known of a likelihood from its struct.
-struct Traits {
-  int required, params, options;
-  std::vector<int> channels;  // a mixture's
-  int (*params_of)(int channels);
-
-  bool mixture() const { return !channels.empty(); }
-};
-
-template <class L>
-Traits traits_of() {
-  static_assert(L::params <= kMaxParams && kOptions<L> <= kMaxOptions);
-  Traits t{L::required, L::params, kOptions<L>, {}, nullptr};
-  if constexpr (kMixture<L>) {
-    t.channels = channels_of(typename L::Channels{});
-    t.params_of = L::params_of;
-  }
-  return t;
-}
-
-template <class... Ls>
-const Traits& traits_of(int64_t likelihood, TypeList<Ls...>) {
-  static const Traits traits[] = {traits_of<Ls>()...};
-  return traits[likelihood];
-}
-
-const Traits& traits_of(LikelihoodIndex likelihood) { return traits_of(int64_t(likelihood), Likelihoods{}); }
+const Traits& traits_of(LikelihoodIndex likelihood) { return likelihood_traits().at(size_t(likelihood)); }
 
 // The space of a loss's elements, and how tensors are seen in it: a mixture's lie in planes along a dimension, of which
 // the first stands for all.

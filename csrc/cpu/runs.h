@@ -1,0 +1,20 @@
+// Where kernels.cpp meets the loops: each of these is instantiated in a unit of its own, run_*.cpp, so that they
+// compile side by side, and none again that a change leaves alone. Arithmetic in T.
+#pragma once
+
+#include "problems.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+
+template <class T>
+void run_posterior(const PosteriorProblem&, int64_t begin, int64_t end);
+// The likelihood at `index` of the list Group.
+template <class T, class Group>
+void run_reconstruction(int index, const ReconstructionProblem&, int64_t begin, int64_t end);
+// Gradients that an earlier call left, times upstream.
+template <class T>
+void run_rescale(const ReconstructionProblem&, int64_t begin, int64_t end);
+
+}  // namespace VF_ISA
+}  // namespace vaefast

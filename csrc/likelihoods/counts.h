@@ -1,0 +1,78 @@
+// Likelihoods: Of counts.
+#pragma once
+
+#include "likelihoods/term.h"
+#include "special.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+
+// A count, of a log rate. With `constant` (its option), log(x!) is in.
+struct Poisson {
+  static constexpr const char* name = "poisson";
+  static constexpr int required = 1, params = 1, options = 1;
+
+  // e^l - x l + log(x!) = x h(d) + (log(x!) - x log x + x) with d = l - log x, where large terms cancel on paper
+  template <class V>
+  static VF_HD Term<V, 1> eval(const V (&p)[1], V x, const Options& o) {
+    const V l = p[0], zero = lit<V>(0);
+    const auto none = equal(x, zero);
+    const V count = select(none, lit<V>(1), count_of(x));
+    const auto log = log_difference(l, count);
+    const auto e = exp_terms(select(none, l, log.difference));
+    const V rate = e.root * e.root;
+    const V data = o[0].narrow != 0 ? factorial_excess(count, log.log) : fma_(zero - count, log.log, count);
+    const V nll = fma_(count, e.h, data);
+    return {select(none, rate, nll), {select(none, rate, count * e.em1)}};
+  }
+};
+
+// A count, of its mean and inverse dispersion. Options: `constant` as for Poisson, and `eps`, which is added to the
+// mean.
+struct NegativeBinomial {
+  static constexpr const char* name = "negative_binomial";
+  static constexpr int required = 2, params = 2, options = 2;
+
+  template <class V>
+  static VF_HD Term<V, 2> eval(const V (&p)[2], V x, const Options& o) {
+    const auto t = negative_binomial(p[0], lit<V>(o[1]), p[1], count_of(x), o[0].narrow != 0);
+    return {t.nll, {t.dmu, t.dtheta}};
+  }
+};
+
+// The same, but 0 with probability sigmoid(p[2]) whatever the rest says (scvi-tools' dropout logits).
+struct ZeroInflatedNegativeBinomial {
+  static constexpr const char* name = "zero_inflated_negative_binomial";
+  static constexpr int required = 3, params = 3, options = 2;
+
+  // At 0, with n the negative binomial's nll: softplus(-l) - softplus(-n - l) = min(n, max(-l, 0)) + tails; its
+  // gradient reaches n with weight sigmoid(-n - l). Elsewhere softplus(l) + n.
+  template <class V>
+  static VF_HD Term<V, 3> eval(const V (&p)[3], V x, const Options& o) {
+    const V zero = lit<V>(0), one = lit<V>(1), l = p[2];
+    const auto t = negative_binomial(p[0], lit<V>(o[1]), p[1], count_of(x), o[0].narrow != 0);
+    const auto dropout = softplus_terms(l), kept = softplus_terms(zero - t.nll - l);
+    const V most = select(less(l, zero), zero - l, zero), least = select(less(t.nll, most), t.nll, most);
+    const auto none = equal(x, zero);
+    const V weight = select(none, kept.sigmoid, one);
+    return {select(none, least + dropout.tail - kept.tail, softplus(l, dropout) + t.nll),
+            {t.dmu * weight, t.dtheta * weight, select(none, kept.sigmoid - dropout.complement, dropout.sigmoid)}};
+  }
+};
+
+// How many of so many trials (the third parameter) succeed, where the probability is Beta(alpha, beta).
+struct BetaBinomial {
+  static constexpr const char* name = "beta_binomial";
+  static constexpr int required = 3, params = 3;
+
+  template <class V>
+  static VF_HD Term<V, 3> eval(const V (&p)[3], V x) {
+    const auto t = beta_binomial(p[0], p[1], count_of(x), select(less(p[2], x), lit<V>(kNaN), p[2]));
+    return {t.nll, {t.da, t.db, t.dn}};
+  }
+};
+
+using CountLikelihoods = TypeList<Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial, BetaBinomial>;
+
+}  // namespace VF_ISA
+}  // namespace vaefast

@@ -1,0 +1,35 @@
+// What a likelihood is: a struct whose eval(p, x) gives the nll of x in nats and its gradient in each given parameter;
+// p holds the first `required` to `params` of them, in the order of the entry in vaefast/likelihoods.py. One that has
+// options, `options` numbers in that entry's order, takes them third: eval(p, x, o).
+// Those with Channels are mixtures (mixture.h), whose last option is the dimension along which their planes lie; the
+// one before it, if a target has any, the number of channels.
+#pragma once
+
+#include "problems.h"
+#include "registry.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+
+template <class V, int N>
+struct Term {
+  V nll;
+  V grad[N];
+};
+
+template <class L, class = void>
+constexpr int kOptions = 0;
+template <class L>
+constexpr int kOptions<L, std::void_t<decltype(L::options)>> = L::options;
+
+template <class L, class V, int N>
+VF_HD auto eval_term(const V (&p)[N], V x, const Options& o) {
+  if constexpr (kOptions<L> > 0) {
+    return L::eval(p, x, o);
+  } else {
+    return L::eval(p, x);
+  }
+}
+
+}  // namespace VF_ISA
+}  // namespace vaefast
