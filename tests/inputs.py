@@ -73,6 +73,8 @@ def targets(likelihood: str, recon: Sequence[Tensor], seed: int = 0) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = entry.distribution(*(p.double() for p in recon), **entry.options).sample()
+    if entry.support == "positive":  # where float16 ends, too
+        drawn = drawn.clamp(torch.finfo(first.dtype).tiny, torch.finfo(first.dtype).max)
     return drawn.to(first.dtype)
 
 
