@@ -19,6 +19,7 @@ from inputs import (
     gradients,
     posterior,
     prior_for,
+    sensitivity,
     training,
 )
 from torch import Tensor
@@ -175,8 +176,10 @@ def test_odd_sizes(native: str, size: int, rows: int) -> None:
         actual = vaefast.reconstruction_loss(leaf.recon, leaf.target, likelihood=name, reduction="per_sample")
         exact = vaefast.reference.reconstruction_loss(wide.recon, wide.target, likelihood=name, reduction="per_sample")
         assert_within(actual, exact, 2e-6)
-        for a, e in zip(gradients(actual, leaf.recon), gradients(exact, wide.recon)):
-            assert_within(a, e, 2e-6)
+        slack = sensitivity(name, data.to("cpu"))[1:]
+        for a, e, moved in zip(gradients(actual, leaf.recon), gradients(exact, wide.recon), slack):
+            # of probabilities and data moved out of their domain nothing is known
+            assert_within(a, e, 2e-6, slack=moved.nan_to_num(0.0))
 
 
 @pytest.mark.parametrize("size", SIZES)

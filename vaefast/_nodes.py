@@ -81,7 +81,9 @@ def nll(
         if w is None:
             values, sum_of_values, factor, constant, found = evaluated(x, params, wanted)
             gradients = [g if yes else None for g, yes in zip(found, wanted)]
-            return sum_of_values if total else values, factor, constant, gradients
+            # of a number it is not known that it is of fewer values than there are parameters
+            as_number = total and values.shape == params[0].shape
+            return sum_of_values if as_number else values, factor, constant, gradients
         # what is masked is evaluated at 1, so that whatever it held reaches neither the loss nor a gradient
         weight = tensors[-1]
         on = weight != 0
