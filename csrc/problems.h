@@ -7,9 +7,11 @@
 
 #if defined(__CUDACC__)
 #define VF_HD __host__ __device__ __forceinline__
+#define VF_CALLED VF_HD
 #define VF_ROLLED _Pragma("unroll 1")  // before a loop that is to stay one
 #else
 #define VF_HD inline __attribute__((always_inline))
+#define VF_CALLED __attribute__((noinline))  // a CPU calls it, however often it is used
 #define VF_ROLLED _Pragma("GCC unroll 1")
 #endif
 

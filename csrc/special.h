@@ -160,7 +160,7 @@ struct Deviance {
 };
 
 template <class V>
-VF_HD Deviance<V> deviance(V O, V E, V off) {
+VF_CALLED Deviance<V> deviance(V O, V E, V off) {
   const V zero = lit<V>(0), s = off / (O + E);
   const auto near = less_equal(abs_(s), lit<V>(1.0 / 3)), none = equal(O, zero);
   const V log = select(near, twice_atanh(s), log_(O / E));
@@ -184,7 +184,7 @@ struct RisingTerm {
 };
 
 template <class V>
-VF_HD RisingTerm<V> rising_term(V k, V a) {
+VF_CALLED RisingTerm<V> rising_term(V k, V a) {
   const V zero = lit<V>(0), one = lit<V>(1), half = lit<V>(0.5), A = k + a;
   const auto none = equal(k, zero), small = less(a, one);
   const V up = select(small, a + one, a);

@@ -24,6 +24,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/runs.h"
+#include "cpu/tile.h"
 #include "likelihoods.h"
 
 namespace vaefast {
@@ -50,9 +51,24 @@ void reconstruction_of(int index, const ReconstructionProblem& p, int64_t begin,
   run_reconstruction<T, Group>(index, p, begin, end);
 }
 
+// Gradients that an earlier call left, times upstream.
+template <class T>
+double rescale_tile(const ReconstructionProblem& p, const Tile& t) {
+  Buffer<T> upstream_buffer, grad_buffer, out_buffer;
+  const T* upstream = read(p.upstream, t, upstream_buffer);
+  for (int k = 0; k < p.nparams; ++k) {
+    const T* grad = read(p.out_grad[k], t, grad_buffer);
+    T* out = writable(p.out_grad[k], t, out_buffer);
+    for_vectors<T>(t.n, [&](int i) { put(out, i, at(grad, i) * at(upstream, i)); });
+    write_back(p.out_grad[k], t, out_buffer);
+  }
+  return 0;
+}
+
 template <class T>
 void reconstruction_typed(const ReconstructionProblem& p, int64_t begin, int64_t end) {
-  p.kept ? run_rescale<T>(p, begin, end) : reconstruction_of<T>(p.likelihood, p, begin, end, LikelihoodGroups{});
+  if (!p.kept) return reconstruction_of<T>(p.likelihood, p, begin, end, LikelihoodGroups{});
+  for_units(p.space, nullptr, kUnit, kTile, begin, end, [&](const Tile& t) { return rescale_tile<T>(p, t); });
 }
 
 void reconstruction(const ReconstructionProblem& p, int64_t begin, int64_t end) {

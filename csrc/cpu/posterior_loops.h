@@ -10,8 +10,8 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
-// Against what the KL is taken: N(0, I), a Gaussian whose two numbers are constants, or one of tensors.
-enum class Against { kStandard, kConstant, kTensors };
+// Against what the KL is taken: a Gaussian whose two numbers are constants, N(0, I) if no other, or one of tensors.
+enum class Against { kConstant, kTensors };
 
 template <class T, Against A>
 class PriorTile {
@@ -27,12 +27,17 @@ class PriorTile {
   }
 
   VF_HD KL<V> kl(V mu, const Scale<V>& q, int i) const {
-    if constexpr (A == Against::kTensors) return kl_of(mu, q, prior_of(at(mu_, i), at(logvar_, i)));
-    if constexpr (A == Against::kConstant) return kl_of(mu, q, fixed_);
-    return kl_of(mu, q);
+    if constexpr (A == Against::kTensors) return of(mu, q, prior_of(at(mu_, i), at(logvar_, i)));
+    return of(mu, q, fixed_);
   }
 
  private:
+  static VF_CALLED KL<V> called(V mu, const Scale<V>& q, const Prior<V>& prior) { return kl_of(mu, q, prior); }
+  static VF_HD KL<V> of(V mu, const Scale<V>& q, const Prior<V>& prior) {
+    if constexpr (kFewLoops<T>) return called(mu, q, prior);
+    return kl_of(mu, q, prior);
+  }
+
   Prior<V> fixed_;
   Buffer<T> mu_buffer_, logvar_buffer_;
   const T *mu_ = nullptr, *logvar_ = nullptr;
@@ -51,6 +56,11 @@ template <class P>
 struct Bounded {
   template <class V>
   static VF_HD Scale<V> scale(const Activation& a, V raw) {
+    if constexpr (kFewLoops<typename Lane<V>::type>) return called(a, raw);
+    return scale_of<P>(a, raw);
+  }
+  template <class V>
+  static VF_CALLED Scale<V> called(const Activation& a, V raw) {
     return scale_of<P>(a, raw);
   }
 };
@@ -152,16 +162,13 @@ void posterior_units(const PosteriorProblem& p, int64_t begin, int64_t end) {
 
 template <class T, bool SAMPLE>
 void posterior_kl(const PosteriorProblem& p, int64_t begin, int64_t end) {
-  if constexpr (!kFewLoops<T>) {
-    if (!p.prior) return posterior_units<T, SAMPLE, true, Against::kStandard>(p, begin, end);
-  }
-  if (p.prior_mu.data || p.prior_logvar.data) return posterior_units<T, SAMPLE, true, Against::kTensors>(p, begin, end);
-  posterior_units<T, SAMPLE, true, Against::kConstant>(p, begin, end);
+  p.prior_mu.data || p.prior_logvar.data ? posterior_units<T, SAMPLE, true, Against::kTensors>(p, begin, end)
+                                         : posterior_units<T, SAMPLE, true, Against::kConstant>(p, begin, end);
 }
 
 template <class T>
 void run_posterior(const PosteriorProblem& p, int64_t begin, int64_t end) {
-  if (!p.kl) return posterior_units<T, true, false, Against::kStandard>(p, begin, end);
+  if (!p.kl) return posterior_units<T, true, false, Against::kConstant>(p, begin, end);
   p.sample ? posterior_kl<T, true>(p, begin, end) : posterior_kl<T, false>(p, begin, end);
 }
 

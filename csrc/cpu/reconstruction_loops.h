@@ -11,6 +11,12 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
+// Compiled once, for the loops that call it: all but the one that training takes.
+template <class L, class V, int N>
+__attribute__((noinline)) auto eval_apart(const V (&p)[N], V x, const Options& o) {
+  return eval_term<L>(p, x, o);
+}
+
 template <class T, class L, int N, bool NLL, bool GRAD>
 double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
   using V = Wide<T>;
@@ -31,7 +37,13 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
   for_vectors<T>(t.n, [&](int i) {
     V x[N];
     for (int k = 0; k < N; ++k) x[k] = at(param[k], i);
-    auto term = eval_term<L>(x, at(target, i), p.options);
+    auto term = [&] {
+      if constexpr (kFewLoops<T> || (kLarge<L> && !(NLL && GRAD))) {
+        return eval_apart<L>(x, at(target, i), p.options);
+      } else {
+        return eval_term<L>(x, at(target, i), p.options);
+      }
+    }();
     V scale = upstream ? factor * at(upstream, i) : factor;
     if (weight) {
       const V w = at(weight, i);

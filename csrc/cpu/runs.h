@@ -12,9 +12,6 @@ void run_posterior(const PosteriorProblem&, int64_t begin, int64_t end);
 // The likelihood at `index` of the list Group.
 template <class T, class Group>
 void run_reconstruction(int index, const ReconstructionProblem&, int64_t begin, int64_t end);
-// Gradients that an earlier call left, times upstream.
-template <class T>
-void run_rescale(const ReconstructionProblem&, int64_t begin, int64_t end);
 
 }  // namespace VF_ISA
 }  // namespace vaefast

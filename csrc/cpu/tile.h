@@ -155,39 +155,6 @@ VF_HD void for_runs(const Tile& t, const int64_t* stride, F f) {
   }
 }
 
-template <class T, class S>
-VF_HD void gather(const Operand& op, const Tile& t, T* to) {
-  const S* from = static_cast<const S*>(op.data);
-  if (op.linear) {
-    for (int i = 0; i < t.n; ++i) to[i] = T(load(from[t.start + i]));
-    return;
-  }
-  const int64_t inner = op.stride[t.space.ndim - 1];
-  for_runs(t, op.stride, [&](int at, int count, int64_t offset) {
-    if (inner == 1) {
-      for (int i = 0; i < count; ++i) to[at + i] = T(load(from[offset + i]));
-    } else if (inner == 0) {
-      const T x = T(load(from[offset]));
-      for (int i = 0; i < count; ++i) to[at + i] = x;
-    } else {
-      for (int i = 0; i < count; ++i) to[at + i] = T(load(from[offset + i * inner]));
-    }
-  });
-}
-
-template <class T, class S>
-VF_HD void scatter(const Operand& op, const Tile& t, const T* from) {
-  S* to = static_cast<S*>(op.data);
-  const int64_t inner = op.stride[t.space.ndim - 1];
-  if (op.linear) {
-    for (int i = 0; i < t.n; ++i) to[t.start + i] = Store<S>::from(from[i]);
-    return;
-  }
-  for_runs(t, op.stride, [&](int at, int count, int64_t offset) {
-    for (int i = 0; i < count; ++i) to[offset + i * inner] = Store<S>::from(from[at + i]);
-  });
-}
-
 // Where the tile of an operand can be used in place, or null.
 template <class T>
 VF_HD T* in_place(const Operand& op, const Tile& t) {
@@ -201,32 +168,14 @@ VF_HD T* in_place(const Operand& op, const Tile& t) {
   return found;
 }
 
+// The tile of an operand, in its own memory or brought into the buffer; run_copies.cpp.
 template <class T>
-const T* read(const Operand& op, const Tile& t, Buffer<T>& buffer) {
-  if (const T* direct = in_place<T>(op, t)) return direct;
-  T* to = buffer.data;
-  if (op.data == nullptr) {
-    for (int i = 0; i < t.n; ++i) to[i] = lit<T>(op.value);
-  } else {
-    visit(op.dtype, [&](auto tag) { gather<T, typename decltype(tag)::type>(op, t, to); });
-  }
-  // a subnormal number left there would cost some hundred cycles an operation
-  for (int i = t.n; i % kLanes<T> != 0; ++i) to[i] = to[t.n - 1];
-  return to;
-}
-
+const T* read(const Operand& op, const Tile& t, Buffer<T>& buffer);
 // Where to put an output's tile: its own memory, or the buffer that write_back() takes it from.
 template <class T>
-T* writable(const Operand& op, const Tile& t, Buffer<T>& buffer) {
-  T* direct = in_place<T>(op, t);
-  return direct ? direct : buffer.data;
-}
-
+T* writable(const Operand& op, const Tile& t, Buffer<T>& buffer);
 template <class T>
-void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
-  if (op.data == nullptr || in_place<T>(op, t)) return;
-  visit(op.dtype, [&](auto tag) { scatter<T, typename decltype(tag)::type>(op, t, buffer.data); });
-}
+void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer);
 
 // Doubles are for precision: one loop does what floats have several for, and computes what is not asked for into
 // buffers.

@@ -12,6 +12,7 @@ inline namespace VF_ISA {
 // the number of bins, the lowest and the highest x, and the least log scale.
 struct DiscretizedLogistic {
   static constexpr const char* name = "discretized_logistic";
+  static constexpr bool large = true;
   static constexpr int required = 2, params = 2, options = 4;
 
   template <class V>
@@ -22,6 +23,17 @@ struct DiscretizedLogistic {
   // c = x - mean. sigmoid(b) - sigmoid(a) = (1 - e^(a - b)) / ((1 + e^a) (1 + e^-b))
   template <class V>
   static VF_HD Term<V, 2> of(V c, V log_scale, V x, const Options& o) {
+    if constexpr (kDouble<V>) return called(c, log_scale, x, o);
+    return inlined(c, log_scale, x, o);
+  }
+
+  template <class V>
+  static VF_CALLED Term<V, 2> called(V c, V log_scale, V x, const Options& o) {
+    return inlined(c, log_scale, x, o);
+  }
+
+  template <class V>
+  static VF_HD Term<V, 2> inlined(V c, V log_scale, V x, const Options& o) {
     const V zero = lit<V>(0), one = lit<V>(1), least = lit<V>(o[3]), lo = lit<V>(o[1]), hi = lit<V>(o[2]);
     const V half = (hi - lo) * lit<V>(0.5) / (lit<V>(o[0]) - one);  // of a bin's width
     const auto floored = less_equal(log_scale, least);

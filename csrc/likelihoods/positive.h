@@ -25,6 +25,7 @@ struct LogNormal {
 // A number x > 0, of its log mean and its concentration (the shape).
 struct Gamma {
   static constexpr const char* name = "gamma";
+  static constexpr bool large = true;
   static constexpr int required = 2, params = 2;
 
   // With r = log x - l and a the concentration, nll = a h(r) + log x + (log Gamma(a) - a log a + a). Far below the mean

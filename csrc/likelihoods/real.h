@@ -55,6 +55,7 @@ struct Laplace {
 
 struct StudentT {
   static constexpr const char* name = "student_t";
+  static constexpr bool large = true;
   static constexpr int required = 3, params = 3;  // df = p[2]
 
   // With a = df / 2 and b = a + 1/2, log Gamma(a) - log Gamma(b) + log(a) / 2 = 1/2 - a log(b / a) + S(a) - S(b). Of
