@@ -13,6 +13,7 @@
 
 namespace vaefast {
 inline namespace VF_ISA {
+namespace {
 
 // Plane k of a tile begins at data + k * step.
 template <class T>
@@ -243,5 +244,6 @@ void mixture_units(const ReconstructionProblem& p, int64_t begin, int64_t end) {
   });
 }
 
+}  // namespace
 }  // namespace VF_ISA
 }  // namespace vaefast

@@ -6,6 +6,7 @@
 
 namespace vaefast {
 inline namespace VF_ISA {
+namespace {
 
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 // Philox words in the low halves of 64-bit lanes, a counter a lane: the one multiplication that vectors have reads low
@@ -141,5 +142,6 @@ const T* read_noise(const Philox& philox, const Tile& t, Buffer<T>& buffer) {
   return buffer.data;
 }
 
+}  // namespace
 }  // namespace VF_ISA
 }  // namespace vaefast

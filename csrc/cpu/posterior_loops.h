@@ -9,9 +9,11 @@
 
 namespace vaefast {
 inline namespace VF_ISA {
+// a unit's own: what it calls once is inlined, the body of a loop among it
+namespace {
 
-// Against what the KL is taken: a Gaussian whose two numbers are constants, N(0, I) if no other, or one of tensors.
-enum class Against { kConstant, kTensors };
+// Against what the KL is taken: N(0, I), a Gaussian whose two numbers are constants, or one of tensors.
+enum class Against { kStandard, kConstant, kTensors };
 
 template <class T, Against A>
 class PriorTile {
@@ -28,7 +30,8 @@ class PriorTile {
 
   VF_HD KL<V> kl(V mu, const Scale<V>& q, int i) const {
     if constexpr (A == Against::kTensors) return of(mu, q, prior_of(at(mu_, i), at(logvar_, i)));
-    return of(mu, q, fixed_);
+    if constexpr (A == Against::kConstant) return of(mu, q, fixed_);
+    return kl_of(mu, q);
   }
 
  private:
@@ -154,7 +157,9 @@ void posterior_units(const PosteriorProblem& p, int64_t begin, int64_t end) {
   visit(p.activation.kind, Parameterizations{}, [&](auto kind) {
     using P = typename decltype(kind)::type;
     if (kFewLoops<T> || p.activation.clamped || p.activation.floored) {
-      return posterior_scaled<T, Bounded<P>, SAMPLE, KLD, A>(p, begin, end);
+      // N(0, I) is a Gaussian of two constants, too
+      constexpr auto any = A == Against::kStandard ? Against::kConstant : A;
+      return posterior_scaled<T, Bounded<P>, SAMPLE, KLD, any>(p, begin, end);
     }
     if constexpr (!kFewLoops<T>) posterior_scaled<T, Plain<P>, SAMPLE, KLD, A>(p, begin, end);
   });
@@ -162,13 +167,16 @@ void posterior_units(const PosteriorProblem& p, int64_t begin, int64_t end) {
 
 template <class T, bool SAMPLE>
 void posterior_kl(const PosteriorProblem& p, int64_t begin, int64_t end) {
+  if (!p.prior) return posterior_units<T, SAMPLE, true, Against::kStandard>(p, begin, end);
   p.prior_mu.data || p.prior_logvar.data ? posterior_units<T, SAMPLE, true, Against::kTensors>(p, begin, end)
                                          : posterior_units<T, SAMPLE, true, Against::kConstant>(p, begin, end);
 }
 
+}  // namespace
+
 template <class T>
 void run_posterior(const PosteriorProblem& p, int64_t begin, int64_t end) {
-  if (!p.kl) return posterior_units<T, true, false, Against::kConstant>(p, begin, end);
+  if (!p.kl) return posterior_units<T, true, false, Against::kStandard>(p, begin, end);
   p.sample ? posterior_kl<T, true>(p, begin, end) : posterior_kl<T, false>(p, begin, end);
 }
 

@@ -10,11 +10,22 @@
 
 namespace vaefast {
 inline namespace VF_ISA {
+// a unit's own: what it calls once is inlined, the body of a loop among it
+namespace {
 
 // Compiled once, for the loops that call it: all but the one that training takes.
 template <class L, class V, int N>
 __attribute__((noinline)) auto eval_apart(const V (&p)[N], V x, const Options& o) {
   return eval_term<L>(p, x, o);
+}
+
+template <class L, bool APART, class V, int N>
+VF_HD auto term_of(const V (&p)[N], V x, const Options& o) {
+  if constexpr (APART) {
+    return eval_apart<L>(p, x, o);
+  } else {
+    return eval_term<L>(p, x, o);
+  }
 }
 
 template <class T, class L, int N, bool NLL, bool GRAD>
@@ -37,13 +48,7 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
   for_vectors<T>(t.n, [&](int i) {
     V x[N];
     for (int k = 0; k < N; ++k) x[k] = at(param[k], i);
-    auto term = [&] {
-      if constexpr (kFewLoops<T> || (kLarge<L> && !(NLL && GRAD))) {
-        return eval_apart<L>(x, at(target, i), p.options);
-      } else {
-        return eval_term<L>(x, at(target, i), p.options);
-      }
-    }();
+    auto term = term_of < L, kFewLoops<T> || (kLarge<L> && !(NLL && GRAD)) > (x, at(target, i), p.options);
     V scale = upstream ? factor * at(upstream, i) : factor;
     if (weight) {
       const V w = at(weight, i);
@@ -81,6 +86,8 @@ void reconstruction_params(const ReconstructionProblem& p, int64_t begin, int64_
   if (p.nparams == N) return reconstruction_units<T, L, N>(p, begin, end);
   if constexpr (N > L::required) reconstruction_params<T, L, N - 1>(p, begin, end);
 }
+
+}  // namespace
 
 template <class T, class Group>
 void run_reconstruction(int index, const ReconstructionProblem& p, int64_t begin, int64_t end) {
