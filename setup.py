@@ -231,7 +231,8 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
         def build_extension(self, ext: Any) -> None:
             """Side by side, what takes longest first. torch's ninja file has one set of flags, so that each instruction
             set is compiled apart; nvcc's sources go torch's way."""
-            cxx, extra = ext.extra_compile_args["cxx"], {}
+            cxx = ext.extra_compile_args["cxx"]
+            extra: dict[tuple[str, str], list[str]] = {}
             for simd in build["cpu"]:
                 flags = [*KERNEL_FLAGS, *SIMD[simd], f"-DCPU_CAPABILITY={simd}", f"-DCPU_CAPABILITY_{simd}"]
                 extra |= {(simd, source): flags for source in KERNELS}

@@ -1,5 +1,5 @@
 // The likelihoods, by groups that are compiled apart: a new one is a struct in its group's file and that file's list,
-// and an entry in vaefast/likelihoods.py, in the same order.
+// and an entry in vaefast/likelihoods.py.
 #pragma once
 
 #include "likelihoods/binary.h"

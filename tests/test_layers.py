@@ -121,7 +121,7 @@ CSRC = ROOT / "csrc"
 # the compiled core, from the ground up; a folder's own files may include each other, in no circle
 COMPILED_LAYERS = [
     ("problems.h", "registry.h", "cpu/vec.h", "cpu/vec_exp.h"),
-    ("vmath.h", "special.h", "weight.h", "philox.h", "likelihoods.h", "mixture.h", "posterior.h"),
+    ("vmath.h", "special.h", "weight.h", "philox.h", "likelihoods.h", "likelihoods/", "mixture.h", "posterior.h"),
     ("device.h", "cpu/", "cuda/"),
     ("faces.h", "arguments.h"),
     ("operators/",),

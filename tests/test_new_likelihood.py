@@ -28,9 +28,11 @@ def test_readme_likelihood_takes_two_entries(tmp_path: Path) -> None:
         ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "out", "*.so", "_build_info.py")
     )
     struct, entry = block("cpp", "struct Exponential"), block("python", 'LIKELIHOODS["exponential"]')
-    header, registry = copy / "csrc" / "likelihoods.h", copy / "vaefast" / "likelihoods.py"
+    header, registry = copy / "csrc" / "likelihoods" / "positive.h", copy / "vaefast" / "likelihoods.py"
     text, listed = re.subn(
-        r"(using Likelihoods =\s*TypeList<[^>]*)>;", lambda m: f"{struct}\n{m[1]}, Exponential>;", header.read_text()
+        r"(using PositiveLikelihoods =\s*TypeList<[^>]*)>;",
+        lambda m: f"{struct}\n{m[1]}, Exponential>;",
+        header.read_text(),
     )
     assert listed == 1
     header.write_text(text)

@@ -70,7 +70,9 @@ def shape_of(f: Any) -> str:
     ids=["likelihoods", "parameterizations", "reductions"],
 )
 def test_compiled_and_python_registries_agree(extension: Any, compiled: str, python: Iterable[str]) -> None:
-    assert list(getattr(extension, compiled)()) == list(python)
+    found = getattr(extension, compiled)()
+    # likelihoods are numbered by the extension's list alone
+    assert sorted(found) == sorted(python) if compiled == "likelihoods" else list(found) == list(python)
 
 
 def test_public_list_is_the_registry() -> None:

@@ -130,7 +130,7 @@ def _tell_once(likelihood: str) -> None:
     _warned_of.add(likelihood)
     warnings.warn(
         f"likelihood {likelihood!r} has no kernels, so that PyTorch computes it. A struct of that name in "
-        "csrc/likelihoods.h, and vaefast built again, bring its loss and gradient in one pass, on CPU and CUDA, in "
+        "csrc/likelihoods/, and vaefast built again, bring its loss and gradient in one pass, on CPU and CUDA, in "
         'place of a kernel and a buffer for each operation (README, "A new likelihood").',
         stacklevel=2,
     )

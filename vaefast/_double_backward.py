@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _torch
+from . import _C, _torch
 from ._engine import Moments, Pair, Reconstruction
 from ._gaussian import PARAMETERIZATIONS
 from ._options import REDUCTIONS, Likelihood, Parameterization
@@ -40,7 +40,7 @@ def _gradients(
 
 
 # what the operators below autograd have numbers for, in the extension's order
-_PARAMETERIZATIONS, _LIKELIHOODS = tuple(PARAMETERIZATIONS), tuple(LIKELIHOODS)
+_PARAMETERIZATIONS, _LIKELIHOODS = tuple(PARAMETERIZATIONS), tuple(_C.likelihoods())
 
 
 def _parameterization(number: int, lo: float, hi: float, floor: float) -> Parameterization:

@@ -26,7 +26,7 @@ from ._torch import trained
 MAX_DIMS = 8  # kMaxDims in csrc/problems.h
 
 _C: Any = None
-# what has a struct in csrc/likelihoods.h
+# what has a struct in csrc/likelihoods/
 LIKELIHOODS: frozenset[str] = frozenset()
 # types of devices that there are kernels for, known before anything is traced: Dynamo traces no call of the extension
 DEVICES: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The likelihoods in PyTorch: the Python side of ``csrc/likelihoods.h``.
+"""The likelihoods in PyTorch: the Python side of ``csrc/likelihoods/``.
 
 ``LIKELIHOODS`` is one of the two registries. An entry here is a likelihood: checks, gradients, generation and
 ``torch.compile`` go by it. With a struct there it gets its kernels.
@@ -325,6 +325,24 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda logits: D.Bernoulli(logits=logits, validate_args=False),
         gradients=_bernoulli_gradients,
     ),
+    "bernoulli_probs": LikelihoodEntry(
+        ("probs",),
+        1,
+        "unit",
+        "-x log p - (1 - x) log(1 - p), logarithms >= -100",
+        _bernoulli_probs,
+        lambda probs: D.Bernoulli(probs=probs, validate_args=False),
+        domains=("unit",),
+        gradients=_bernoulli_probs_gradients,
+    ),
+    "continuous_bernoulli": LikelihoodEntry(
+        ("logits",),
+        1,
+        "unit",
+        "log((e^l - 1) / l) - l x",
+        _continuous_bernoulli,
+        ContinuousBernoulli,
+    ),
     "gaussian": LikelihoodEntry(
         ("mean", "logvar"),
         1,
@@ -349,24 +367,6 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         options={"constant": True},
         gradients=_laplace_gradients,
     ),
-    "bernoulli_probs": LikelihoodEntry(
-        ("probs",),
-        1,
-        "unit",
-        "-x log p - (1 - x) log(1 - p), logarithms >= -100",
-        _bernoulli_probs,
-        lambda probs: D.Bernoulli(probs=probs, validate_args=False),
-        domains=("unit",),
-        gradients=_bernoulli_probs_gradients,
-    ),
-    "continuous_bernoulli": LikelihoodEntry(
-        ("logits",),
-        1,
-        "unit",
-        "log((e^l - 1) / l) - l x",
-        _continuous_bernoulli,
-        ContinuousBernoulli,
-    ),
     "student_t": LikelihoodEntry(
         ("loc", "log_scale", "df"),
         3,
@@ -375,6 +375,25 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         _student_t,
         lambda loc, log_scale, df: D.StudentT(df, loc, torch.exp(log_scale), validate_args=False),
         domains=("real", "log", "positive"),
+    ),
+    "log_normal": LikelihoodEntry(
+        ("loc", "log_scale"),
+        2,
+        "positive",
+        "log x + ls + (log 2 pi + (log x - m)^2 e^(-2 ls)) / 2",
+        _log_normal,
+        lambda loc, log_scale: D.LogNormal(loc, torch.exp(log_scale), validate_args=False),
+    ),
+    "gamma": LikelihoodEntry(
+        ("log_mean", "concentration"),
+        2,
+        "positive",
+        "log Gamma(a) + a (l - log a) - (a - 1) log x + a x e^-l",
+        _gamma,
+        lambda log_mean, concentration: D.Gamma(
+            concentration, concentration * torch.exp(-log_mean), validate_args=False
+        ),
+        domains=("log", "positive"),
     ),
     "poisson": LikelihoodEntry(
         ("log_rate",),
@@ -405,6 +424,15 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda mu, theta, pi_logits, constant, eps: ZeroInflated(NegativeBinomial.of_mean(mu + eps, theta), pi_logits),
         domains=("positive", "positive", "real"),
         options={"constant": True, "eps": 1e-8},
+    ),
+    "beta_binomial": LikelihoodEntry(
+        ("alpha", "beta", "total_count"),
+        3,
+        "some of total",
+        "log B(a, b) - log B(x + a, n - x + b) - log C(n, x)",
+        _beta_binomial,
+        lambda alpha, beta, total_count: BetaBinomial(alpha, beta, total_count),
+        domains=("positive", "positive", "total"),
     ),
     "discretized_logistic": LikelihoodEntry(
         ("mean", "log_scale"),
@@ -442,34 +470,6 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0, "channels": 3, "dim": 1},
         check=_check_mixture,
         planes={1: 3, 3: 10},
-    ),
-    "log_normal": LikelihoodEntry(
-        ("loc", "log_scale"),
-        2,
-        "positive",
-        "log x + ls + (log 2 pi + (log x - m)^2 e^(-2 ls)) / 2",
-        _log_normal,
-        lambda loc, log_scale: D.LogNormal(loc, torch.exp(log_scale), validate_args=False),
-    ),
-    "gamma": LikelihoodEntry(
-        ("log_mean", "concentration"),
-        2,
-        "positive",
-        "log Gamma(a) + a (l - log a) - (a - 1) log x + a x e^-l",
-        _gamma,
-        lambda log_mean, concentration: D.Gamma(
-            concentration, concentration * torch.exp(-log_mean), validate_args=False
-        ),
-        domains=("log", "positive"),
-    ),
-    "beta_binomial": LikelihoodEntry(
-        ("alpha", "beta", "total_count"),
-        3,
-        "some of total",
-        "log B(a, b) - log B(x + a, n - x + b) - log C(n, x)",
-        _beta_binomial,
-        lambda alpha, beta, total_count: BetaBinomial(alpha, beta, total_count),
-        domains=("positive", "positive", "total"),
     ),
 }
 

@@ -3,19 +3,18 @@
 // The way of an operation, by the example of elbo_loss(recon, x, mu, logvar) of float32:
 //
 //   1. operators/elbo.cpp puts what it was given into two problems (problems.h), plain data: a ReconstructionProblem
-//   with
-//      recon and x as operands, the gradient of recon and the sum as what is to be written, and a PosteriorProblem.
+//      with recon and x as operands, the gradient of recon and the sum as what is to be written, and a
+//      PosteriorProblem.
 //   2. cpu/launch.cpp cuts each problem into units and hands stretches of them, [begin, end), to threads: here to
 //      reconstruction() and posterior(), the two functions that this file gives out.
 //   3. What is the same for all elements is decided once, outside the loops, by visit() and by templates: the
-//   arithmetic
-//      type (reconstruction_typed), the likelihood (Bernoulli), how many parameters were given (reconstruction_params),
-//      whether a gradient is wanted (reconstruction_units). So there is a loop for each combination.
+//      arithmetic type (reconstruction_typed), the likelihood's group, which is compiled in run_binary.cpp, the
+//      likelihood (Bernoulli), how many parameters were given (reconstruction_params), whether a gradient is wanted
+//      (reconstruction_units). So there is a loop for each combination.
 //   4. for_units() walks through a unit by tiles of 1,024 elements. reconstruction_tile<float, Bernoulli, 1, true,
-//   true>
-//      is such a loop: read() gives recon's and x's tile as contiguous floats, in place or brought into a buffer;
-//      for_vectors() takes a vector of each, eval_term<Bernoulli> of likelihoods.h computes loss and gradient,
-//      sum.add() and put() take them; write_back() stores what could not be written in place.
+//      true> is such a loop: read() gives recon's and x's tile as contiguous floats, in place or brought into a buffer
+//      (run_copies.cpp); for_vectors() takes a vector of each, eval_term<Bernoulli> of likelihoods/ computes loss and
+//      gradient, sum.add() and put() take them; write_back() stores what could not be written in place.
 //   5. Each unit's sum goes to its place in `partial`, and launch.cpp adds those up in a fixed order.
 //
 // A likelihood or a parameterization comes into step 3 by its type list and into step 4 as a functor: no line here
