@@ -225,13 +225,9 @@ void add_fields(std::string& schema, const std::tuple<Field<G, Ts>...>& fields) 
 }
 
 template <class R>
-constexpr const char* kResult = nullptr;
+constexpr const char* kResult = kType<R>;
 template <>
 inline constexpr const char* kResult<void> = "()";
-template <>
-inline constexpr const char* kResult<Tensor> = "Tensor";
-template <>
-inline constexpr const char* kResult<Tensors> = "Tensor[]";
 template <>
 inline constexpr const char* kResult<std::tuple<Tensor, Tensor, Tensor>> = "(Tensor, Tensor, Tensor)";
 

@@ -179,7 +179,7 @@ def test_odd_sizes(native: str, size: int, rows: int) -> None:
         slack = sensitivity(name, data.to("cpu"))[1:]
         for a, e, moved in zip(gradients(actual, leaf.recon), gradients(exact, wide.recon), slack):
             # of probabilities and data moved out of their domain nothing is known
-            assert_within(a, e, 2e-6, slack=moved.nan_to_num(0.0))
+            assert_within(a, e, 2e-6, slack=4 * moved.nan_to_num(0.0))
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -17,6 +17,7 @@ from torch.distributions.kl import _KL_REGISTRY
 from . import _backends
 from ._checks import FLOATING, wrapped
 from ._functorch import tracing
+from ._torch import trained
 from .functional import gaussian_kl, reconstruction_loss, reparameterize
 
 # what a distribution may be given, and the parameterization that it is
@@ -86,7 +87,7 @@ def log_prob(d: Normal, value: object) -> Tensor | None:
     assert isinstance(value, Tensor)
     dtype = _promoted(value, q.loc, q.raw)
     recon, target = q.loc, value
-    if torch.is_grad_enabled() and (recon.requires_grad or target.requires_grad):
+    if trained(recon, target):
         # the density knows the difference alone, which has a gradient for both; and backward does not read them, so
         # that they may change before it
         wide = torch.promote_types(dtype, torch.float32)

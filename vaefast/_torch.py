@@ -54,6 +54,8 @@ def one_kl(
 
 def one_nll(likelihood: Likelihood, reduction: str, x: Tensor, w: Tensor | None, *params: Tensor) -> Tensor:
     shape, dim = loss_shape(params[0], likelihood)
+    if reduction == "none" and len(shape) == 1:
+        reduction = "per_sample"  # which is the same there
     # a mixture's sites are fewer than its parameters', so that what is elementwise does not multiply them
     if (dim and (w is not None or reduction == "none")) or not closed(likelihood, x, w, *params):
         return _plain.nll(likelihood, reduction, x, w, *params)

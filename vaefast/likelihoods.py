@@ -295,6 +295,8 @@ def _categorical_gradients(x: Tensor, logits: Tensor, dim: float) -> Closed:
     index, sites = index.unsqueeze(int(dim)), known.unsqueeze(int(dim))
     nll = log_p.gather(int(dim), index).squeeze(int(dim))
     gradient = log_p.exp_().scatter_add_(int(dim), index, -torch.ones_like(sites))
+    if not x.is_cpu or sites.isnan().any():  # to look first waits for a GPU
+        gradient.mul_(sites)
     return nll.mul_(known), -1.0, 0.0, [(gradient, 1.0)]
 
 
