@@ -176,10 +176,11 @@ def test_odd_sizes(native: str, size: int, rows: int) -> None:
         actual = vaefast.reconstruction_loss(leaf.recon, leaf.target, likelihood=name, reduction="per_sample")
         exact = vaefast.reference.reconstruction_loss(wide.recon, wide.target, likelihood=name, reduction="per_sample")
         assert_within(actual, exact, 2e-6)
-        slack = sensitivity(name, data.to("cpu"))[1:]
-        for a, e, moved in zip(gradients(actual, leaf.recon), gradients(exact, wide.recon), slack):
-            # of probabilities and data moved out of their domain nothing is known
-            assert_within(a, e, 2e-6, slack=4 * moved.nan_to_num(0.0))
+        slack: list[Tensor | float] = [0.0] * count
+        if name == "gamma":  # where a small concentration's 1 / a meets a datum as far above its mean, they cancel
+            slack = [4 * moved for moved in sensitivity(name, data.to("cpu"))[1:]]
+        for a, e, s in zip(gradients(actual, leaf.recon), gradients(exact, wide.recon), slack):
+            assert_within(a, e, 2e-6, slack=s)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _C, _torch
+from . import _torch
 from ._engine import Moments, Pair, Reconstruction
 from ._gaussian import PARAMETERIZATIONS
 from ._options import REDUCTIONS, Likelihood, Parameterization
@@ -39,8 +40,8 @@ def _gradients(
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads)]
 
 
-# what the operators below autograd have numbers for, in the extension's order
-_PARAMETERIZATIONS, _LIKELIHOODS = tuple(PARAMETERIZATIONS), tuple(_C.likelihoods())
+# the operators below autograd have numbers for these, and for the likelihoods, in the extension's order
+_PARAMETERIZATIONS = tuple(PARAMETERIZATIONS)
 
 
 def _parameterization(number: int, lo: float, hi: float, floor: float) -> Parameterization:
@@ -121,6 +122,7 @@ def _packed_backward(
 
 
 def _reconstruction_backward(
+    likelihoods: Sequence[str],
     upstream: Tensor,
     params: Sequence[Tensor],
     target: Tensor,
@@ -134,7 +136,7 @@ def _reconstruction_backward(
         torch.ops.vaefast.reconstruction_backward(
             upstream, params, target, weight, likelihood, options, reduction, mask
         )
-    name = _LIKELIHOODS[likelihood]
+    name = likelihoods[likelihood]
     chosen = Likelihood(name, **dict(zip(LIKELIHOODS[name].options, options)))
 
     def forward(*params: Tensor) -> list[Tensor]:
@@ -144,6 +146,13 @@ def _reconstruction_backward(
 
 
 _LIBRARY: Any = torch.library.Library("vaefast", "IMPL")
-_LIBRARY.impl("_differentiable_posterior_backward", _posterior_backward, "CompositeImplicitAutograd")
-_LIBRARY.impl("_differentiable_packed_backward", _packed_backward, "CompositeImplicitAutograd")
-_LIBRARY.impl("_differentiable_reconstruction_backward", _reconstruction_backward, "CompositeImplicitAutograd")
+
+
+def register(likelihoods: Sequence[str]) -> None:
+    """The extension has its operators call these; likelihoods are its list, in its order."""
+    for name, backward in (
+        ("posterior", _posterior_backward),
+        ("packed", _packed_backward),
+        ("reconstruction", partial(_reconstruction_backward, likelihoods)),
+    ):
+        _LIBRARY.impl(f"_differentiable_{name}_backward", backward, "CompositeImplicitAutograd")
