@@ -48,6 +48,14 @@ class Data:
     def leaves(self) -> Data:
         return Data(tuple(p.detach().clone().requires_grad_() for p in self.recon), self.target)
 
+    def inside(self, likelihood: str) -> Data:
+        """Without counts that meet their total, on whose other side there is no finite difference."""
+        domains = LIKELIHOODS[likelihood].domains
+        if "total" not in domains:
+            return self
+        total = self.recon[domains.index("total")].detach()
+        return Data(self.recon, self.target.minimum(total - 1))
+
 
 def planes_shape(likelihood: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Of a mixture's parameter, where the elementwise loss is to have this shape: three components along dim 1."""

@@ -109,7 +109,7 @@ def test_gradgradcheck_with_other_noise(native: str, noise: str) -> None:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_reconstruction_gradchecks(native: str, likelihood: str, count: int, reduction: str, weighted: bool) -> None:
-    data = training(likelihood, count, (3, 4), WIDE).to(native).leaves()
+    data = training(likelihood, count, (3, 4), WIDE).inside(likelihood).to(native).leaves()
     weight = torch.tensor([0.0, 0.5, 1.0, 2.0], device=native) if weighted else None
 
     def f(*recon: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def test_reconstruction_gradchecks(native: str, likelihood: str, count: int, red
 @pytest.mark.parametrize("shape", [(), (3, 1), (1, 2)], ids=str)
 def test_elbo_gradchecks(native: str, likelihood: str, count: int, reduction: str, shape: tuple[int, ...]) -> None:
     shapes = [(3, 2), *[shape] * (count - 1)]
-    data = training(likelihood, count, (3, 2), WIDE, shapes).to(native).leaves()
+    data = training(likelihood, count, (3, 2), WIDE, shapes).inside(likelihood).to(native).leaves()
     p = posterior((3, 2), "softplus", "broadcast", WIDE, native).leaves()
 
     def f(*t: Tensor) -> Any:

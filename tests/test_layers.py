@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vaefast"
 
 # from the ground up; a module imports of those below its own layer, and of none beside it
 LAYERS: list[tuple[str, ...]] = [
-    ("_build", "_checks", "_distributions", "_functorch", "_supports"),
+    ("_build", "_checks", "_distributions", "_functorch", "_limits", "_supports"),
     ("_generators",),
     ("_gaussian", "_philox"),
     ("_closed",),

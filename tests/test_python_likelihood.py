@@ -54,7 +54,7 @@ def test_every_function_takes_it_and_one_warning_is_given(extension: object) -> 
         loss = vaefast.elbo_loss(r, x, mu, logvar, likelihood="exponential")
         module = vaefast.ELBOLoss("exponential")(r, x, mu, logvar)
     (message,) = [str(w.message) for w in told]
-    assert re.search(r"'exponential' has no kernels.*csrc/likelihoods\.h.*built again", message)
+    assert re.search(r"'exponential' has no kernels.*csrc/likelihoods/.*built again", message)
     kl = vaefast.gaussian_kl(mu, logvar)
     assert "PosteriorNode" in kl.grad_fn.name(), "the KL stays the kernels'"
     torch.testing.assert_close(nll, exact(r, x))

@@ -26,37 +26,18 @@ from ._distributions import (
     ZeroInflated,
 )
 from ._gaussian import constant, softplus
+from ._limits import beside, in_unit, inverse, weighed
 from ._supports import DOMAINS, SUPPORTS, Closed, Domain, LikelihoodEntry
 
 __all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "SUPPORTS", "Domain", "LikelihoodEntry"]
-
-
-def _weighed(a: Tensor, b: Tensor) -> Tensor:
-    """a b where b, a weight that may be 0, leaves nothing of an infinite a."""
-    return torch.where((b == 0) & a.isinf(), 0.0, a * b)
-
-
-def _inverse(log_scale: Tensor, off: Tensor) -> Tensor:
-    """1 / scale, or 1 where the data meet the mean: of however small a scale nothing is left there."""
-    return torch.exp(-torch.where(off == 0, 0.0, log_scale))
-
-
-def _beside(scaled: Tensor, log_scale: Tensor) -> Tensor:
-    """What is scaled outgrows the logarithm."""
-    return torch.where(scaled == math.inf, scaled, scaled + log_scale)
 
 
 def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     # softplus(l) - l x from the side where nothing cancels; no |l|, whose gradient is lost at 0
     positive = logits > 0
     up, down = torch.where(positive, logits, 0.0), torch.where(positive, 0.0, logits)
-    above, below = _weighed(up, 1 - x) + F.softplus(-up), F.softplus(down) - _weighed(down, x)
+    above, below = weighed(up, 1 - x) + F.softplus(-up), F.softplus(down) - weighed(down, x)
     return torch.where(positive, above, below)
-
-
-def _in_unit(x: Tensor) -> Tensor:
-    """NaN where it is outside [0, 1]."""
-    return torch.where((x < 0) | (x > 1), math.nan, x)
 
 
 # as many as that are computed in no more time than an operation takes to begin
@@ -77,7 +58,7 @@ def _bernoulli_gradients(x: Tensor, logits: Tensor) -> Closed:
 def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
     """F.binary_cross_entropy: logarithms >= -100; where p (1 - p) < 1e-12, that divides instead. What it refuses, a
     datum or a probability outside [0, 1], is NaN."""
-    x = _in_unit(x)
+    x = in_unit(x)
     inside = probs * (1 - probs) > 1e-12
     p, end = torch.where(inside, probs, 0.5), probs.detach()
     logs = (torch.log(end).clamp(min=-100), torch.log1p(-end).clamp(min=-100))
@@ -86,7 +67,7 @@ def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
 
 
 def _bernoulli_probs_gradients(x: Tensor, probs: Tensor) -> Closed:
-    x, other = _in_unit(x), torch.sub(constant(1.0, probs), probs)
+    x, other = in_unit(x), torch.sub(constant(1.0, probs), probs)
     logs = torch.log(probs).clamp_(min=-100), probs.neg().log1p_().clamp_(min=-100)
     gradient = (probs - x).div_(other.mul_(probs).clamp_(min=1e-12))
     return torch.lerp(logs[1], logs[0], x), -1.0, 0.0, [(gradient, 1.0)]
@@ -96,7 +77,7 @@ def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant
     if logvar is None:
         return 0.5 * (constant * math.log(2 * math.pi) + (x - mean) ** 2)
     d = x - mean
-    return 0.5 * (constant * math.log(2 * math.pi) + _beside(d**2 * _inverse(logvar, d), logvar))
+    return 0.5 * (constant * math.log(2 * math.pi) + beside(d**2 * inverse(logvar, d), logvar))
 
 
 def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Closed:
@@ -112,7 +93,7 @@ def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constan
     if log_scale is None:
         return constant * math.log(2) + (x - loc).abs()
     d = x - loc
-    return constant * math.log(2) + _beside(d.abs() * _inverse(log_scale, d), log_scale)
+    return constant * math.log(2) + beside(d.abs() * inverse(log_scale, d), log_scale)
 
 
 def _laplace_gradients(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Closed:
@@ -143,10 +124,10 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
     series = near / 2 + near**2 / 24 - near**4 / 2880
     # from the end that l leads to; at infinity all mass is there
-    a, positive, x = far.abs(), far > 0, _in_unit(x)
+    a, positive, x = far.abs(), far > 0, in_unit(x)
     size = torch.where(torch.isinf(far), 1.0, a)
-    beside = _beside(_weighed(far, torch.where(positive, 1 - x, -x)), torch.log(-torch.expm1(-size)) - torch.log(a))
-    return torch.where(small, series - near * x, beside)
+    large = beside(weighed(far, torch.where(positive, 1 - x, -x)), torch.log(-torch.expm1(-size)) - torch.log(a))
+    return torch.where(small, series - near * x, large)
 
 
 # from here on a difference of log-gammas is its first terms of 1 / n
@@ -162,7 +143,7 @@ def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
     # (df + 1) / 2 log(1 + s) with s = d^2 / (df scale^2): beyond 1 by the logarithm of s, for the scale may vanish
     apart = torch.log(torch.where(d == 0, 1.0, d.abs())) - 0.5 * torch.log(df)
     far = (d != 0) & (log_scale < apart)
-    scaled = torch.where(far, 0.0, d) * _inverse(log_scale, torch.where(far, 0.0, d))
+    scaled = torch.where(far, 0.0, d) * inverse(log_scale, torch.where(far, 0.0, d))
     apart, log = torch.where(far, apart, 0.0), torch.where(far, log_scale, 0.0)
     beyond = (df + 1) * (apart + 0.5 * torch.log1p(torch.exp(2 * (log - apart)))) - df * log
     return norm + torch.where(far, beyond, log_scale + (df + 1) / 2 * torch.log1p(scaled**2 / df))
@@ -177,8 +158,8 @@ def _count(x: Tensor) -> Tensor:
 def _log_normal(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
     log = torch.log(x)
     d = log - loc
-    half_square = 0.5 * (d * _inverse(log_scale, d)) ** 2
-    return 0.5 * math.log(2 * math.pi) + _beside(half_square, log_scale + log)
+    half_square = 0.5 * (d * inverse(log_scale, d)) ** 2
+    return 0.5 * math.log(2 * math.pi) + beside(half_square, log_scale + log)
 
 
 @_in_float64
@@ -211,7 +192,7 @@ def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
     x = _count(x)
     rate = torch.exp(log_rate)
     # beside an infinite rate nothing counts
-    return rate - _weighed(torch.where(rate == math.inf, 0.0, log_rate), x) + _log_factorial(x, constant)
+    return rate - weighed(torch.where(rate == math.inf, 0.0, log_rate), x) + _log_factorial(x, constant)
 
 
 @_in_float64
