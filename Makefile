@@ -5,8 +5,6 @@ VENV   ?= .venv
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ARGS   ?=
-# what is installed with the package
-EXTRAS ?= test,demo,bench,lint
 # processes of make ddp
 RANKS  ?= 2
 # for the CUDA kernels, on a machine that has nvcc of the same major version, with or without a GPU
@@ -41,17 +39,25 @@ $(VENV)/.torch: FORCE | $(BIN)/python
 FORCE:
 
 # editable: Python edits count at once, and only a change of the compiled core or of the build comes here. The compiled
-# core lies beside the sources, so that of another environment is replaced
+# core lies beside the sources, so that of another environment is replaced. pip hides what a build prints: the compilers
+# run before it, under a bar, and it finds their work done
 $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
-	$(BIN)/pip install 'setuptools>=77' ninja numpy
-	$(BIN)/pip install --no-build-isolation -e '.[$(EXTRAS)]'
+	@$(BIN)/pip install -q 'setuptools>=77' ninja numpy
+	@echo 'compiling, a minute or three; the compilers write to build/log' && mkdir -p build
+	@$(BIN)/python setup.py -q build_ext --inplace > build/log || { cat build/log; exit 1; }
+	@$(BIN)/pip install -q --no-build-isolation -e .
 	@$(BIN)/python -c 'import vaefast; print(vaefast.show_config())'
 	@rm -f .venv*/.built
 	@touch $@
 
+# an extra of pyproject.toml, for what needs it
+$(VENV)/.with-%: pyproject.toml | $(VENV)/.built
+	@echo 'installing the packages of vaefast[$*]' && $(BIN)/pip install -q 'vaefast[$*]'
+	@touch $@
+
 build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV)
 
-demo: $(VENV)/.built  ## train a small VAE on digits and draw from it (out/demo)
+demo: $(VENV)/.with-demo  ## train a small VAE on digits and draw from it (out/demo)
 	$(BIN)/python examples/digits_vae.py --out out/demo $(ARGS)
 
 examples: demo  ## the demo, and hierarchical, count and lossless VAEs (out/); two minutes
@@ -60,13 +66,13 @@ examples: demo  ## the demo, and hierarchical, count and lossless VAEs (out/); t
 	$(BIN)/python examples/discretized_vae.py $(ARGS)
 	$(BIN)/python examples/ppca_identity.py
 
-ddp: $(VENV)/.built  ## a VAE on two processes (out/ddp); make ddp RANKS=4 ARGS='--strategy fsdp'
+ddp: $(VENV)/.with-demo  ## a VAE on two processes (out/ddp); make ddp RANKS=4 ARGS='--strategy fsdp'
 	$(BIN)/torchrun --standalone --nproc-per-node $(RANKS) examples/ddp_vae.py $(ARGS)
 
-test: $(VENV)/.built  ## the tests; make test ARGS='-k kl' runs some
+test: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench  ## the tests; make test ARGS='-k kl' runs some
 	$(BIN)/pytest -m 'not install and not cuda_build' $(ARGS)
 
-test-install: $(VENV)/.built  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
+test-install: $(VENV)/.with-test  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
 	$(BIN)/pytest -m install $(ARGS)
 
 test-torches:  ## what a torch could break: torch.compile, training loops, autograd; on 2.11 and 2.15; minutes each
@@ -74,7 +80,7 @@ test-torches:  ## what a torch could break: torch.compile, training loops, autog
 		|| exit 1; done
 
 test-pypi:  ## with scvi-tools, diffusers, Pyro, Lightning and accelerate themselves, in $(PYPI_VENV); minutes
-	$(MAKE) build VENV=$(PYPI_VENV) EXTRAS=test,pypi
+	$(MAKE) $(PYPI_VENV)/.with-test $(PYPI_VENV)/.with-pypi VENV=$(PYPI_VENV)
 	$(PYPI_VENV)/bin/pytest -m pypi $(ARGS)
 
 programs: test-pypi  ## Pyro's, diffusers', scvi-tools' and pytorch/examples' VAEs, unchanged, with and without vaefast
@@ -90,10 +96,10 @@ cuda-baseline:  ## rewrite what test-cuda-build and the predicted speeds go by
 	$(MAKE) $(CUDA_VENV)/.torch VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
 	PYTHONPATH=tests $(CUDA_VENV)/bin/python -m cuda_build --write
 
-bench: $(VENV)/.built  ## the benchmarks
+bench: $(VENV)/.with-bench  ## the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
-breakdown: $(VENV)/.built  ## where a small VAE's training step goes: networks, loss, Adam
+breakdown: $(VENV)/.with-bench  ## where a small VAE's training step goes: networks, loss, Adam
 	$(BIN)/python -m benchmarks.breakdown $(ARGS)
 
 # nothing is downloaded; of the Pythons that are there, the one that is named, or the environment's
@@ -103,20 +109,20 @@ gpu:  ## where there is an NVIDIA GPU: test, sanitize, measure; 400 s; builds on
 gpu-prebuild:  ## on a machine without a GPU, the extension for one: CPython 3.12, torch 2.11.0+cu130, sm_90
 	tools/gpu/prebuild.sh
 
-results: $(VENV)/.built  ## from benchmarks/results/ to the READMEs' tables and plots
+results: $(VENV)/.with-bench  ## from benchmarks/results/ to the READMEs' tables and plots
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
-lint: $(VENV)/.built  ## ruff, mypy, clang-format: look only
+lint: $(VENV)/.with-lint $(VENV)/.with-test  ## ruff, mypy, clang-format: look only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_ALL)
 
-format: $(VENV)/.built  ## ruff and clang-format: rewrite
+format: $(VENV)/.with-lint  ## ruff and clang-format: rewrite
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_ALL)
 
 clean:  ## remove what was built; $(VENV) stays, but for its stamp
-	rm -rf build dist out *.egg-info vaefast/_build_info.py vaefast/_C.*.so $(VENV)/.built
+	rm -rf build dist out *.egg-info vaefast/_build_info.py vaefast/_C.*.so $(VENV)/.built $(VENV)/.with-*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

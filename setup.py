@@ -59,6 +59,7 @@ CXX_FLAGS = [
     "-fno-trapping-math",
     "-fvisibility=hidden",
     "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",  # gcc 12's of torch's own lists
 ]
 
 
@@ -191,8 +192,8 @@ def cost(simd: str, source: str) -> int:
 
 
 def progress(done: int, units: int) -> None:
-    width = 40 * done // units
-    print(f"vaefast: [{'#' * width:<40}] {done} of {units} compiled", flush=True)
+    bar = f"vaefast: [{'#' * (40 * done // units):<40}] {done} of {units} compiled"
+    print(bar, end="\r" if done < units and sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
 
 
 def commands(build: dict[str, Any]) -> dict[str, Any]:

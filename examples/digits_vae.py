@@ -200,6 +200,12 @@ def synchronize(device: torch.device) -> None:
 
 # Pictures.
 
+PICTURES = {
+    "reconstructions.png": "digits that training never saw, above what the decoder makes of their codes: softer",
+    "samples.png": "digits that nobody wrote, from noise alone: most can be read",
+    "latent.png": "two latent units: each class has its own place, and on the way to another a digit turns into that",
+    "curves.png": "reconstruction falls as the code grows dearer; held-out digits stay close to those of training",
+}
 COLOURS = {"held-out": "#d1495b", "train": "#30638e"}
 
 
@@ -277,17 +283,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def report(metrics: dict[str, Any]) -> None:
     names = {"held-out": "held_out", "train": "train", "untrained": "untrained", "2 latent units": "two_latent_units"}
+    print("\nThe ELBO bounds log p(x) of a scan from below: minus what its code loses, minus what its code costs.")
     common.print_bounds({label: metrics[name] for label, name in names.items()})
     print(f"active units: {metrics['active_units']} of {metrics['latent']}")
     print(f"training: {metrics['training_seconds']:.1f} s for both runs")
     times = metrics["loss_ms"]
-    print(f"\nsampling and loss, forward and backward, {metrics['loss_shape']}, median of {metrics['rounds']}:")
+    print(
+        "\nWhat vaefast computes, without the networks around it: the same sample, loss and gradients, by three ways."
+    )
+    print(f"sampling and loss, forward and backward, {metrics['loss_shape']}, median of {metrics['rounds']}:")
     for name, label in (
         ("vaefast", f"vaefast ({metrics['backend']})"),
         ("eager", "eager PyTorch"),
         ("reference", "vaefast's reference"),
     ):
         print(f"  {label:22}{times[name]:8.3f} ms   eager / this = {times['eager'] / times[name]:.2f}")
+    print()
+    for picture, sentence in PICTURES.items():
+        print(f"{picture:20} {sentence}")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
