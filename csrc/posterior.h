@@ -67,21 +67,30 @@ struct Softplus {
 
 using Parameterizations = TypeList<LogVar, LogStd, Std, Var, Softplus>;
 
+template <class V>
+VF_HD V clamped(const Activation& a, V raw) {
+  const V lo = lit<V>(a.lo), hi = lit<V>(a.hi);
+  return a.clamped ? select(less(raw, lo), lo, select(less(hi, raw), hi, raw)) : raw;
+}
+
+// The slope, where the clamp leaves one.
+template <class V>
+VF_HD V sloped(const Activation& a, V raw, V slope) {
+  const V lo = lit<V>(a.lo), hi = lit<V>(a.hi), zero = lit<V>(0);
+  return a.clamped ? select(less_equal(raw, lo), zero, select(less_equal(hi, raw), zero, slope)) : slope;
+}
+
 template <class P, class V>
 VF_HD Scale<V> scale_of(const Activation& a, V raw) {
-  const V lo = lit<V>(a.lo), hi = lit<V>(a.hi), zero = lit<V>(0);
-  const V clamped = a.clamped ? select(less(raw, lo), lo, select(less(hi, raw), hi, raw)) : raw;
-  Scale<V> s = P::eval(clamped);
+  Scale<V> s = P::eval(clamped(a, raw));
   if (a.floored) {
     s.std = s.std + lit<V>(a.floor);
     s.logvar = lit<V>(2) * log_(s.std);
     s.dlogvar = lit<V>(2) * s.dstd / s.std;
     s.terms = exp_terms(s.logvar, s.std);
   }
-  if (a.clamped) {
-    s.dstd = select(less_equal(raw, lo), zero, select(less_equal(hi, raw), zero, s.dstd));
-    s.dlogvar = select(less_equal(raw, lo), zero, select(less_equal(hi, raw), zero, s.dlogvar));
-  }
+  s.dstd = sloped(a, raw, s.dstd);
+  s.dlogvar = sloped(a, raw, s.dlogvar);
   return s;
 }
 

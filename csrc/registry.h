@@ -17,6 +17,13 @@ std::vector<std::string> names_of(TypeList<Ts...>) {
   return {Ts::name...};
 }
 
+template <class T, class... Ts>
+constexpr int place_of(TypeList<Ts...>) {
+  int place = 0;
+  (void)((std::is_same_v<T, Ts> || (++place, false)) || ...);
+  return place;
+}
+
 namespace detail {
 
 template <class...>

@@ -95,21 +95,21 @@ class Scratch {
 };
 
 // What mixture_nll() asks of a vector of sites.
-template <class T, bool GRAD>
+template <class T, class Lanes, bool GRAD>
 struct Site {
-  using V = Wide<T>;
+  using V = Lanes;
   Planes<T> params, targets, gradients;
   int components_, i;
   V scale, weight;
   bool has_weight;
 
   VF_HD int components() const { return components_; }
-  VF_HD V param(int plane) const { return at(params[plane], i); }
-  VF_HD V target(int c) const { return at(targets[c], i); }
+  VF_HD V param(int plane) const { return at<T, V>(params[plane], i); }
+  VF_HD V target(int c) const { return at<T, V>(targets[c], i); }
   static VF_HD bool grads() { return GRAD; }
   static VF_HD bool keeps() { return GRAD; }
   VF_HD void keep(int plane, V x) const { put(gradients[plane], i, x); }
-  VF_HD V kept(int plane) const { return at(static_cast<const T*>(gradients[plane]), i); }
+  VF_HD V kept(int plane) const { return at<T, V>(gradients[plane], i); }
 
   VF_HD V weigh(V x) const { return has_weight ? weighted(weight, x) : x; }
   VF_HD void grad(int plane, V g) const { put(gradients[plane], i, weigh(g * scale)); }
@@ -117,7 +117,7 @@ struct Site {
 
 template <class T, class L, int C, bool GRAD>
 double mixture_tile(const ReconstructionProblem& p, const Tile& t, const Scratch<T>& scratch) {
-  using V = Wide<T>;
+  using V = LanesOf<L, T>;
   Buffer<T> weight_buffer, upstream_buffer, nll_buffer;
   const PlaneOperand param{p.param[0], p.param_step, p.planes}, target{p.target, p.target_step, C > 0 ? C : 1},
       gradient{p.out_grad[0], p.grad_step, p.planes};
@@ -126,19 +126,19 @@ double mixture_tile(const ReconstructionProblem& p, const Tile& t, const Scratch
   T* nll = writable(p.out_nll, t, nll_buffer);
   const bool each = p.out_nll.data != nullptr;
   const V factor = lit<V>(p.grad_scale);
-  Site<T, GRAD> site{read(param, t, scratch.params()),
-                     read(target, t, scratch.target()),
-                     GRAD ? writable(gradient, t, scratch.grads()) : Planes<T>{},
-                     p.planes / (1 + kComponentParams<L, C>),
-                     0,
-                     factor,
-                     factor,
-                     weight != nullptr};
-  Accumulator<T> sum(t);
-  for_vectors<T>(t.n, [&](int i) {
+  Site<T, V, GRAD> site{read(param, t, scratch.params()),
+                        read(target, t, scratch.target()),
+                        GRAD ? writable(gradient, t, scratch.grads()) : Planes<T>{},
+                        p.planes / (1 + kComponentParams<L, C>),
+                        0,
+                        factor,
+                        factor,
+                        weight != nullptr};
+  Accumulator<T, V> sum(t);
+  for_vectors<T, V>(t.n, [&](int i) {
     site.i = i;
-    if (weight) site.weight = at(weight, i);
-    if (upstream) site.scale = factor * at(upstream, i);
+    if (weight) site.weight = at<T, V>(weight, i);
+    if (upstream) site.scale = factor * at<T, V>(upstream, i);
     const V value = site.weigh(mixture_nll<L, C>(site, site.components(), p.options));
     sum.add(i, value);
     if (each) put(nll, i, value);

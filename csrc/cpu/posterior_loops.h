@@ -46,34 +46,47 @@ class PriorTile {
   const T *mu_ = nullptr, *logvar_ = nullptr;
 };
 
-// The scale without clamp and floor, decided once: their branches would stay in the loop.
-template <class P>
-struct Plain {
-  template <class V>
-  static VF_HD Scale<V> scale(const Activation&, V raw) {
-    return P::eval(raw);
-  }
-};
+template <class P, class V>
+VF_CALLED Scale<V> scale_apart(V raw) {
+  return P::eval(raw);
+}
+template <class T, class P, class V>
+VF_HD Scale<V> scale(V raw) {
+  if constexpr (kFewLoops<T>) return scale_apart<P>(raw);
+  return P::eval(raw);
+}
 
-template <class P>
-struct Bounded {
-  template <class V>
-  static VF_HD Scale<V> scale(const Activation& a, V raw) {
-    if constexpr (kFewLoops<typename Lane<V>::type>) return called(a, raw);
-    return scale_of<P>(a, raw);
+// Raw values as the loops take them, which know of no clamp and no floor: within the clamp, or, with a floor, the scale
+// itself, for the loops of "std". And what the loops' gradient is multiplied by to be the raw values'.
+template <class T>
+__attribute__((noinline)) const T* bounded(const Activation& a, const T* raw, int n, Buffer<T>& out, Buffer<T>& slope) {
+  using V = Wide<T>;
+  if (a.floored) {
+    visit(a.kind, Parameterizations{}, [&](auto kind) {
+      for_vectors<T>(n, [&](int i) {
+        const auto q = scale_of<typename decltype(kind)::type>(a, at(raw, i));
+        put(out.data, i, q.std);
+        put(slope.data, i, q.dstd);
+      });
+    });
+  } else {
+    for_vectors<T>(n, [&](int i) {
+      const V x = at(raw, i);
+      put(out.data, i, clamped(a, x));
+      put(slope.data, i, sloped(a, x, lit<V>(1)));
+    });
   }
-  template <class V>
-  static VF_CALLED Scale<V> called(const Activation& a, V raw) {
-    return scale_of<P>(a, raw);
-  }
-};
+  return out.data;
+}
 
 template <class T, class P, bool SAMPLE, bool KLD, Against A>
 double posterior_forward(const PosteriorProblem& p, const Tile& t) {
   using V = Wide<T>;
-  Buffer<T> mu_buffer, raw_buffer, noise_buffer, z_buffer, kl_buffer;
+  Buffer<T> mu_buffer, raw_buffer, slope_buffer, noise_buffer, z_buffer, kl_buffer;
   const T* mu = read(p.mu, t, mu_buffer);
+  const bool bounds = p.activation.clamped || p.activation.floored;
   const T* raw = read(p.raw, t, raw_buffer);
+  if (bounds) raw = bounded(p.activation, raw, t.n, raw_buffer, slope_buffer);
   const T* eps = nullptr;
   if constexpr (SAMPLE) eps = p.philox.on ? read_noise(p.philox, t, noise_buffer) : read(p.eps, t, noise_buffer);
   const PriorTile<T, A> prior(p, t);
@@ -83,7 +96,7 @@ double posterior_forward(const PosteriorProblem& p, const Tile& t) {
   Accumulator<T> sum(t);
   for_vectors<T>(t.n, [&](int i) {
     const V m = at(mu, i);
-    const auto q = P::scale(p.activation, at(raw, i));
+    const auto q = scale<T, P>(at(raw, i));
     if constexpr (SAMPLE) put(z, i, fma_(q.std, at(eps, i), m));
     if constexpr (KLD) {
       const V value = prior.kl(m, q, i).value;
@@ -100,10 +113,12 @@ double posterior_forward(const PosteriorProblem& p, const Tile& t) {
 template <class T, class P, bool SAMPLE, bool KLD, Against A, bool VALUE>
 double posterior_backward(const PosteriorProblem& p, const Tile& t) {
   using V = Wide<T>;
-  Buffer<T> mu_buffer, raw_buffer, noise_buffer, dz_buffer, dkl_buffer;
+  Buffer<T> mu_buffer, raw_buffer, slope_buffer, noise_buffer, dz_buffer, dkl_buffer;
   Buffer<T> out_buffer[4];
   const T* mu = KLD ? read(p.mu, t, mu_buffer) : nullptr;
+  const bool bounds = p.activation.clamped || p.activation.floored;
   const T* raw = read(p.raw, t, raw_buffer);
+  if (bounds) raw = bounded(p.activation, raw, t.n, raw_buffer, slope_buffer);
   const T* eps = nullptr;
   if constexpr (SAMPLE) eps = p.philox.on ? read_noise(p.philox, t, noise_buffer) : read(p.eps, t, noise_buffer);
   const PriorTile<T, A> prior(p, t);
@@ -116,7 +131,7 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
   const V factor = lit<V>(p.dkl_scale), prior_factor = lit<V>(p.dkl_prior_scale), zero = V(T(0));
   Accumulator<T> sum(t);
   for_vectors<T>(t.n, [&](int i) {
-    const auto q = P::scale(p.activation, at(raw, i));
+    const auto q = scale<T, P>(at(raw, i));
     V gmu = zero, graw = zero;
     if constexpr (SAMPLE) {
       gmu = at(dz, i);
@@ -137,6 +152,9 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
     put(grad[0], i, gmu);
     put(grad[1], i, graw);
   });
+  if (bounds) {
+    for_vectors<T>(t.n, [&](int i) { put(grad[1], i, at<T>(grad[1], i) * at(slope_buffer.data, i)); });
+  }
   for (int k = 0; k < outputs; ++k) write_back(*out[k], t, out_buffer[k]);
   return sum.total();
 }
@@ -154,14 +172,11 @@ void posterior_scaled(const PosteriorProblem& p, int64_t begin, int64_t end) {
 
 template <class T, bool SAMPLE, bool KLD, Against A>
 void posterior_units(const PosteriorProblem& p, int64_t begin, int64_t end) {
-  visit(p.activation.kind, Parameterizations{}, [&](auto kind) {
-    using P = typename decltype(kind)::type;
-    if (kFewLoops<T> || p.activation.clamped || p.activation.floored) {
-      // N(0, I) is a Gaussian of two constants, too
-      constexpr auto any = A == Against::kStandard ? Against::kConstant : A;
-      return posterior_scaled<T, Bounded<P>, SAMPLE, KLD, any>(p, begin, end);
-    }
-    if constexpr (!kFewLoops<T>) posterior_scaled<T, Plain<P>, SAMPLE, KLD, A>(p, begin, end);
+  const int kind = p.activation.floored ? place_of<Std>(Parameterizations{}) : p.activation.kind;
+  visit(kind, Parameterizations{}, [&](auto tag) {
+    // N(0, I) is a Gaussian of two constants, too
+    constexpr auto against = kFewLoops<T> && A == Against::kStandard ? Against::kConstant : A;
+    posterior_scaled<T, typename decltype(tag)::type, SAMPLE, KLD, against>(p, begin, end);
   });
 }
 

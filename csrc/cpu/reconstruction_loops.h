@@ -30,7 +30,7 @@ VF_HD auto term_of(const V (&p)[N], V x, const Options& o) {
 
 template <class T, class L, int N, bool NLL, bool GRAD>
 double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
-  using V = Wide<T>;
+  using V = LanesOf<L, T>;
   Buffer<T> param_buffer[N], target_buffer, weight_buffer, upstream_buffer, nll_buffer, grad_buffer[N];
   const T* param[N];
   for (int k = 0; k < N; ++k) param[k] = read(p.param[k], t, param_buffer[k]);
@@ -44,14 +44,14 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
     for (int k = 0; k < N; ++k) grad[k] = writable(p.out_grad[k], t, grad_buffer[k]);
   }
   const V factor = lit<V>(p.grad_scale);
-  Accumulator<T> sum(t);
-  for_vectors<T>(t.n, [&](int i) {
+  Accumulator<T, V> sum(t);
+  for_vectors<T, V>(t.n, [&](int i) {
     V x[N];
-    for (int k = 0; k < N; ++k) x[k] = at(param[k], i);
-    auto term = term_of < L, kFewLoops<T> || (kLarge<L> && !(NLL && GRAD)) > (x, at(target, i), p.options);
-    V scale = upstream ? factor * at(upstream, i) : factor;
+    for (int k = 0; k < N; ++k) x[k] = at<T, V>(param[k], i);
+    auto term = term_of < L, kFewLoops<T> || (kLarge<L> && !(NLL && GRAD)) > (x, at<T, V>(target, i), p.options);
+    V scale = upstream ? factor * at<T, V>(upstream, i) : factor;
     if (weight) {
-      const V w = at(weight, i);
+      const V w = at<T, V>(weight, i);
       term.nll = weighted(w, term.nll);
       for (int k = 0; k < N; ++k) term.grad[k] = weighted(w, term.grad[k]);
     }

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "likelihoods/term.h"
 #include "registry.h"
 #include "vmath.h"
 
@@ -182,10 +183,23 @@ void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer);
 template <class T>
 constexpr bool kFewLoops = std::is_same_v<T, double>;
 
+template <class V>
+constexpr int lanes() {
+  if constexpr (std::is_floating_point_v<V>) {
+    return 1;
+  } else {
+    return V::size();
+  }
+}
+
+// What a likelihood's loops compute with: a large one has enough to do with one vector.
+template <class L, class T>
+using LanesOf = std::conditional_t<kLarge<L>, Vec<T>, Wide<T>>;
+
 // f(position) for each vector of the tile.
-template <class T, class F>
+template <class T, class V = Wide<T>, class F>
 VF_HD void for_vectors(int n, F f) {
-  for (int i = 0; i < n; i += kLanes<T>) f(i);
+  for (int i = 0; i < n; i += lanes<V>()) f(i);
 }
 
 template <class V, class T>
@@ -206,42 +220,42 @@ VF_HD void store_lanes(const V& x, T* p) {
   }
 }
 
-template <class T>
-VF_HD Wide<T> at(const T* p, int i) {
-  return load_lanes<Wide<T>>(p + i);
+template <class T, class V = Wide<T>>
+VF_HD V at(const T* p, int i) {
+  return load_lanes<V>(p + i);
 }
 
-template <class T>
-VF_HD void put(T* p, int i, Wide<T> x) {
+template <class T, class V>
+VF_HD void put(T* p, int i, V x) {
   store_lanes(x, p + i);
 }
 
 // Vector partial sums of a tile, added up in double in an order of their own.
-template <class T>
+template <class T, class V = Wide<T>>
 class Accumulator {
  public:
   explicit Accumulator(const Tile& t) : n_(t.n) {}
 
-  VF_HD void add(int i, Wide<T> x) {
-    if (n_ - i >= kLanes<T>) {
+  VF_HD void add(int i, V x) {
+    if (n_ - i >= kOwn) {
       sum_ = sum_ + x;
       return;
     }
     // what stands behind the tile's end is not of the sum
-    T lanes[kLanes<T>], last[kLanes<T>];
+    T lanes[kOwn], last[kOwn];
     store_lanes(sum_, lanes);
     store_lanes(x, last);
     for (int l = 0; l < n_ - i; ++l) lanes[l] += last[l];
-    sum_ = load_lanes<Wide<T>>(lanes);
+    sum_ = load_lanes<V>(lanes);
   }
 
   double total() const {
-    T lanes[kLanes<T>];
+    T lanes[kOwn];
     store_lanes(sum_, lanes);
     // one chain of additions would take as long as a sixth of a tile
-    constexpr int kChains = kLanes<T> < 8 ? kLanes<T> : 8;
+    constexpr int kChains = kOwn < 8 ? kOwn : 8;
     double s[kChains] = {};
-    for (int l = 0; l < kLanes<T>; l += kChains) {
+    for (int l = 0; l < kOwn; l += kChains) {
       for (int k = 0; k < kChains; ++k) s[k] += double(lanes[l + k]);
     }
     for (int half = kChains / 2; half > 0; half /= 2) {
@@ -251,8 +265,9 @@ class Accumulator {
   }
 
  private:
+  static constexpr int kOwn = lanes<V>();
   int n_;
-  Wide<T> sum_ = Wide<T>(T(0));
+  V sum_ = V(T(0));
 };
 
 // Runs body(tile), which returns the tile's sum, over the units [begin, end); a unit is so many tiles of so many
