@@ -6,9 +6,11 @@
 
 namespace vaefast {
 
-// Places in the lists of likelihoods.h and posterior.h.
+// Places in the lists of likelihoods.h and posterior.h. The former changes its order as it grows.
 enum class LikelihoodIndex : int32_t {};
 enum class ParameterizationIndex : int32_t {};
+template <>
+inline constexpr bool kNumbered<LikelihoodIndex> = false;
 
 // q and, as tensors or numbers, the p that a KL is taken against.
 struct PosteriorInputs {

@@ -27,8 +27,8 @@ using Numbers = std::vector<double>;
 using Mask = c10::SmallVector<int64_t, 4>;  // 1 or 0 for each
 using Name = c10::string_view;
 
-// Who calls: Python through pybind11, the dispatcher for users, or for the operators below autograd, to which names
-// have become numbers.
+// Who calls: Python through pybind11, the dispatcher for users, or for the operators below autograd, to which most
+// names have become numbers.
 enum class Floor { kPython, kUsers, kBelow };
 
 template <class G, class T>
@@ -58,6 +58,12 @@ template <class E>
 E named(Name name);
 template <class E>
 E numbered(int64_t number);
+template <class E>
+Name name_of(E e);
+
+// Whether a registry's numbers mean the same in every version: torch.compile keeps what it compiled on disk.
+template <class E>
+constexpr bool kNumbered = true;
 
 // Tensors that the operator writes over.
 struct Written {
@@ -125,11 +131,18 @@ struct Plain<Written, F> {
 // A name from a registry.
 template <class E, Floor F>
 struct PlainName {
-  static constexpr const char* type = F == Floor::kBelow ? "int" : "str";
-  using Flat = std::conditional_t<F == Floor::kBelow, int64_t, Name>;
-  static int64_t flat(E e) { return int64_t(e); }
+  static constexpr bool number = F == Floor::kBelow && kNumbered<E>;
+  static constexpr const char* type = number ? "int" : "str";
+  using Flat = std::conditional_t<number, int64_t, Name>;
+  static Flat flat(E e) {
+    if constexpr (number) {
+      return int64_t(e);
+    } else {
+      return name_of(e);
+    }
+  }
   static void take(E& to, Flat x) {
-    if constexpr (F == Floor::kBelow) {
+    if constexpr (number) {
       to = numbered<E>(x);
     } else {
       to = named<E>(x);

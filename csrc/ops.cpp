@@ -74,6 +74,13 @@ E numbered(int64_t number) {
   return E(number);
 }
 
+template <class E>
+Name name_of(E e) {
+  return registry<E>().list[size_t(e)];
+}
+
+template Name name_of(LikelihoodIndex);
+
 namespace {
 
 // f above autograd: its kernel or, where its results are themselves to be differentiated (create_graph), the same

@@ -291,7 +291,6 @@ def draws(seed: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.
 
 
 NUMBERED = {
-    "likelihood": list(LIKELIHOODS),
     "parameterization": list(PARAMETERIZATIONS),
     "reduction": list(REDUCTIONS),
 }

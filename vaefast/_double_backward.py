@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ def _gradients(
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads)]
 
 
-# the operators below autograd have numbers for these, and for the likelihoods, in the extension's order
+# the operators below autograd have numbers for these, in the extension's order
 _PARAMETERIZATIONS = tuple(PARAMETERIZATIONS)
 
 
@@ -122,12 +121,11 @@ def _packed_backward(
 
 
 def _reconstruction_backward(
-    likelihoods: Sequence[str],
     upstream: Tensor,
     params: Sequence[Tensor],
     target: Tensor,
     weight: Tensor | None,
-    likelihood: int,
+    likelihood: str,
     options: Sequence[float],
     reduction: int,
     mask: Sequence[int],
@@ -136,8 +134,7 @@ def _reconstruction_backward(
         torch.ops.vaefast.reconstruction_backward(
             upstream, params, target, weight, likelihood, options, reduction, mask
         )
-    name = likelihoods[likelihood]
-    chosen = Likelihood(name, **dict(zip(LIKELIHOODS[name].options, options)))
+    chosen = Likelihood(likelihood, **dict(zip(LIKELIHOODS[likelihood].options, options)))
 
     def forward(*params: Tensor) -> list[Tensor]:
         return [_torch.nll(Reconstruction(params, target, weight, chosen, False), REDUCTIONS[reduction])]
@@ -146,13 +143,6 @@ def _reconstruction_backward(
 
 
 _LIBRARY: Any = torch.library.Library("vaefast", "IMPL")
-
-
-def register(likelihoods: Sequence[str]) -> None:
-    """The extension has its operators call these; likelihoods are its list, in its order."""
-    for name, backward in (
-        ("posterior", _posterior_backward),
-        ("packed", _packed_backward),
-        ("reconstruction", partial(_reconstruction_backward, likelihoods)),
-    ):
-        _LIBRARY.impl(f"_differentiable_{name}_backward", backward, "CompositeImplicitAutograd")
+_LIBRARY.impl("_differentiable_posterior_backward", _posterior_backward, "CompositeImplicitAutograd")
+_LIBRARY.impl("_differentiable_packed_backward", _packed_backward, "CompositeImplicitAutograd")
+_LIBRARY.impl("_differentiable_reconstruction_backward", _reconstruction_backward, "CompositeImplicitAutograd")

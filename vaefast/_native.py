@@ -39,12 +39,10 @@ def _load() -> None:
     _build.refuse_other_torch()
     from . import _C as extension
 
-    likelihoods = tuple(extension.likelihoods())
-    _C, LIKELIHOODS, DEVICES = extension, frozenset(likelihoods), tuple(extension.devices())
-    from . import _batched, _double_backward
+    _C, LIKELIHOODS, DEVICES = extension, frozenset(extension.likelihoods()), tuple(extension.devices())
+    from . import _batched, _double_backward  # noqa: F401  (registers the differentiable backward ops)
 
     _batched.register()
-    _double_backward.register(likelihoods)
 
     if torch.version.cuda is not None and not _build.info().cuda:
         warnings.warn(

@@ -119,8 +119,8 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
 };
 
 // loss, nll, kl; or the first alone.
-Tensors run(const ReconstructionInputs& rec, const PosteriorInputs& post, const PosteriorSpec& spec, double beta,
-            Overwrite overwrite, bool loss_alone) {
+Tensors recorded_elbo(const ReconstructionInputs& rec, const PosteriorInputs& post, const PosteriorSpec& spec,
+                      double beta, Overwrite overwrite, bool loss_alone) {
   check_no_grad(rec);
   const Mask wanted = wanted_grads(rec.params);
   if (!any(wanted) && !wants_grad(post)) return below<elbo_forward>(rec, post, spec, beta, wanted, Mask());
@@ -135,17 +135,17 @@ Overwrite overwrite_of(bool recon) { return recon ? Overwrite::kParams : Overwri
 }  // namespace
 
 Terms elbo(const ReconstructionInputs& rec, const PosteriorInputs& post, const PosteriorSpec& spec, double beta, bool) {
-  return terms(run(rec, post, spec, beta, Overwrite::kNothing, false));
+  return terms(recorded_elbo(rec, post, spec, beta, Overwrite::kNothing, false));
 }
 
 Terms eager::elbo(const ReconstructionInputs& rec, const PosteriorInputs& post, const PosteriorSpec& spec, double beta,
                   bool overwrite_recon) {
-  return terms(run(rec, post, spec, beta, overwrite_of(overwrite_recon), false));
+  return terms(recorded_elbo(rec, post, spec, beta, overwrite_of(overwrite_recon), false));
 }
 
 Tensor eager::elbo_loss(const ReconstructionInputs& rec, const PosteriorInputs& post, const PosteriorSpec& spec,
                         double beta, bool overwrite_recon) {
-  return run(rec, post, spec, beta, overwrite_of(overwrite_recon), true)[0];
+  return recorded_elbo(rec, post, spec, beta, overwrite_of(overwrite_recon), true)[0];
 }
 
 }  // namespace vaefast

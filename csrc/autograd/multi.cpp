@@ -134,8 +134,8 @@ struct MultiNode : torch::autograd::Function<MultiNode> {
   }
 };
 
-Tensors run(const MultiInputs& in, const MaybeTensor& seed, const MaybeGenerator& generator, const PosteriorSpec& spec,
-            const Asked& asked, Overwrite overwrite) {
+Tensors recorded_multi(const MultiInputs& in, const MaybeTensor& seed, const MaybeGenerator& generator,
+                       const PosteriorSpec& spec, const Asked& asked, Overwrite overwrite) {
   Mask flags;
   for (const Tensors* list : {&in.mus, &in.raws, &in.prior_mus, &in.prior_logvars}) {
     const Mask wanted = wanted_grads(*list);
@@ -159,12 +159,12 @@ Tensors run(const MultiInputs& in, const MaybeTensor& seed, const MaybeGenerator
 
 Tensors multi_posterior(const MultiInputs& in, const MaybeTensor& seed, const MaybeGenerator& generator,
                         const PosteriorSpec& spec, const Asked& asked) {
-  return run(in, seed, generator, spec, asked, Overwrite::kNothing);
+  return recorded_multi(in, seed, generator, spec, asked, Overwrite::kNothing);
 }
 
 Tensors eager::multi_posterior(const MultiInputs& in, const MaybeTensor& seed, const MaybeGenerator& generator,
                                const PosteriorSpec& spec, const Asked& asked) {
-  return run(in, seed, generator, spec, asked, Overwrite::kKept);
+  return recorded_multi(in, seed, generator, spec, asked, Overwrite::kKept);
 }
 
 }  // namespace vaefast

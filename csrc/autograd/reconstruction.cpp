@@ -46,7 +46,7 @@ struct ReconstructionNode : torch::autograd::Function<ReconstructionNode> {
   }
 };
 
-Tensor run(const ReconstructionInputs& in, const Reduced& reduced, Overwrite overwrite) {
+Tensor recorded_reconstruction(const ReconstructionInputs& in, const Reduced& reduced, Overwrite overwrite) {
   check_no_grad(in);
   const Mask wanted = wanted_grads(in.params);
   if (!any(wanted)) return below<reconstruction_forward>(in, reduced, wanted)[0];
@@ -91,11 +91,11 @@ Tensors SavedReconstruction::backward(const Tensor& upstream, const Mask& mask) 
 }
 
 Tensor reconstruction(const ReconstructionInputs& in, const Reduced& reduced, bool) {
-  return run(in, reduced, Overwrite::kNothing);
+  return recorded_reconstruction(in, reduced, Overwrite::kNothing);
 }
 
 Tensor eager::reconstruction(const ReconstructionInputs& in, const Reduced& reduced, bool overwrite_recon) {
-  return run(in, reduced, overwrite_recon ? Overwrite::kParams : Overwrite::kKept);
+  return recorded_reconstruction(in, reduced, overwrite_recon ? Overwrite::kParams : Overwrite::kKept);
 }
 
 }  // namespace vaefast

@@ -122,7 +122,7 @@ void prepare_outputs(const Job& job) {
   }
 }
 
-void run(const at::Tensor&, Job& job) {
+void run_on_cpu(const at::Tensor&, Job& job) {
   const CpuKernels& k = kernels();
   prepare_outputs(job);
   const bool wide = job.posterior ? job.posterior->wide : job.reconstruction->wide;
@@ -164,7 +164,7 @@ void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Te
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run, philox, true, true};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true};
   return true;
 }();
 

@@ -31,19 +31,16 @@ struct PlaneOperand {
   int count;
 };
 
-// f(position in a plane's tile, plane, element of memory), the closer of sites and planes innermost.
+// f(element of memory, step there, count, position in the buffer, step there) for each run, the closer of sites and
+// planes innermost.
 template <class F>
-VF_HD void for_planes(const PlaneOperand& o, const Tile& t, const F& f) {
+VF_HD void for_plane_runs(const PlaneOperand& o, const Tile& t, const F& f) {
   const int64_t inner = o.op.stride[t.space.ndim - 1];
   for_runs(t, o.op.stride, [&](int at, int n, int64_t offset) {
     if (o.step < inner) {
-      for (int i = 0; i < n; ++i) {
-        for (int k = 0; k < o.count; ++k) f(at + i, k, offset + i * inner + k * o.step);
-      }
+      for (int i = 0; i < n; ++i) f(offset + i * inner, o.step, o.count, at + i, kSites);
     } else {
-      for (int k = 0; k < o.count; ++k) {
-        for (int i = 0; i < n; ++i) f(at + i, k, offset + i * inner + k * o.step);
-      }
+      for (int k = 0; k < o.count; ++k) f(offset + k * o.step, inner, n, k * kSites + at, 1);
     }
   });
 }
@@ -58,9 +55,8 @@ template <class T>
 Planes<T> read(const PlaneOperand& o, const Tile& t, T* buffer) {
   const Planes<T> planes = writable(o, t, buffer);
   if (planes.data != buffer) return planes;
-  visit(o.op.dtype, [&](auto tag) {
-    const auto* from = static_cast<const typename decltype(tag)::type*>(o.op.data);
-    for_planes(o, t, [&](int i, int k, int64_t at) { buffer[k * kSites + i] = T(load(from[at])); });
+  for_plane_runs(o, t, [&](int64_t from, int64_t step, int n, int64_t to, int64_t to_step) {
+    load_run(o.op, from, step, n, buffer + to, to_step);
   });
   return planes;
 }
@@ -68,10 +64,8 @@ Planes<T> read(const PlaneOperand& o, const Tile& t, T* buffer) {
 template <class T>
 void write_back(const PlaneOperand& o, const Tile& t, const T* buffer) {
   if (in_place<T>(o.op, t)) return;
-  visit(o.op.dtype, [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    S* to = static_cast<S*>(o.op.data);
-    for_planes(o, t, [&](int i, int k, int64_t at) { to[at] = Store<S>::from(buffer[k * kSites + i]); });
+  for_plane_runs(o, t, [&](int64_t to, int64_t step, int n, int64_t from, int64_t from_step) {
+    store_run(o.op, to, step, n, buffer + from, from_step);
   });
 }
 
@@ -156,15 +150,6 @@ VF_HD void offsets_of(const Operand& op, const Tile& t, int64_t* out) {
   });
 }
 
-template <class S, class T>
-VF_HD void store_row(const T* row, int K, S* to, int64_t step) {
-  if (step == 1) {
-    for (int k = 0; k < K; ++k) to[k] = Store<S>::from(row[k]);
-  } else {
-    for (int k = 0; k < K; ++k) to[k * step] = Store<S>::from(row[k]);
-  }
-}
-
 // Classes that lie next to each other, as in text, [B, T, K]: one site after the other, its classes in vectors, by the
 // same formulas. A row is brought into scratch memory, and filled up with what adds nothing.
 template <class T, bool GRAD>
@@ -185,10 +170,7 @@ double class_rows(const ReconstructionProblem& p, const Tile& t, const Scratch<T
     const T x = target[i], w = weight[i];
     T value = 0;
     if (w != 0) {
-      visit(p.param[0].dtype, [&](auto tag) {
-        const auto* logits = static_cast<const typename decltype(tag)::type*>(p.param[0].data) + from[i];
-        for (int k = 0; k < K; ++k) row[k] = T(load(logits[k]));
-      });
+      load_run(p.param[0], from[i], 1, K, row, 1);
       for (int k = K; k % kLanes<T> != 0; ++k) row[k] = -Limits::infinity();
       V most = lit<V>(-3e38), sum = lit<V>(0);
       for_vectors<T>(K, [&](int k) { most = select(less(most, at(row, k)), at(row, k), most); });
@@ -215,12 +197,7 @@ double class_rows(const ReconstructionProblem& p, const Tile& t, const Scratch<T
     } else {
       for_vectors<T>(K, [&](int k) { put(row, k, lit<V>(0)); });
     }
-    if constexpr (GRAD) {
-      visit(p.out_grad[0].dtype, [&](auto tag) {
-        using S = typename decltype(tag)::type;
-        store_row(row, K, static_cast<S*>(p.out_grad[0].data) + to[i], p.grad_step);
-      });
-    }
+    if constexpr (GRAD) store_run(p.out_grad[0], to[i], p.grad_step, K, row, 1);
     total += double(value);
     if (p.out_nll.data) nll[i] = value;
   }

@@ -67,10 +67,37 @@ void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer) {
   visit(op.dtype, [&](auto tag) { scatter<T, typename decltype(tag)::type>(op, t, buffer.data); });
 }
 
-#define VF_COPIES(T)                                               \
-  template const T* read(const Operand&, const Tile&, Buffer<T>&); \
-  template T* writable(const Operand&, const Tile&, Buffer<T>&);   \
-  template void write_back(const Operand&, const Tile&, const Buffer<T>&);
+template <class T>
+void load_run(const Operand& op, int64_t from, int64_t step, int n, T* to, int64_t to_step) {
+  visit(op.dtype, [&](auto tag) {
+    const auto* data = static_cast<const typename decltype(tag)::type*>(op.data) + from;
+    if (step == 1 && to_step == 1) {
+      for (int i = 0; i < n; ++i) to[i] = T(load(data[i]));
+    } else {
+      for (int i = 0; i < n; ++i) to[i * to_step] = T(load(data[i * step]));
+    }
+  });
+}
+
+template <class T>
+void store_run(const Operand& op, int64_t to, int64_t step, int n, const T* from, int64_t from_step) {
+  visit(op.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    S* data = static_cast<S*>(op.data) + to;
+    if (step == 1 && from_step == 1) {
+      for (int i = 0; i < n; ++i) data[i] = Store<S>::from(from[i]);
+    } else {
+      for (int i = 0; i < n; ++i) data[i * step] = Store<S>::from(from[i * from_step]);
+    }
+  });
+}
+
+#define VF_COPIES(T)                                                          \
+  template const T* read(const Operand&, const Tile&, Buffer<T>&);            \
+  template T* writable(const Operand&, const Tile&, Buffer<T>&);              \
+  template void write_back(const Operand&, const Tile&, const Buffer<T>&);    \
+  template void load_run(const Operand&, int64_t, int64_t, int, T*, int64_t); \
+  template void store_run(const Operand&, int64_t, int64_t, int, const T*, int64_t);
 VF_COPIES(float)
 VF_COPIES(double)
 

@@ -178,6 +178,12 @@ T* writable(const Operand& op, const Tile& t, Buffer<T>& buffer);
 template <class T>
 void write_back(const Operand& op, const Tile& t, const Buffer<T>& buffer);
 
+// n elements of an operand from the given one on, `step` apart, to and from numbers `to_step`, `from_step` apart.
+template <class T>
+void load_run(const Operand& op, int64_t from, int64_t step, int n, T* to, int64_t to_step);
+template <class T>
+void store_run(const Operand& op, int64_t to, int64_t step, int n, const T* from, int64_t from_step);
+
 // Doubles are for precision: one loop does what floats have several for, and computes what is not asked for into
 // buffers.
 template <class T>
@@ -192,9 +198,9 @@ constexpr int lanes() {
   }
 }
 
-// What a likelihood's loops compute with: a large one has enough to do with one vector.
+// What a likelihood's loops compute with.
 template <class L, class T>
-using LanesOf = std::conditional_t<kLarge<L>, Vec<T>, Wide<T>>;
+using LanesOf = std::conditional_t<kSingle<L>, Vec<T>, Wide<T>>;
 
 // f(position) for each vector of the tile.
 template <class T, class V = Wide<T>, class F>

@@ -67,7 +67,7 @@ unsigned* counter_for(const at::Tensor& on, cudaStream_t stream) {
 
 namespace {
 
-void run(const at::Tensor& on, Job& job) {
+void run_on_cuda(const at::Tensor& on, Job& job) {
   const c10::cuda::CUDAGuard guard(on.device());
   run_on(on, job, c10::cuda::getCurrentCUDAStream().stream());
 }
@@ -99,7 +99,7 @@ uint64_t capture(c10::Device device) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CUDA) = {run, philox, false, false, capture};
+  device_for(c10::DeviceType::CUDA) = {run_on_cuda, philox, false, false, capture};
   return true;
 }();
 

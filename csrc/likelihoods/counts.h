@@ -31,7 +31,7 @@ struct Poisson {
 // mean.
 struct NegativeBinomial {
   static constexpr const char* name = "negative_binomial";
-  static constexpr bool large = true;
+  static constexpr bool large = true, single = true;
   static constexpr int required = 2, params = 2, options = 2;
 
   template <class V>
@@ -44,7 +44,7 @@ struct NegativeBinomial {
 // The same, but 0 with probability sigmoid(p[2]) whatever the rest says (scvi-tools' dropout logits).
 struct ZeroInflatedNegativeBinomial {
   static constexpr const char* name = "zero_inflated_negative_binomial";
-  static constexpr bool large = true;
+  static constexpr bool large = true, single = true;
   static constexpr int required = 3, params = 3, options = 2;
 
   // At 0, with n the negative binomial's nll: softplus(-l) - softplus(-n - l) = min(n, max(-l, 0)) + tails; its
@@ -65,7 +65,7 @@ struct ZeroInflatedNegativeBinomial {
 // How many of so many trials (the third parameter) succeed, where the probability is Beta(alpha, beta).
 struct BetaBinomial {
   static constexpr const char* name = "beta_binomial";
-  static constexpr bool large = true;
+  static constexpr bool large = true, single = true;
   static constexpr int required = 3, params = 3;
 
   template <class V>

@@ -68,7 +68,6 @@ struct Categorical {
 // scale and a coefficient of each of three channels, or the first two of one.
 struct DiscretizedLogisticMixture {
   static constexpr const char* name = "discretized_logistic_mixture";
-  static constexpr bool large = true;
   static constexpr int required = 1, params = 1, options = DiscretizedLogistic::options + 2;
   using Channels = Counts<1, 3>;
   static constexpr int params_of(int channels) { return channels == 1 ? 2 : 9; }

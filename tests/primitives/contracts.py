@@ -104,7 +104,9 @@ def defined() -> set[str]:
     for header in HEADERS:
         text = re.sub(r"//.*", "", header.read_text())
         names |= set(
-            re.findall(r"VF_HD (?:static )?[\w:<>, ]*?\b(\w+)\([^()]*(?:\([^()]*\))?[^()]*\) *(?:const )?[{:]", text)
+            re.findall(
+                r"VF_(?:HD|CALLED) (?:static )?[\w:<>, ]*?\b(\w+)\([^()]*(?:\([^()]*\))?[^()]*\) *(?:const )?[{:]", text
+            )
         )
         names |= set(re.findall(r"VF_EACH_\d\((\w+)\)", text))
     return names - NOT_PRIMITIVES
