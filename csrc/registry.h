@@ -63,6 +63,20 @@ VF_HD auto visit(int index, TypeList<T, Rest...>, const F& f) {
   return f(Tag<T>{});
 }
 
+template <class... Ts>
+constexpr int size_of(TypeList<Ts...>) {
+  return sizeof...(Ts);
+}
+
+// f(Group, place in it) of the list of lists' type number `index`, the lists one after the other.
+template <class F, class Group, class... Rest>
+VF_HD auto visit_group(int index, TypeList<Group, Rest...>, const F& f) {
+  if constexpr (sizeof...(Rest) > 0) {
+    if (index >= size_of(Group{})) return visit_group(index - size_of(Group{}), TypeList<Rest...>{}, f);
+  }
+  return f(Group{}, index);
+}
+
 // f(std::true_type) or f(std::false_type), likewise.
 template <class F>
 VF_HD auto visit(bool flag, const F& f) {

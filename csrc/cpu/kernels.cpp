@@ -34,22 +34,6 @@ void posterior(const PosteriorProblem& p, int64_t begin, int64_t end) {
   p.wide ? run_posterior<double>(p, begin, end) : run_posterior<float>(p, begin, end);
 }
 
-template <class... Ls>
-constexpr int size_of(TypeList<Ls...>) {
-  return sizeof...(Ls);
-}
-
-// The likelihood at `index` of the groups' lists, one after the other.
-template <class T, class Group, class... Rest>
-void reconstruction_of(int index, const ReconstructionProblem& p, int64_t begin, int64_t end,
-                       TypeList<Group, Rest...>) {
-  constexpr int size = size_of(Group{});
-  if constexpr (sizeof...(Rest) > 0) {
-    if (index >= size) return reconstruction_of<T>(index - size, p, begin, end, TypeList<Rest...>{});
-  }
-  run_reconstruction<T, Group>(index, p, begin, end);
-}
-
 // Gradients that an earlier call left, times upstream.
 template <class T>
 double rescale_tile(const ReconstructionProblem& p, const Tile& t) {
@@ -66,7 +50,10 @@ double rescale_tile(const ReconstructionProblem& p, const Tile& t) {
 
 template <class T>
 void reconstruction_typed(const ReconstructionProblem& p, int64_t begin, int64_t end) {
-  if (!p.kept) return reconstruction_of<T>(p.likelihood, p, begin, end, LikelihoodGroups{});
+  if (!p.kept) {
+    return visit_group(p.likelihood, LikelihoodGroups{},
+                       [&](auto group, int index) { run_reconstruction<T, decltype(group)>(index, p, begin, end); });
+  }
   for_units(p.space, nullptr, kUnit, kTile, begin, end, [&](const Tile& t) { return rescale_tile<T>(p, t); });
 }
 

@@ -4,6 +4,7 @@
 #include "cuda/grid.cuh"
 #include "cuda/launches.h"
 #include "cuda/plain.cuh"
+#include "likelihoods.h"
 
 namespace vaefast {
 

@@ -24,22 +24,15 @@ void launch_params(const Launch& a, cudaStream_t stream) {
 }
 
 template <class T>
-void launch_reconstruction(const Launch& a, cudaStream_t stream) {
-  if (a.reconstruction.kept) return launch<T, Rescale<T>, PosteriorBackward<T, false, true>>(a, stream);
-  visit(a.reconstruction.likelihood, Likelihoods{}, [&](auto tag) {
-    using L = typename decltype(tag)::type;
-    if constexpr (!kMixture<L>) launch_params<T, L, L::params>(a, stream);
-  });
+void launch_rescale(const Launch& a, cudaStream_t stream) {
+  launch<T, Rescale<T>, PosteriorBackward<T, false, true>>(a, stream);
 }
 
-template <class T>
-void launch_mixture(const Launch& a, cudaStream_t stream) {
-  visit(a.reconstruction.likelihood, Likelihoods{}, [&](auto tag) {
+template <class T, class Group>
+void launch_reconstruction(int index, const Launch& a, cudaStream_t stream) {
+  visit(index, Group{}, [&](auto tag) {
     using L = typename decltype(tag)::type;
-    if constexpr (kMixture<L>) {
-      visit(a.reconstruction.channels, typename L::Channels{},
-            [&](auto channels) { launch_with_kl<T, Mixture<T, L, decltype(channels)::value>>(a, stream); });
-    }
+    if constexpr (!kMixture<L>) launch_params<T, L, L::params>(a, stream);
   });
 }
 

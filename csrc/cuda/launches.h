@@ -12,7 +12,10 @@ void launch_posterior(const Launch& a, cudaStream_t stream);
 template <class T>
 void launch_list(const ListLaunch& a, int64_t blocks, cudaStream_t stream);
 template <class T>
-void launch_reconstruction(const Launch& a, cudaStream_t stream);
+void launch_rescale(const Launch& a, cudaStream_t stream);
+// Of the likelihood at `index` of the list Group.
+template <class T, class Group>
+void launch_reconstruction(int index, const Launch& a, cudaStream_t stream);
 template <class T>
 void launch_mixture(const Launch& a, cudaStream_t stream);
 // The sums of a launch that left them for this one.

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "cuda/units.cuh"
-#include "likelihoods.h"
+#include "likelihoods/term.h"
+#include "mixture.h"
 
 namespace vaefast {
 

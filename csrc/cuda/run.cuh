@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cuda/launches.h"
+#include "likelihoods.h"
 #include "problems.h"
 
 namespace vaefast {
@@ -165,7 +166,11 @@ void launch_job(const Launch& a, const Job& job, cudaStream_t stream) {
     if (is_plain(job, a)) return launch_plain(a, job.reconstruction, stream);
   }
   if (!job.reconstruction) return launch_posterior<T>(a, stream);
-  is_mixture(a.reconstruction) ? launch_mixture<T>(a, stream) : launch_reconstruction<T>(a, stream);
+  const ReconstructionProblem& r = a.reconstruction;
+  if (r.kept) return launch_rescale<T>(a, stream);
+  if (is_mixture(r)) return launch_mixture<T>(a, stream);
+  visit_group(r.likelihood, LikelihoodGroups{},
+              [&](auto group, int index) { launch_reconstruction<T, decltype(group)>(index, a, stream); });
 }
 
 template <class T>

@@ -1,7 +1,8 @@
-// Mixtures whose arithmetic is double.
+// Mixtures, and gradients that were kept, whose arithmetic is double.
 
-#include "cuda/launch_reconstruction.cuh"
+#include "cuda/launch_mixture.cuh"
 
 namespace vaefast {
+template void launch_rescale<double>(const Launch&, cudaStream_t);
 template void launch_mixture<double>(const Launch&, cudaStream_t);
 }  // namespace vaefast

@@ -23,7 +23,7 @@
 #pragma once
 
 #include "cuda/noise.cuh"
-#include "likelihoods.h"
+#include "likelihoods/term.h"
 #include "posterior.h"
 #include "weight.h"
 

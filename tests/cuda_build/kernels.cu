@@ -4,6 +4,7 @@
 
 #include "cuda/list.cuh"
 #include "cuda/plain.cuh"
+#include "likelihoods.h"
 
 namespace vaefast {
 

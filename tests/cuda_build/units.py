@@ -36,7 +36,8 @@ def nvcc() -> str:
 def _key(unit: str, arch: int) -> str:
     """Changes with all that the machine code follows from."""
     digest = hashlib.sha256(f"{UNITS[unit]} {arch} {output(nvcc(), '--version')}".encode())
-    for file in [SOURCE, *sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))]:
+    headers = [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "likelihoods").glob("*.h")]
+    for file in [SOURCE, *sorted(headers), *sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))]:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
