@@ -60,9 +60,9 @@ class Kernel:
     likelihood: str = ""
 
 
-def numbers_of(likelihood: str) -> tuple[int, Sequence[float]]:
+def spec_of(likelihood: str) -> tuple[str, Sequence[float]]:
     """A likelihood as the operators below autograd take it."""
-    return list(LIKELIHOODS).index(likelihood), Likelihood(likelihood).spec[1]
+    return likelihood, Likelihood(likelihood).spec[1]
 
 
 def posterior_forward(what: Collection[str]) -> Callable[..., Call]:
@@ -90,7 +90,7 @@ def posterior_backward(what: Collection[str]) -> Callable[..., Call]:
 def reconstruction_forward(name: str, count: int, grad: bool) -> Callable[..., Call]:
     def call(*tensors: Tensor) -> Call:
         params, target = list(tensors[:-1]), tensors[-1]
-        spec = numbers_of(name)
+        spec = spec_of(name)
         return lambda: torch.ops.vaefast.reconstruction_forward(params, target, None, *spec, SUM, [grad] * count)
 
     return call
@@ -99,7 +99,7 @@ def reconstruction_forward(name: str, count: int, grad: bool) -> Callable[..., C
 def reconstruction_backward(name: str, count: int) -> Callable[..., Call]:
     def call(*tensors: Tensor) -> Call:
         params, target = list(tensors[:-1]), tensors[-1]
-        one, spec = torch.ones((), device=target.device), numbers_of(name)
+        one, spec = torch.ones((), device=target.device), spec_of(name)
         return lambda: torch.ops.vaefast.reconstruction_backward(one, params, target, None, *spec, SUM, [True] * count)
 
     return call
