@@ -108,6 +108,26 @@ def places(likelihood: str, count: int) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(("likelihood", "count"), LIKELIHOOD_CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_that_is_nan_has_no_gradient(
+    backend: str, device: str, likelihood: str, count: int, dtype: torch.dtype
+) -> None:
+    """Of data outside the domain: NaN in every parameter, as in the loss, so that no step is taken on a part of it."""
+    data, entry = training(likelihood, count, SHAPE, dtype), LIKELIHOODS[likelihood]
+    for value in filter(math.isfinite, OUTSIDE.get(entry.support, [])):
+        at = tuple(size - 1 for size in data.target.shape)
+        leaf = spoilt(data, count, at, value).to(device).leaves()
+        nll = vaefast.reconstruction_loss(leaf.recon, leaf.target, likelihood=likelihood, reduction="none")
+        gradients = torch.autograd.grad(nll.sum(), leaf.recon)
+        if entry.planes or entry.support == "class":
+            found = [g[-1, :, -1] if g.dim() == 3 else g[-1, :] for g in gradients]
+            assert bool(nll.isnan().any()) == any(bool(g.isnan().any()) for g in found)
+            continue
+        for g in gradients:
+            assert torch.equal(g[at].isnan(), nll[at].isnan()), (value, nll[at], gradients)
+
+
+@pytest.mark.parametrize(("likelihood", "count"), LIKELIHOOD_CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_check_passes_what_training_meets(likelihood: str, count: int, dtype: torch.dtype) -> None:
     data = training(likelihood, count, SHAPE)

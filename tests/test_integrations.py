@@ -105,7 +105,7 @@ def test_torch_program(extension: object, calls: dict[str, int]) -> None:
         fused = train()
     assert calls == {"reparameterize": 20, "gaussian_kl": 20, "reconstruction_loss": 20}
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=0)
-    with integrations.torch_distributions.enabled():
+    with integrations.torch_distributions.enabled("philox"):
         philox = train()
         with torch.inference_mode():
             assert Normal(0.0, 1.0).expand((3,)).sample((2,)).shape == (2, 3)
@@ -170,6 +170,31 @@ def test_compiled_program(extension: object) -> None:
         torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (63, 64), (64, 64), (3, 2000)], ids=str)
+@pytest.mark.parametrize("sample_shape", [(), (2,), [3, 1]], ids=str)
+def test_few_draws_are_the_librarys_own(
+    extension: object, shape: tuple[int, ...], sample_shape: Sequence[int], calls: dict[str, int]
+) -> None:
+    """Numbers, gradients and operators; from a size on, and where Philox is asked for, the kernels draw."""
+    loc, scale = torch.randn(shape, requires_grad=True), torch.rand(shape).add(0.5).requires_grad_()
+
+    def draws() -> list[Tensor]:
+        torch.manual_seed(3)
+        q = Normal(loc, scale)
+        z = q.rsample(sample_shape)
+        return [z.detach(), q.sample(sample_shape), *torch.autograd.grad(z.sum(), (loc, scale))]
+
+    plain = draws()
+    few = plain[0].numel() < integrations.torch_distributions.FEW
+    with integrations.torch_distributions.enabled():
+        found = draws()
+    assert all(torch.equal(a, e) for a, e in zip(found, plain)) == few
+    assert calls.get("reparameterize", 0) == (0 if few else 2)
+    with integrations.torch_distributions.enabled("philox"):
+        draws()
+    assert calls["reparameterize"] == (2 if few else 4)
+
+
 def test_on_and_off(extension: object) -> None:
     module, before = integrations.torch_distributions, state()
     module.disable()
@@ -180,7 +205,7 @@ def test_on_and_off(extension: object) -> None:
     assert on != before and all(on[0][name] is not before[0][name] for name in METHODS)
     with module.enabled(noise="torch"):
         assert module.integration.noise == "torch"
-    assert state() != before and module.integration.noise == "philox"
+    assert state() != before and module.integration.noise is None
     module.disable()
     assert state() == before
     with pytest.raises(ZeroDivisionError), module.enabled():

@@ -51,13 +51,13 @@ def seeded(f: Callable[[Tensor], Tensor], m: Tensor, seed: int = 0) -> tuple[Ten
 
 
 @pytest.mark.parametrize("name", [*DRAWS, *VALUES])
-@pytest.mark.parametrize("noise", [None, "philox", "torch"])
+@pytest.mark.parametrize("noise", [None, "default", "philox", "torch"])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_traced_is_eager(name: str, noise: str | None, backend: str) -> None:
     f, m = {**DRAWS, **VALUES}[name], torch.randn(3, 4)
     with vaefast.use_backend(backend):
         if noise is not None:
-            torch_distributions.enable(noise)
+            torch_distributions.enable(None if noise == "default" else noise)
         try:
             traced = torch.jit.trace(f, (m,), check_trace=False)
             buffer = io.BytesIO()

@@ -177,9 +177,8 @@ def _beta_binomial(x: Tensor, alpha: Tensor, beta: Tensor, total_count: Tensor) 
     def rising(k: Tensor, a: Tensor) -> Tensor:
         return torch.lgamma(k + 1) + torch.lgamma(a) - torch.lgamma(k + a)
 
-    others = total_count - x
-    nll = rising(x, alpha) + rising(others, beta) - rising(total_count, alpha + beta)
-    return torch.where((x < 0) | (others < 0), math.nan, nll)
+    x = torch.where((x < 0) | (x > total_count), math.nan, x)
+    return rising(x, alpha) + rising(total_count - x, beta) - rising(total_count, alpha + beta)
 
 
 def _log_factorial(x: Tensor, constant: float) -> Tensor:

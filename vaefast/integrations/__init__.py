@@ -8,8 +8,9 @@ it and is left to the library. ``disable()`` restores exactly what was there. Bo
 What the library refuses is refused as it does, and what it takes is taken. Under ``torch.jit.trace`` PyTorch's
 operators are recorded, which draw the numbers that the same call draws in eager.
 
-``noise="philox"``, the default, draws in the kernel and keeps 16 bytes; ``noise="torch"`` draws the numbers that the
-library would have drawn, so that a seeded program gives its own results to rounding.
+``noise="philox"`` draws in the kernel and keeps 16 bytes; ``noise="torch"`` draws the numbers that the library would
+have drawn, so that a seeded program gives its own results to rounding. By default draws are Philox's, but those of few
+numbers on a CPU, where a kernel gains nothing over the library's own way: they take that.
 
 Example::
 

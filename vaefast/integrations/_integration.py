@@ -31,14 +31,15 @@ class Integration:
     of those who ask; another integration that rests on this one is another, so that neither takes it from the other.
     """
 
-    def __init__(self, install: Callable[[ExitStack, str], None], coverage: Callable[[], Coverage]) -> None:
+    def __init__(self, install: Callable[[ExitStack, str | None], None], coverage: Callable[[], Coverage]) -> None:
         self._install, self._coverage = install, coverage
         self._undo = ExitStack()
-        self._held: dict[str, str] = {}  # who asks, and for which noise; the last is heard
-        self.noise: str | None = None  # None while nothing is replaced
+        self._held: dict[str, str | None] = {}  # who asks, and for which noise; the last is heard
+        self.noise: str | None | object = _ABSENT  # while nothing is replaced
 
-    def hold(self, who: str, noise: str) -> None:
-        choice("noise", noise, NOISE)
+    def hold(self, who: str, noise: str | None) -> None:
+        if noise is not None:
+            choice("noise", noise, NOISE)
         before = dict(self._held)
         self._held.pop(who, None)
         self._held[who] = noise
@@ -53,25 +54,27 @@ class Integration:
         self._settle()
 
     def _settle(self) -> None:
-        wanted = next(reversed(self._held.values()), None)
+        asked = [*self._held.values()]
+        wanted = asked[-1] if asked else _ABSENT
         if wanted == self.noise:
             return
         # also for another noise: the replacements hold it as a constant, which torch.compile traces
         self._undo.close()
-        self.noise = None
-        if wanted is None:
+        self.noise = _ABSENT
+        if not asked:
             return
         with ExitStack() as undo:
-            self._install(undo, wanted)
+            self._install(undo, asked[-1])
             self._undo = undo.pop_all()
         self.noise = wanted
 
-    def enable(self, noise: str = "philox") -> Coverage:
+    def enable(self, noise: str | None = None) -> Coverage:
         """Takes the fused path from here on, for the whole process; again, it changes the noise alone.
 
         Args:
-            noise: ``"philox"``, drawn in the kernel from the default generator's seed, or ``"torch"``, the numbers that
-                the library would have drawn.
+            noise: ``"philox"``, drawn in the kernel from the default generator's seed; ``"torch"``, the numbers that the
+                library would have drawn; or None, which is Philox but in torch.distributions' small draws on a CPU,
+                that take the library's own way and numbers, since a kernel gains nothing there.
 
         Returns:
             ``Coverage(fused, left)``: the names of what is fused, and of what looks like it and stays the library's.
@@ -99,7 +102,7 @@ class Integration:
         self.release("")
 
     @contextmanager
-    def enabled(self, noise: str = "philox") -> Iterator[Coverage]:
+    def enabled(self, noise: str | None = None) -> Iterator[Coverage]:
         """:meth:`enable` inside a ``with`` block; afterwards it is as before, on or off.
 
         Args:
@@ -113,12 +116,12 @@ class Integration:
             with vaefast.integrations.torch_distributions.enabled():
                 z = torch.distributions.Normal(mu, std).rsample()
         """
-        before = self._held.get("")
+        on, before = "" in self._held, self._held.get("")
         covered = self.enable(noise)
         try:
             yield covered
         finally:
-            self.disable() if before is None else self.hold("", before)
+            self.hold("", before) if on else self.disable()
 
 
 def library(module: str, package: str) -> Any:

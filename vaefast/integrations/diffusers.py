@@ -45,7 +45,7 @@ from ._integration import Coverage, Integration, library, replace
 __all__ = ["disable", "enable", "enabled"]
 
 
-def _fused(cls: Any, noise: str) -> Any:
+def _fused(cls: Any, noise: str | None) -> Any:
     """The subclass of diffusers' class."""
 
     class FusedDiagonalGaussian(cls):
@@ -79,7 +79,7 @@ def _fused(cls: Any, noise: str) -> Any:
         def sample(self, generator: Any = None) -> Tensor:
             if self.deterministic or not (generator is None or isinstance(generator, torch.Generator)):
                 return super().sample(generator)  # type: ignore[no-any-return]
-            if noise == "philox":
+            if noise != "torch":
                 return self._q.sample(generator)
             mean, raw = self.parameters.chunk(2, 1)
             randn = library("diffusers.utils.torch_utils", "diffusers").randn_tensor
@@ -136,7 +136,7 @@ def _covered(parameters: object, deterministic: object) -> bool:
     )
 
 
-def _oobleck(undo: ExitStack, cls: Any, noise: str) -> None:
+def _oobleck(undo: ExitStack, cls: Any, noise: str | None) -> None:
     theirs = cls.kl
 
     def kl(self: Any, other: Any = None) -> Tensor:
@@ -151,7 +151,7 @@ def _oobleck(undo: ExitStack, cls: Any, noise: str) -> None:
     _sample(undo, cls, noise, "scale", _OOBLECK)
 
 
-def _sample(undo: ExitStack, cls: Any, noise: str, raw: str, parameterization: str | Parameterization) -> None:
+def _sample(undo: ExitStack, cls: Any, noise: str | None, raw: str, parameterization: str | Parameterization) -> None:
     theirs = cls.sample
 
     def sample(self: Any, generator: Any = None) -> Tensor:
@@ -159,7 +159,7 @@ def _sample(undo: ExitStack, cls: Any, noise: str, raw: str, parameterization: s
         known = type(self) is cls and (generator is None or isinstance(generator, torch.Generator))
         if not known or not _alike(mean, scale):
             return cast(Tensor, theirs(self, generator))
-        if noise == "philox" and (generator is None or generator.device.type == mean.device.type):
+        if noise != "torch" and (generator is None or generator.device.type == mean.device.type):
             return reparameterize(mean, scale, parameterization=parameterization, generator=generator)
         randn = library("diffusers.utils.torch_utils", "diffusers").randn_tensor
         eps = randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
@@ -191,7 +191,7 @@ def _find(module: str, name: str) -> Any:
         return None
 
 
-def _install(undo: ExitStack, noise: str) -> None:
+def _install(undo: ExitStack, noise: str | None) -> None:
     # its constructor is what every module has, whenever and under whatever name it imported the class
     cls = library("diffusers.models.autoencoders.vae", "diffusers").DiagonalGaussianDistribution
     fused, theirs = _fused(cls, noise), cls.__init__

@@ -27,7 +27,7 @@ from .torch_distributions import replace_methods
 __all__ = ["disable", "enable", "enabled"]
 
 
-def _install(undo: ExitStack, noise: str) -> None:
+def _install(undo: ExitStack, noise: str | None) -> None:
     normal = library("pyro.distributions", "pyro-ppl").Normal
     replace_methods(undo, normal, noise)
     replace_kl(undo, [(normal, normal), (normal, TorchNormal), (TorchNormal, normal)], _normal.kl)

@@ -52,7 +52,7 @@ def _covered(eps: object, log_fn: object, lgamma_fn: object, x: Tensor, *params:
     )
 
 
-def _install(undo: ExitStack, noise: str) -> None:
+def _install(undo: ExitStack, noise: str | None) -> None:
     module = library("scvi.distributions._negative_binomial", "scvi-tools")
     nb: Callable[..., Tensor] = module.log_nb_positive
     zinb: Callable[..., Tensor] = module.log_zinb_positive

@@ -15,6 +15,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -34,7 +35,18 @@ def _not_negative(scale: Tensor) -> bool:
     return torch.compiler.is_compiling() or scale.is_meta or not scale.numel() or bool(scale.min() >= 0)
 
 
-def replace_methods(undo: ExitStack, cls: type[Normal], noise: str) -> None:
+# draws of fewer numbers, which on a CPU take as long in a kernel as in PyTorch's operators, or longer
+FEW = 4096
+
+
+def _few(loc: Tensor, sample_shape: Any) -> bool:
+    if torch.compiler.is_compiling() or not loc.is_cpu:  # a graph is for any size
+        return False
+    count = loc.numel()
+    return count < FEW and (not sample_shape or count * math.prod(sample_shape) < FEW)
+
+
+def replace_methods(undo: ExitStack, cls: type[Normal], noise: str | None) -> None:
     """Fused methods for cls, which fall back on its own, or on those that it inherits."""
 
     def before(name: str) -> Callable[..., Tensor]:
@@ -44,12 +56,16 @@ def replace_methods(undo: ExitStack, cls: type[Normal], noise: str) -> None:
     theirs = {name: before(name) for name in ("rsample", "sample", "log_prob")}
 
     def rsample(self: Normal, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        if noise is None and _few(self.loc, sample_shape):
+            return theirs["rsample"](self, sample_shape)
         found = None
         if _normal.covered(self):
             found = _normal.rsample(self, self._extended_shape(sample_shape), noise)
         return theirs["rsample"](self, sample_shape) if found is None else found
 
     def sample(self: Normal, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        if noise is None and _few(self.loc, sample_shape):
+            return theirs["sample"](self, sample_shape)
         found = None
         if _normal.covered(self) and (self._validate_args or _not_negative(self.scale)):
             with torch.no_grad():
@@ -69,7 +85,7 @@ def replace_methods(undo: ExitStack, cls: type[Normal], noise: str) -> None:
         replace(undo, cls, name, method)
 
 
-def _install(undo: ExitStack, noise: str) -> None:
+def _install(undo: ExitStack, noise: str | None) -> None:
     replace_methods(undo, Normal, noise)
     replace_kl(undo, [(Normal, Normal)], _normal.kl)
 
