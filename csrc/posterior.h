@@ -68,29 +68,31 @@ struct Softplus {
 using Parameterizations = TypeList<LogVar, LogStd, Std, Var, Softplus>;
 
 template <class V>
-VF_HD V clamped(const Activation& a, V raw) {
-  const V lo = lit<V>(a.lo), hi = lit<V>(a.hi);
-  return a.clamped ? select(less(raw, lo), lo, select(less(hi, raw), hi, raw)) : raw;
+VF_HD V clamped(V raw, V lo, V hi) {
+  return select(less(raw, lo), lo, select(less(hi, raw), hi, raw));
 }
 
 // The slope, where the clamp leaves one.
 template <class V>
-VF_HD V sloped(const Activation& a, V raw, V slope) {
-  const V lo = lit<V>(a.lo), hi = lit<V>(a.hi), zero = lit<V>(0);
-  return a.clamped ? select(less_equal(raw, lo), zero, select(less_equal(hi, raw), zero, slope)) : slope;
+VF_HD V sloped(V raw, V lo, V hi, V slope) {
+  const V zero = lit<V>(0);
+  return select(less_equal(raw, lo), zero, select(less_equal(hi, raw), zero, slope));
 }
 
 template <class P, class V>
 VF_HD Scale<V> scale_of(const Activation& a, V raw) {
-  Scale<V> s = P::eval(clamped(a, raw));
+  const V lo = lit<V>(a.lo), hi = lit<V>(a.hi), within = a.clamped ? clamped(raw, lo, hi) : raw;
+  Scale<V> s = P::eval(within);
   if (a.floored) {
     s.std = s.std + lit<V>(a.floor);
     s.logvar = lit<V>(2) * log_(s.std);
     s.dlogvar = lit<V>(2) * s.dstd / s.std;
     s.terms = exp_terms(s.logvar, s.std);
   }
-  s.dstd = sloped(a, raw, s.dstd);
-  s.dlogvar = sloped(a, raw, s.dlogvar);
+  if (a.clamped) {
+    s.dstd = sloped(raw, lo, hi, s.dstd);
+    s.dlogvar = sloped(raw, lo, hi, s.dlogvar);
+  }
   return s;
 }
 

@@ -70,10 +70,11 @@ __attribute__((noinline)) const T* bounded(const Activation& a, const T* raw, in
       });
     });
   } else {
+    const V lo = lit<V>(a.lo), hi = lit<V>(a.hi);
     for_vectors<T>(n, [&](int i) {
       const V x = at(raw, i);
-      put(out.data, i, clamped(a, x));
-      put(slope.data, i, sloped(a, x, lit<V>(1)));
+      put(out.data, i, clamped(x, lo, hi));
+      put(slope.data, i, sloped(x, lo, hi, lit<V>(1)));
     });
   }
   return out.data;
