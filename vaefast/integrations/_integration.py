@@ -35,7 +35,7 @@ class Integration:
         self._install, self._coverage = install, coverage
         self._undo = ExitStack()
         self._held: dict[str, str | None] = {}  # who asks, and for which noise; the last is heard
-        self.noise: str | None | object = _ABSENT  # while nothing is replaced
+        self.noise: object = _ABSENT  # while nothing is replaced
 
     def hold(self, who: str, noise: str | None) -> None:
         if noise is not None:
