@@ -51,15 +51,14 @@ struct ZeroInflatedNegativeBinomial {
   // gradient reaches n with weight sigmoid(-n - l). Elsewhere softplus(l) + n.
   template <class V>
   static VF_HD Term<V, 3> eval(const V (&p)[3], V x, const Options& o) {
-    const V zero = lit<V>(0), one = lit<V>(1), l = p[2], count = count_of(x);
+    const V zero = lit<V>(0), one = lit<V>(1), count = count_of(x), l = select(equal(count, count), p[2], count);
     const auto t = negative_binomial(p[0], lit<V>(o[1]), p[1], count, o[0].narrow != 0);
     const auto dropout = softplus_terms(l), kept = softplus_terms(zero - t.nll - l);
     const V most = select(less(l, zero), zero - l, zero), least = select(less(t.nll, most), t.nll, most);
     const auto none = equal(x, zero);
     const V weight = select(none, kept.sigmoid, one);
     return {select(none, least + dropout.tail - kept.tail, softplus(l, dropout) + t.nll),
-            {t.dmu * weight, t.dtheta * weight,
-             select(none, kept.sigmoid - dropout.complement, select(equal(count, count), dropout.sigmoid, count))}};
+            {t.dmu * weight, t.dtheta * weight, select(none, kept.sigmoid - dropout.complement, dropout.sigmoid)}};
   }
 };
 
