@@ -74,7 +74,7 @@ class Integration:
         Args:
             noise: ``"philox"``, drawn in the kernel from the default generator's seed; ``"torch"``, the numbers that
                 the library would have drawn; or None, which is Philox but in torch.distributions' draws of fewer than
-                4,096 numbers on a CPU: those are the library's own, since a kernel gains nothing there.
+                32,768 numbers on a CPU: those are the library's own, since a kernel gains nothing there.
 
         Returns:
             ``Coverage(fused, left)``: the names of what is fused, and of what looks like it and stays the library's.
