@@ -49,7 +49,6 @@ KERNEL_FLAGS = [
     "-fno-unswitch-loops",
     "-fno-wrapv",
     "-Wno-uninitialized",
-    "-Wno-maybe-uninitialized",
 ]
 CXX_FLAGS = [
     "-O3",

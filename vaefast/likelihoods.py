@@ -413,7 +413,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "some of total",
         "log B(a, b) - log B(x + a, n - x + b) - log C(n, x)",
         _beta_binomial,
-        lambda alpha, beta, total_count: BetaBinomial(alpha, beta, total_count),
+        BetaBinomial,
         domains=("positive", "positive", "total"),
     ),
     "discretized_logistic": LikelihoodEntry(
