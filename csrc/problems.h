@@ -158,6 +158,7 @@ struct ReconstructionProblem {
   // its channels (or just one), so many elements of memory apart.
   int32_t planes = 1, channels = 0;
   int64_t param_step = 0, target_step = 0, grad_step = 0;
+  int32_t chunk = 1;  // for the CUDA loops, set at launch: logits, of one site or of several, that move together
 };
 
 // What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row]. Several

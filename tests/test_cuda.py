@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -381,6 +383,28 @@ def test_streams_do_not_share_a_counter(native: str, rows: int) -> None:
         assert all(torch.equal(t, expected[k]) for t in found[k])
 
 
+@on_gpu
+def test_a_counter_where_torch_holds_all_memory(cuda: str) -> None:
+    """The first sum of a process needs a little memory of its own: torch gives back what it does not use."""
+    code = """
+import torch, vaefast
+x = torch.zeros(4, 100, device="cuda")
+held, size = [], 1 << 34
+while size >= 1 << 20:
+    try:
+        held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+    except torch.OutOfMemoryError:
+        size //= 2
+del held
+assert torch.cuda.mem_get_info()[0] < 1 << 21, torch.cuda.mem_get_info()
+assert vaefast.gaussian_kl(x, x, reduction="sum").item() == 0
+"""
+    # loaded before memory is full
+    env = {**os.environ, "CUDA_MODULE_LOADING": "EAGER"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+
+
 def test_threads_may_share_a_stream(native: str) -> None:
     """Python threads that issue sums at once, as data-parallel code does."""
     from concurrent.futures import ThreadPoolExecutor
@@ -734,3 +758,14 @@ def test_more_elements_than_32_bits_count(cuda: str) -> None:
     z = seeded_sample(flat, flat, (11, 3))
     for start in (0, 2**31 - 4096, 2**31, n - 4096):
         assert torch.equal(z[start : start + 4096], draws((11, 3 + start // 4), (4096,), torch.bfloat16, cuda))
+
+
+@on_gpu
+def test_more_rows_than_a_launch_numbers(cuda: str) -> None:
+    """An error, where 32 bits of a row's number would wrap round to few rows."""
+    rows = 2**32 + 4
+    if torch.cuda.mem_get_info()[0] < 9 * rows:
+        pytest.skip(f"{9 * rows / 1e9:.0f} GB of GPU memory must be free")
+    mu = torch.zeros(1, 1, dtype=torch.bfloat16, device=cuda).expand(rows, 1)
+    with pytest.raises(RuntimeError, match="4294967300 rows are too many for one launch; split the batch"):
+        vaefast.gaussian_kl(mu, mu, reduction="per_sample")

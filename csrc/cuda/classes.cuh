@@ -1,40 +1,288 @@
-// A class of K: a site's classes are shared out over lanes of a warp, several loads each are under way at once, and
-// what there is too much of to be kept is read again, for the gradient, while a cache still has it. No torch types
-// here.
+// A class of K: a team of threads has a site, each some of its classes, which it holds while they fit: then logits are
+// read once and gradients written once, a line of memory at a time where they allow it. No torch types here.
 #pragma once
 
 #include "cuda/mixture.cuh"
 
 namespace vaefast {
 
-// Classes of a site that a lane takes at once.
-constexpr int kClassesAtOnce = 12;
+// Logits that a thread holds at once: of one site, or a few of each of two.
+template <class T>
+constexpr int kHeld = sizeof(T) == 4 ? 32 : 16;
 
-// Lanes that share a site, their logarithm: enough to take all classes at once. Where they do not lie next to each
-// other, no more than leave whole sectors of 32 bytes to sites that do.
-VF_HD int log_lanes_of(const ReconstructionProblem& p) {
-  const DType dtype = p.param[0].dtype;
-  const int most = p.param_step == 1 ? 5 : dtype == DType::kDouble ? 3 : dtype == DType::kFloat ? 2 : 1;
+// Threads of a team, their logarithm: enough to hold a site's classes, where a block has them.
+template <class T>
+VF_HD int log_team_of(const ReconstructionProblem& p) {
+  // where classes lie next to each other, so do a team's lanes, at least four of which share a line
+  const bool along = p.param_step == 1;
+  const int chunks = along ? p.planes / p.chunk : p.planes, held = kHeld<T> / p.chunk;
   int log = 0;
-  while (log < most && (kClassesAtOnce << log) < p.planes) ++log;
+  while (log < (along ? 8 : 3) && ((held << log) < chunks || (along && log < 2 && (1 << log) < chunks))) ++log;
   return log;
 }
 
-// Where a lane stands: its site among those of the warp, and which of the site's classes are its own: slice,
-// slice + lanes ...
-struct Share {
-  int log, lanes;
-  int site, sites, slice;
-  int away;  // between the lanes of a site
+// The threads that share a site: lanes next to each other or, where sites are what lies next to each other, the same
+// lane of several warps.
+struct Team {
+  bool along;
+  int log, size;
+  int lanes, warps;  // it takes so many of each
+  int slice;         // this thread's number
+  int site, sites;   // its site's, of those that a unit's teams take at once
 
-  __device__ Share(const ReconstructionProblem& p, int lane) : log(log_lanes_of(p)), lanes(1 << log) {
-    sites = kWarp >> log;
-    const bool beside = p.param_step == 1;
-    site = beside ? lane >> log : lane & (sites - 1);
-    slice = beside ? lane & (lanes - 1) : lane >> (5 - log);
-    away = beside ? 1 : sites;
+  __device__ Team(int log_wanted, bool along, const Unit& u) : along(along) {
+    const int most = u.width == kThreads ? log_wanted : along ? 5 : 0, warp = u.lane / kWarp;
+    log = log_wanted < most ? log_wanted : most;
+    size = 1 << log;
+    lanes = !along ? 1 : log < 5 ? size : kWarp;
+    warps = size / lanes;
+    slice = (along ? u.lane : warp) & (size - 1);
+    site = along ? u.lane >> log : (warp >> log) * kWarp + u.lane % kWarp;
+    sites = u.width >> log;
   }
 };
+
+__device__ inline float larger(float a, float b) { return ::fmaxf(a, b); }
+__device__ inline double larger(double a, double b) { return ::fmax(a, b); }
+
+// What warps leave for each other, for each of two sums.
+template <class T>
+using Shared = T[2][kThreads / kWarp][2 * kWarp];
+
+// f over what the team's threads have, in all of them. shared: not written again before every thread has come to
+// another barrier.
+template <class T, int N, class F>
+__device__ __forceinline__ void join(T (&x)[N], const Team& team, int thread, T (&shared)[kThreads / kWarp][2 * kWarp],
+                                     const F& f) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    for (int away = 1; away < team.lanes; away *= 2) x[n] = f(x[n], __shfl_xor_sync(0xffffffffu, x[n], away));
+  }
+  if (team.warps == 1) return;
+  const int warp = thread / kWarp, lane = thread % kWarp, slot = team.along ? 0 : lane * N;
+  if (!team.along || lane == 0) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) shared[warp][slot + n] = x[n];
+  }
+  __syncthreads();
+  const int first = warp & -team.warps;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    x[n] = shared[first][slot + n];
+    for (int k = 1; k < team.warps; ++k) x[n] = f(x[n], shared[first + k][slot + n]);
+  }
+}
+
+// On to the next of several addresses, each computed from the one before: all at once they would take registers.
+template <class S>
+__device__ __forceinline__ void advance(S*& at, int64_t step) {
+  at += step;
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(at));
+#endif
+}
+
+// Chunks of W logits of type S, which one instruction moves: W classes of a site where classes lie next to each other
+// (ALONG), else a class of W sites.
+template <class T, class S, int W, bool ALONG>
+struct Classes {
+  static constexpr int kSites = ALONG ? 1 : W, kChunks = kHeld<T> / W, kEach = kHeld<T> / kSites;
+  using M = Move<kSites>;
+  using C = Chunk<S, W>;
+
+  const ReconstructionProblem& p;
+  const Team team;
+  const int thread, chunks;
+  T l[kSites][kEach];  // logits, and then their exponentials
+
+  __device__ __forceinline__ Classes(const ReconstructionProblem& p, const Unit& u)
+      : p(p), team(log_team_of<T>(p), ALONG, u), thread(u.lane), chunks(ALONG ? p.planes / W : p.planes) {}
+
+  // The team's chunks are first, first + 1 ...; this thread has those from first + slice on, one for each of the team.
+  __device__ __forceinline__ int own(int first) const {
+    return (chunks - first - team.slice + team.size - 1) >> team.log;
+  }
+  // where the first of them is, and how far it is to the next
+  __device__ __forceinline__ int64_t offset(int first, int64_t step) const {
+    return (first + team.slice) * (ALONG ? W * step : step);
+  }
+  __device__ __forceinline__ int64_t next(int64_t step) const { return (ALONG ? W * step : step) << team.log; }
+
+  // f(i) for as many chunks as the thread has, and as make whole fours
+  template <class F>
+  static __device__ __forceinline__ void for_chunks(int own, const F& f) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      if (i % 4 == 0 && i >= own) break;
+      f(i);
+    }
+  }
+
+  // the place in l of chunk i's number w
+  __device__ __forceinline__ T& at(int i, int w) { return ALONG ? l[0][i * W + w] : l[ALONG ? 0 : w][ALONG ? 0 : i]; }
+
+  __device__ __forceinline__ void read(const S* from, int own) {
+    const int64_t step = next(p.param_step);
+    for_chunks(own, [&](int i) {
+      C c;
+#pragma unroll
+      for (int w = 0; w < W; ++w) c.item[w] = stored<S>(-lit<T>(HUGE_VAL));
+      if (i < own) c = *reinterpret_cast<const C*>(from);
+      advance(from, step);
+#pragma unroll
+      for (int w = 0; w < W; ++w) at(i, w) = T(load(c.item[w]));
+    });
+  }
+
+  // l becomes e^(l - most)
+  __device__ __forceinline__ void exponentiate(const T (&most)[kSites], int own) {
+    for_chunks(own, [&](int i) {
+#pragma unroll
+      for (int w = 0; w < W; ++w) at(i, w) = exp_(at(i, w) - most[ALONG ? 0 : w]);
+    });
+  }
+
+  // Adds what was read to sums of e^(l - most), and leaves that in l.
+  __device__ __forceinline__ void add(T (&most)[kSites], T (&sum)[kSites], int own) {
+    T more[kSites] = {}, top[kSites];
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) top[s] = most[s];
+    for_chunks(own, [&](int i) {
+#pragma unroll
+      for (int w = 0; w < W; ++w) top[ALONG ? 0 : w] = larger(top[ALONG ? 0 : w], at(i, w));
+    });
+    exponentiate(top, own);
+    for_chunks(own, [&](int i) {
+#pragma unroll
+      for (int w = 0; w < W; ++w) more[ALONG ? 0 : w] += at(i, w);
+    });
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) {
+      sum[s] = fma_(sum[s], exp_(most[s] - top[s]), more[s]);
+      most[s] = top[s];
+    }
+  }
+
+  // Stores factor * l, and what hit has besides, less.
+  __device__ __forceinline__ void store(S* to, int first, int own, const T (&factor)[kSites], const T (&less)[kSites],
+                                        const int (&hit)[kSites]) {
+    int mine[kSites];  // the hit among the thread's
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) {
+      const int chunk = (ALONG ? hit[s] / W : hit[s]) - first - team.slice;
+      const bool here = hit[s] >= 0 && chunk >= 0 && (chunk & (team.size - 1)) == 0;
+      mine[s] = here ? (chunk >> team.log) * (ALONG ? W : 1) + (ALONG ? hit[s] % W : 0) : -1;
+    }
+    const int64_t step = next(p.grad_step);
+    for_chunks(own, [&](int i) {
+      C c;
+#pragma unroll
+      for (int w = 0; w < W; ++w) {
+        const int s = ALONG ? 0 : w;
+        const bool hit = mine[s] == (ALONG ? i * W + w : i);
+        c.item[w] = stored<S>(fma_(at(i, w), factor[s], hit ? -less[s] : T(0)));
+      }
+      if (i < own) *reinterpret_cast<C*>(to) = c;
+      advance(to, step);
+    });
+  }
+
+  // Gradients of a site that does not count, whatever its logits are.
+  __device__ __forceinline__ void erase(S* grad) {
+#pragma unroll 1
+    for (int k = team.slice; k < p.planes; k += team.size) grad[k * p.grad_step] = S(0.0f);
+  }
+
+  // The nll of the sites at `at`, in the team's first thread.
+  __device__ __forceinline__ T site(const Pack& at, bool there, Shared<T>& shared) {
+    T weight[kSites], upstream[kSites], target[kSites], nll[kSites], picked[kSites];
+    int hit[kSites];  // -1 where there is no such class
+    decode<M>(p.target, fetch<T, M>(p.target, at), target);
+    decode_optional<M>(p.weight, fetch_optional<T, M>(p.weight, at), weight);
+    decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
+    const S* logits = static_cast<const S*>(p.param[0].data) + site_offset(p.param[0], at);
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) {
+      const T x = target[s];
+      hit[s] = x >= T(0) && x < T(p.planes) && x == T(int(x)) ? int(x) : -1;
+      picked[s] = hit[s] < 0 ? lit<T>(__builtin_nan("")) : T(load(logits[hit[s] * p.param_step + s]));
+    }
+    T most[kSites], sum[kSites] = {}, top[kSites];
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) most[s] = -lit<T>(3e38);  // finite: -inf less -inf is no number
+    const int stride = kChunks << team.log;
+#pragma unroll 1
+    for (int first = 0; first < chunks; first += stride) {
+      read(logits + offset(first, p.param_step), own(first));
+      add(most, sum, own(first));
+    }
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) top[s] = most[s];
+    join(top, team, thread, shared[0], [](T a, T b) { return larger(a, b); });
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) {
+      most[s] = exp_(most[s] - top[s]);
+      sum[s] *= most[s];
+    }
+    join(sum, team, thread, shared[1], [](T a, T b) { return a + b; });
+    T total = 0;
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) {
+      nll[s] = weighted(weight[s], log_(sum[s]) - (picked[s] - top[s]));
+      total += nll[s];
+    }
+    // all of a warp have read before any writes a gradient in its place
+    __syncwarp();
+    if (!there) return 0;
+    if (team.slice == 0) write<M>(p.out_nll, at, nll);
+    if (p.grad) {
+      // l is what the thread's own largest logit made it, while it holds all that it has
+      const bool once = stride >= chunks;
+      T factor[kSites], less[kSites];
+#pragma unroll
+      for (int s = 0; s < kSites; ++s) {
+        less[s] = lit<T>(p.grad_scale) * weight[s] * upstream[s];
+        factor[s] = hit[s] < 0 ? lit<T>(__builtin_nan("")) : less[s] * ((once ? most[s] : T(1)) / sum[s]);
+      }
+      S* grad = static_cast<S*>(p.out_grad[0].data) + site_offset(p.out_grad[0], at);
+#pragma unroll 1
+      for (int first = 0; first < chunks; first += stride) {
+        if (!once) {
+          read(logits + offset(first, p.param_step), own(first));
+          exponentiate(top, own(first));
+        }
+        if (kSites > 1 || weight[0] != T(0)) {
+          store(grad + offset(first, p.grad_step), first, own(first), factor, less, hit);
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < kSites; ++s) {
+        if (weight[s] == T(0)) erase(grad + s);
+      }
+    }
+    return team.slice == 0 ? total : T(0);
+  }
+
+  __device__ __forceinline__ T sites(const Unit& u, Shared<T>& shared) {
+    T sum = 0;
+    // every thread of a unit goes round as often, for they meet
+#pragma unroll 1
+    for (int64_t first = u.first; first < u.limit; first += team.sites * kSites) {
+      const int64_t start = first + team.site * kSites;
+      const bool there = start < u.limit;
+      Pack at{p.space, there ? start : first, 0, kSites};
+      if (p.space.views) divide(p.space, at.start, p.space.size[p.space.ndim - 1], at.outer, at.column);
+      sum += site(at, there, shared);
+    }
+    return sum;
+  }
+};
+
+// Work that wants registers more than threads.
+template <class Work>
+constexpr bool kHolds = false;
+template <class T, class L>
+constexpr bool kHolds<Mixture<T, L, 0>> = true;
 
 template <class T_, class L>
 struct Mixture<T_, L, 0> {
@@ -42,121 +290,27 @@ struct Mixture<T_, L, 0> {
   static constexpr bool kSums = true;
 
   template <class M>
-  static __device__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
-    const Share share(p, u.lane % kWarp);
+  static __device__ __forceinline__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
+    __shared__ Shared<T> shared;
     const DType dtype = p.param[0].dtype;
     if constexpr (sizeof(T) == 8) {
-      if (dtype == DType::kDouble) return sites<M, double>(p, u, share);
+      if (dtype == DType::kDouble) return sites<double>(p, u, shared);
     }
-    if (dtype == DType::kFloat) return sites<M, float>(p, u, share);
-    return dtype == DType::kHalf ? sites<M, __half>(p, u, share) : sites<M, __nv_bfloat16>(p, u, share);
+    if (dtype == DType::kFloat) return sites<float>(p, u, shared);
+    return dtype == DType::kHalf ? sites<__half>(p, u, shared) : sites<__nv_bfloat16>(p, u, shared);
   }
 
  private:
-  template <class M, class S>
-  static __device__ T sites(const ReconstructionProblem& p, const Unit& u, const Share& share) {
-    T sum = 0;
-    // every lane of a warp goes round as often, for they meet in shuffles
-#pragma unroll 1
-    for (int64_t first = u.first + u.lane / kWarp * share.sites; first < u.limit;
-         first += u.width / kWarp * share.sites) {
-      const bool there = first + share.site < u.limit;
-      Pack at{p.space, there ? first + share.site : first, 0, 1};
-      if (p.space.views) divide(p.space, at.start, p.space.size[p.space.ndim - 1], at.outer, at.column);
-      const T nll = site<M, S>(p, share, at, there);
-      if (there && share.slice == 0) sum += nll;
-    }
-    return sum;
-  }
-
-  // kClassesAtOnce of a lane's classes, of which there are `own`; for the lane that has most of them, `most`.
-  struct Batch {
-    int first, own, most;
-
-    __device__ Batch(int planes, const Share& share, int first)
-        : first(first),
-          own((planes - first + share.lanes - 1) >> share.log),
-          most((planes - first + share.slice + share.lanes - 1) >> share.log) {}
-  };
-
-  // f(i, whether the lane has so many), by fours as far as any lane has one
-  template <class F>
-  static __device__ void for_batch(const Batch& b, const F& f) {
-#pragma unroll
-    for (int i = 0; i < kClassesAtOnce; ++i) {
-      if (i % 4 == 0 && i >= b.most) break;
-      f(i, i < b.own);
-    }
-  }
-
   template <class S>
-  static __device__ void read(const S* logits, int64_t step, const Share& share, const Batch& b,
-                              T (&l)[kClassesAtOnce]) {
-    const S* from = logits + b.first * step;
-    step <<= share.log;
-#pragma unroll
-    for (int i = 0; i < kClassesAtOnce; ++i) l[i] = -lit<T>(HUGE_VAL);
-    for_batch(b, [&](int i, bool there) {
-      if (there) l[i] = T(load(*from));
-      from += step;
-    });
-  }
-
-  template <class M, class S>
-  static __device__ T site(const ReconstructionProblem& p, const Share& share, const Pack& at, bool there) {
-    const int planes = p.planes, stride = kClassesAtOnce << share.log;
-    T weight[1], upstream[1], nll[1] = {};
-    decode_optional<M>(p.weight, fetch_optional<T, M>(p.weight, at), weight);
-    decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
-    const bool on = weight[0] != T(0), once = stride >= planes;
-    const S* logits = static_cast<const S*>(p.param[0].data) + site_offset(p.param[0], at);
-    const T x = load_element<T>(p.target, site_offset(p.target, at));
-    // -1, and no number for a result, where there is no such class
-    const int hit = x >= T(0) && x < T(planes) && x == T(int(x)) ? int(x) : -1;
-    const T none = hit < 0 ? lit<T>(__builtin_nan("")) : T(0);
-
-    LogSumExp<T> all;
-    T l[kClassesAtOnce];
-    if (on) {
-#pragma unroll 1
-      for (int first = share.slice; first < planes; first += stride) {
-        const Batch batch(planes, share, first);
-        read(logits, p.param_step, share, batch, l);
-        all.add(l, batch.most);
+  static __device__ __forceinline__ T sites(const ReconstructionProblem& p, const Unit& u, Shared<T>& shared) {
+    const bool along = p.param_step == 1;
+    if constexpr (sizeof(T) == 4) {
+      if (p.chunk > 1) {
+        return along ? Classes<T, S, 16 / sizeof(S), true>(p, u).sites(u, shared)
+                     : Classes<T, S, 2, false>(p, u).sites(u, shared);
       }
     }
-    // read by all before any writes a gradient in its place
-    const T picked = on ? T(load(logits[(hit < 0 ? 0 : hit) * p.param_step])) : T(0), own = all.most;
-    __syncwarp();
-    for (int away = share.away; away < share.away * share.lanes; away *= 2) {
-      all.add(LogSumExp<T>{__shfl_xor_sync(0xffffffffu, all.most, away), __shfl_xor_sync(0xffffffffu, all.sum, away)});
-    }
-    if (on) nll[0] = weight[0] * (log_(all.sum) - (picked - all.most) + none);
-    if (there && p.grad) {
-      S* grad = static_cast<S*>(p.out_grad[0].data) + site_offset(p.out_grad[0], at);
-      const T scale = lit<T>(p.grad_scale) * weight[0] * upstream[0], inverse = T(1) / all.sum;
-      // what the lane's exponentials, while it still has them, are less than the site's
-      const T factor = once ? exp_(own - all.most) * inverse : inverse;
-#pragma unroll 1
-      for (int first = share.slice; first < planes; first += stride) {
-        const Batch batch(planes, share, first);
-        if (on && !once) {
-          read(logits, p.param_step, share, batch, l);
-          for_batch(batch, [&](int i, bool) { l[i] = exp_(l[i] - all.most); });
-        }
-        S* to = grad + first * p.grad_step;
-        const int64_t step = p.grad_step << share.log;
-        const int at = (hit - first) >> share.log,
-                  mine = hit >= 0 && ((hit ^ first) & (share.lanes - 1)) == 0 ? at : -1;
-        for_batch(batch, [&](int i, bool own) {
-          const T g = on ? scale * fma_(l[i], factor, i == mine ? T(-1) : none) : T(0);
-          if (own) *to = stored<S>(g);
-          to += step;
-        });
-      }
-    }
-    if (there && share.slice == 0) write<M>(p.out_nll, at, nll);
-    return nll[0];
+    return along ? Classes<T, S, 1, true>(p, u).sites(u, shared) : Classes<T, S, 1, false>(p, u).sites(u, shared);
   }
 };
 

@@ -16,8 +16,8 @@ template <class Work>
 constexpr bool kPlainWork = false;
 
 // Leaves 80 (128) registers a thread: what kernels need, and enough threads to hide memory's latency. A sample with its
-// KL, and what runs beside a gradient of the KL, need more of the first and, with more loads a thread, fewer of the
-// second; a mixture in double, 168.
+// KL, what runs beside a gradient of the KL, and what holds a site's classes need more of the first and, with more
+// loads a thread, fewer of the second; a mixture in double, 168.
 template <class T, class Rec, class Post>
 constexpr int blocks_per_sm() {
   if constexpr (kPlainWork<Rec>) {
@@ -30,7 +30,7 @@ constexpr int blocks_per_sm() {
     const bool sample_and_kl =
         std::is_same_v<Post, PosteriorForward<T, true, true>> || std::is_same_v<Post, PosteriorBackward<T, true, true>>;
     const bool beside = !std::is_same_v<Rec, Nothing> && std::is_same_v<Post, PosteriorBackward<T, false, true>>;
-    return sample_and_kl || beside ? 2 : 3;
+    return sample_and_kl || beside || kHolds<Rec> ? 2 : 3;
   }
 }
 

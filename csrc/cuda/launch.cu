@@ -1,6 +1,7 @@
 // The CUDA back end: the caller's device and stream, the generator's state, the counters that launches share.
 
 #include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -29,8 +30,16 @@ unsigned* zeros(size_t count) {
   cudaStream_t stream;
   void* memory;
   C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  C10_CUDA_CHECK(cudaMalloc(&memory, count * sizeof(unsigned)));
-  C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, count * sizeof(unsigned), stream));
+  const size_t bytes = count * sizeof(unsigned);
+  cudaError_t status = cudaMalloc(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    // torch may hold what there is without using it
+    (void)cudaGetLastError();
+    c10::cuda::CUDACachingAllocator::emptyCache();
+    status = cudaMalloc(&memory, bytes);
+  }
+  C10_CUDA_CHECK(status);
+  C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream));
   C10_CUDA_CHECK(cudaStreamSynchronize(stream));
   C10_CUDA_CHECK(cudaStreamDestroy(stream));
   return static_cast<unsigned*>(memory);

@@ -150,14 +150,33 @@ Geometry cut(const Space& space, Options... options) {
   return g;
 }
 
+// Logits that memory lets one instruction move: 16 bytes of a site's where classes lie next to each other, of two sites
+// where those do and a thread has all of a site's classes.
+template <class T>
+int chunk_of(const ReconstructionProblem& p) {
+  const Operand &from = p.param[0], &to = p.out_grad[0];
+  if (sizeof(T) == 8 || p.channels) return 1;
+  if (p.param_step != 1) {
+    const bool packed = p.space.moves != Moves::kSingle && (p.space.numel / p.space.rows) % 2 == 0;
+    return packed && 2 * p.planes <= kHeld<T> && p.param_step % 2 == 0 && p.grad_step % 2 == 0 ? 2 : 1;
+  }
+  const int line = 16 / size_of(from.dtype);
+  const auto in_lines = [&](const Operand& op) {
+    return reinterpret_cast<uintptr_t>(op.data) % 16 == 0 &&
+           std::all_of(op.stride, op.stride + p.space.ndim, [&](int64_t s) { return s % line == 0; });
+  };
+  return p.planes % line == 0 && in_lines(from) && (!to.data || (p.grad_step == 1 && in_lines(to))) ? line : 1;
+}
+
 template <class T>
 Geometry cut_reconstruction(ReconstructionProblem& p) {
   constexpr int each = kPack<T> * kPacksPerThread;
   // where the gradients turn out right as they are, every block has come for nothing
   if (p.kept) return cut<T>(p.space, each, kRescaleUnits);
   if (p.planes == 1) return cut<T>(p.space);
+  p.chunk = chunk_of<T>(p);
   p.space.moves = Moves::kSingle;
-  return p.channels ? cut<T>(p.space, 1) : cut<T>(p.space, 4, kMaxUnits, 1 << log_lanes_of(p));
+  return p.channels ? cut<T>(p.space, 1) : cut<T>(p.space, 4, kMaxUnits, 1 << log_team_of<T>(p));
 }
 
 template <class T>

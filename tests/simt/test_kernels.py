@@ -443,11 +443,12 @@ def test_many_long_rows() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("weight", WEIGHTS[:2])
-@pytest.mark.parametrize("classes", [1, 2, 3, 8, 10, 31, 32, 33, 255, 256, 300])
+@pytest.mark.parametrize("classes", [1, 2, 3, 8, 10, 16, 17, 32, 33, 64, 255, 256, 300, 1024, 1500, 9000])
 @pytest.mark.parametrize("dim", [1, -1])
 def test_classes(dim: int, classes: int, weight: str, dtype: torch.dtype) -> None:
-    """Next to each other or in planes; sites around what a warp and a block take at once; one class that is none."""
-    for sites in ((1,), (33,), (2, 9), (3, 4, 5)) if classes < 255 else ((1,), (2, 9)):
+    """Next to each other or in planes; as many as a thread, a warp and a block hold at once, and more; sites around
+    what a warp and a block take at once; one class that is none."""
+    for sites in ((1,), (33,), (2, 9), (3, 4, 6), (2, 140)) if classes < 255 else ((1,), (2, 9)):
         shape = (*sites, classes) if dim == -1 else (sites[0], classes, *sites[1:])
         g = generator(classes)
         logits = (3 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype)
