@@ -190,7 +190,7 @@ struct Classes {
   // Gradients of a site that does not count, whatever its logits are.
   __device__ __forceinline__ void erase(S* grad) {
 #pragma unroll 1
-    for (int k = team.slice; k < p.planes; k += team.size) grad[k * p.grad_step] = S(0.0f);
+    for (int k = team.slice; k < p.planes; k += team.size) grad[k * p.grad_step] = stored<S>(T(0));
   }
 
   // The nll of the sites at `at`, in the team's first thread.
