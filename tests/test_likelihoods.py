@@ -54,9 +54,12 @@ def reduced(elementwise: Tensor, reduction: str) -> Tensor:
     return rows if reduction == "per_sample" else rows.mean()
 
 
-def slack_of(kind: str, likelihood: str, data: Data) -> list[Tensor | float]:
+def slack_of(kind: str, likelihood: str, data: Data, device: str) -> list[Tensor | float]:
     """Beside the bound, for the nll and each gradient. A mixture's extremes have components so sharp that a rounding of
-    a mean moves the nll: no more than four such roundings."""
+    a mean moves the nll: no more than four such roundings. A gamma's concentration's gradient may move as far as its
+    inputs' rounding moves it where logarithms are CUDA's, which are an ulp off."""
+    if likelihood == "gamma" and device == "cuda":
+        return [*sensitivity(likelihood, data)]
     if kind != "extreme" or not LIKELIHOODS[likelihood].planes:
         return [0.0] * (1 + len(data.recon))
     return [4 * s for s in sensitivity(likelihood, data)]
@@ -74,7 +77,7 @@ def test_values_against_distributions(backend: str, device: str, kind: str, like
     wide = data.to(torch.float64)
     exact = exact_nll(likelihood, wide.target, wide.recon)
     assert exact.isfinite().all()
-    slack = slack_of(kind, likelihood, data)[0]
+    slack = slack_of(kind, likelihood, data, device)[0]
     assert_within(loss(data.to(device), likelihood, reduction="none"), exact, BOUND, "nll", slack)
 
 
@@ -86,7 +89,7 @@ def test_gradients_against_float64(backend: str, device: str, kind: str, likelih
     ours, wide = data.to(device).leaves(), data.to(torch.float64).leaves()
     actual = torch.autograd.grad(loss(ours, likelihood, reduction="sum"), ours.recon)
     exact = torch.autograd.grad(nll_of(likelihood, wide).sum(), wide.recon)
-    slack = slack_of(kind, likelihood, data)[1:]
+    slack = slack_of(kind, likelihood, data, device)[1:]
     for name, a, e, s in zip(LIKELIHOODS[likelihood].params, actual, exact, slack):
         assert_within(a, e, BOUND, f"d {name}", s)
 

@@ -1,23 +1,24 @@
-// A class of K: a team of threads has a site, each some of its classes, which it holds while they fit: then logits are
-// read once and gradients written once, a line of memory at a time where they allow it. No torch types here.
+// A class of K: a team of threads has a site, each some of its classes. Logits are read in lines of memory where they
+// allow it, several at a time, and again for the gradient, from a cache. No torch types here.
 #pragma once
 
 #include "cuda/mixture.cuh"
 
 namespace vaefast {
 
-// Logits that a thread holds at once: of one site, or a few of each of two.
+// Logits that a thread takes at once, and as many as it is to have of a site's where a block has threads enough: what
+// it reads twice, for the sum and for the gradient, then still lies in a cache.
 template <class T>
-constexpr int kHeld = sizeof(T) == 4 ? 32 : 16;
+constexpr int kAtOnce = 8;
+constexpr int kShare = 32;
 
-// Threads of a team, their logarithm: enough to hold a site's classes, where a block has them.
-template <class T>
+// Threads of a team, their logarithm.
 VF_HD int log_team_of(const ReconstructionProblem& p) {
   // where classes lie next to each other, so do a team's lanes, at least four of which share a line
   const bool along = p.param_step == 1;
-  const int chunks = along ? p.planes / p.chunk : p.planes, held = kHeld<T> / p.chunk;
+  const int chunks = along ? p.planes / p.chunk : p.planes, share = kShare / (along ? p.chunk : 1);
   int log = 0;
-  while (log < (along ? 8 : 3) && ((held << log) < chunks || (along && log < 2 && (1 << log) < chunks))) ++log;
+  while (log < (along ? 8 : 3) && ((share << log) < chunks || (along && log < 2 && (1 << log) < chunks))) ++log;
   return log;
 }
 
@@ -47,30 +48,21 @@ __device__ inline double larger(double a, double b) { return ::fmax(a, b); }
 
 // What warps leave for each other, for each of two sums.
 template <class T>
-using Shared = T[2][kThreads / kWarp][2 * kWarp];
+using Shared = T[2][kThreads / kWarp][kWarp];
 
 // f over what the team's threads have, in all of them. shared: not written again before every thread has come to
 // another barrier.
-template <class T, int N, class F>
-__device__ __forceinline__ void join(T (&x)[N], const Team& team, int thread, T (&shared)[kThreads / kWarp][2 * kWarp],
+template <class T, class F>
+__device__ __forceinline__ void join(T& x, const Team& team, int thread, T (&shared)[kThreads / kWarp][kWarp],
                                      const F& f) {
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    for (int away = 1; away < team.lanes; away *= 2) x[n] = f(x[n], __shfl_xor_sync(0xffffffffu, x[n], away));
-  }
+  for (int away = 1; away < team.lanes; away *= 2) x = f(x, __shfl_xor_sync(0xffffffffu, x, away));
   if (team.warps == 1) return;
-  const int warp = thread / kWarp, lane = thread % kWarp, slot = team.along ? 0 : lane * N;
-  if (!team.along || lane == 0) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) shared[warp][slot + n] = x[n];
-  }
+  const int warp = thread / kWarp, lane = thread % kWarp, slot = team.along ? 0 : lane;
+  if (!team.along || lane == 0) shared[warp][slot] = x;
   __syncthreads();
   const int first = warp & -team.warps;
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    x[n] = shared[first][slot + n];
-    for (int k = 1; k < team.warps; ++k) x[n] = f(x[n], shared[first + k][slot + n]);
-  }
+  x = shared[first][slot];
+  for (int k = 1; k < team.warps; ++k) x = f(x, shared[first + k][slot]);
 }
 
 // On to the next of several addresses, each computed from the one before: all at once they would take registers.
@@ -86,17 +78,17 @@ __device__ __forceinline__ void advance(S*& at, int64_t step) {
 // (ALONG), else a class of W sites.
 template <class T, class S, int W, bool ALONG>
 struct Classes {
-  static constexpr int kSites = ALONG ? 1 : W, kChunks = kHeld<T> / W, kEach = kHeld<T> / kSites;
+  static constexpr int kSites = ALONG ? 1 : W, kChunks = kAtOnce<T> / W, kEach = kAtOnce<T> / kSites;
   using M = Move<kSites>;
   using C = Chunk<S, W>;
 
   const ReconstructionProblem& p;
   const Team team;
   const int thread, chunks;
-  T l[kSites][kEach];  // logits, and then their exponentials
+  T l[kSites][kEach];  // logits of a few classes, and then their exponentials
 
   __device__ __forceinline__ Classes(const ReconstructionProblem& p, const Unit& u)
-      : p(p), team(log_team_of<T>(p), ALONG, u), thread(u.lane), chunks(ALONG ? p.planes / W : p.planes) {}
+      : p(p), team(log_team_of(p), ALONG, u), thread(u.lane), chunks(ALONG ? p.planes / W : p.planes) {}
 
   // The team's chunks are first, first + 1 ...; this thread has those from first + slice on, one for each of the team.
   __device__ __forceinline__ int own(int first) const {
@@ -195,18 +187,10 @@ struct Classes {
 
   // The nll of the sites at `at`, in the team's first thread.
   __device__ __forceinline__ T site(const Pack& at, bool there, Shared<T>& shared) {
-    T weight[kSites], upstream[kSites], target[kSites], nll[kSites], picked[kSites];
-    int hit[kSites];  // -1 where there is no such class
-    decode<M>(p.target, fetch<T, M>(p.target, at), target);
-    decode_optional<M>(p.weight, fetch_optional<T, M>(p.weight, at), weight);
-    decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
+    // on their way while the logits are read
+    const auto target_bits = fetch<T, M>(p.target, at);
+    const auto weight_bits = fetch_optional<T, M>(p.weight, at), upstream_bits = fetch_optional<T, M>(p.upstream, at);
     const S* logits = static_cast<const S*>(p.param[0].data) + site_offset(p.param[0], at);
-#pragma unroll
-    for (int s = 0; s < kSites; ++s) {
-      const T x = target[s];
-      hit[s] = x >= T(0) && x < T(p.planes) && x == T(int(x)) ? int(x) : -1;
-      picked[s] = hit[s] < 0 ? lit<T>(__builtin_nan("")) : T(load(logits[hit[s] * p.param_step + s]));
-    }
     T most[kSites], sum[kSites] = {}, top[kSites];
 #pragma unroll
     for (int s = 0; s < kSites; ++s) most[s] = -lit<T>(3e38);  // finite: -inf less -inf is no number
@@ -216,27 +200,38 @@ struct Classes {
       read(logits + offset(first, p.param_step), own(first));
       add(most, sum, own(first));
     }
+    T weight[kSites], upstream[kSites], target[kSites], nll[kSites], picked[kSites];
+    int hit[kSites];  // -1 where there is no such class
+    decode<M>(p.target, target_bits, target);
+    decode_optional<M>(p.weight, weight_bits, weight);
+    decode_optional<M>(p.upstream, upstream_bits, upstream);
+    // read before any thread of the team writes a gradient in its place
+#pragma unroll
+    for (int s = 0; s < kSites; ++s) {
+      const T x = target[s];
+      hit[s] = x >= T(0) && x < T(p.planes) && x == T(int(x)) ? int(x) : -1;
+      picked[s] = hit[s] < 0 ? lit<T>(__builtin_nan("")) : T(load(logits[hit[s] * p.param_step + s]));
+    }
 #pragma unroll
     for (int s = 0; s < kSites; ++s) top[s] = most[s];
-    join(top, team, thread, shared[0], [](T a, T b) { return larger(a, b); });
+    if constexpr (kSites == 1) join(top[0], team, thread, shared[0], [](T a, T b) { return larger(a, b); });
 #pragma unroll
     for (int s = 0; s < kSites; ++s) {
       most[s] = exp_(most[s] - top[s]);
       sum[s] *= most[s];
     }
-    join(sum, team, thread, shared[1], [](T a, T b) { return a + b; });
+    if constexpr (kSites == 1) join(sum[0], team, thread, shared[1], [](T a, T b) { return a + b; });
     T total = 0;
 #pragma unroll
     for (int s = 0; s < kSites; ++s) {
       nll[s] = weighted(weight[s], log_(sum[s]) - (picked[s] - top[s]));
       total += nll[s];
     }
-    // all of a warp have read before any writes a gradient in its place
     __syncwarp();
     if (!there) return 0;
     if (team.slice == 0) write<M>(p.out_nll, at, nll);
     if (p.grad) {
-      // l is what the thread's own largest logit made it, while it holds all that it has
+      // l is still what the thread's own largest logit made it, where that were all its classes
       const bool once = stride >= chunks;
       T factor[kSites], less[kSites];
 #pragma unroll
@@ -277,12 +272,6 @@ struct Classes {
     return sum;
   }
 };
-
-// Work that wants registers more than threads.
-template <class Work>
-constexpr bool kHolds = false;
-template <class T, class L>
-constexpr bool kHolds<Mixture<T, L, 0>> = true;
 
 template <class T_, class L>
 struct Mixture<T_, L, 0> {

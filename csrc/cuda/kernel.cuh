@@ -16,8 +16,8 @@ template <class Work>
 constexpr bool kPlainWork = false;
 
 // Leaves 80 (128) registers a thread: what kernels need, and enough threads to hide memory's latency. A sample with its
-// KL, what runs beside a gradient of the KL, and what holds a site's classes need more of the first and, with more
-// loads a thread, fewer of the second; a mixture in double, 168.
+// KL, and what runs beside a gradient of the KL, need more of the first and, with more loads a thread, fewer of the
+// second; a mixture in double, 168.
 template <class T, class Rec, class Post>
 constexpr int blocks_per_sm() {
   if constexpr (kPlainWork<Rec>) {
@@ -30,7 +30,7 @@ constexpr int blocks_per_sm() {
     const bool sample_and_kl =
         std::is_same_v<Post, PosteriorForward<T, true, true>> || std::is_same_v<Post, PosteriorBackward<T, true, true>>;
     const bool beside = !std::is_same_v<Rec, Nothing> && std::is_same_v<Post, PosteriorBackward<T, false, true>>;
-    return sample_and_kl || beside || kHolds<Rec> ? 2 : 3;
+    return sample_and_kl || beside ? 2 : 3;
   }
 }
 
@@ -121,7 +121,7 @@ __device__ inline uint32_t row_of(const Geometry& g, uint32_t unit) {
 
 // A thread's part of its unit's sum. `data` and `skipped`: see Unit.
 template <class Work, bool LISTED, class Problem>
-__device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t first_block,
+__device__ __forceinline__ typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t first_block,
                                             void* const* data = nullptr, uint64_t skipped = 0) {
   using T = typename Work::T;
   const auto [unit, lane] = place_of(g, first_block);
@@ -142,7 +142,7 @@ __device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g,
 }
 
 template <class Work, class Problem>
-__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
+__device__ __forceinline__ void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
   using T = typename Work::T;
   T sum = run_unit<Work, false>(p, g, first_block);
   if (!Work::kSums || !p.sum.out) return;

@@ -150,16 +150,16 @@ Geometry cut(const Space& space, Options... options) {
   return g;
 }
 
-// Logits that memory lets one instruction move: 16 bytes of a site's where classes lie next to each other, of two sites
-// where those do and a thread has all of a site's classes.
+// Logits that one instruction moves where memory allows it: 16 bytes of a site's where classes lie next to each other;
+// a class of two sites where those do, if a thread has all of a site's classes.
 template <class T>
 int chunk_of(const ReconstructionProblem& p) {
-  const Operand &from = p.param[0], &to = p.out_grad[0];
-  if (sizeof(T) == 8 || p.channels) return 1;
+  if (sizeof(T) == 8 || p.channels || p.space.numel == 0) return 1;
   if (p.param_step != 1) {
-    const bool packed = p.space.moves != Moves::kSingle && (p.space.numel / p.space.rows) % 2 == 0;
-    return packed && 2 * p.planes <= kHeld<T> && p.param_step % 2 == 0 && p.grad_step % 2 == 0 ? 2 : 1;
+    const int64_t in_pairs = (p.space.numel / p.space.rows) | p.param_step | p.grad_step;
+    return p.space.moves != Moves::kSingle && p.planes <= kAtOnce<T> && in_pairs % 2 == 0 ? 2 : 1;
   }
+  const Operand &from = p.param[0], &to = p.out_grad[0];
   const int line = 16 / size_of(from.dtype);
   const auto in_lines = [&](const Operand& op) {
     return reinterpret_cast<uintptr_t>(op.data) % 16 == 0 &&
@@ -176,7 +176,7 @@ Geometry cut_reconstruction(ReconstructionProblem& p) {
   if (p.planes == 1) return cut<T>(p.space);
   p.chunk = chunk_of<T>(p);
   p.space.moves = Moves::kSingle;
-  return p.channels ? cut<T>(p.space, 1) : cut<T>(p.space, 4, kMaxUnits, 1 << log_team_of<T>(p));
+  return p.channels ? cut<T>(p.space, 1) : cut<T>(p.space, 4, kMaxUnits, 1 << log_team_of(p));
 }
 
 template <class T>

@@ -448,7 +448,7 @@ def test_many_long_rows() -> None:
 def test_classes(dim: int, classes: int, weight: str, dtype: torch.dtype) -> None:
     """Next to each other or in planes; as many as a thread, a warp and a block hold at once, and more; sites around
     what a warp and a block take at once; one class that is none."""
-    for sites in ((1,), (33,), (2, 9), (3, 4, 6), (2, 140)) if classes < 255 else ((1,), (2, 9)):
+    for sites in ((1,), (33,), (0, 5), (2, 9), (3, 4, 6), (2, 140)) if classes < 255 else ((1,), (2, 9)):
         shape = (*sites, classes) if dim == -1 else (sites[0], classes, *sites[1:])
         g = generator(classes)
         logits = (3 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype)
