@@ -73,7 +73,9 @@ def _promoted(*tensors: Tensor) -> torch.dtype:
 
 def rsample(d: Normal, shape: torch.Size, noise: str | None = None) -> Tensor | None:
     loc, raw, given = parameters(d)
-    if not usable(loc, raw):
+    # torch draws no noise that is made of other tensors
+    ours = hasattr(d, "_given") and wrapped(loc) and wrapped(raw)
+    if not ours and not usable(loc, raw):
         return None
     loc = loc.to(_promoted(loc, raw))
     return reparameterize(loc.expand(shape), raw.expand(shape), parameterization=SCALES[given], noise=noise)
