@@ -35,6 +35,8 @@ class NegativeBinomial(D.NegativeBinomial):
 
     @classmethod
     def of_mean(cls, mean: Tensor, theta: Tensor) -> NegativeBinomial:
+        # no dispersion is a Poisson, and 0 is all at 0, to more digits than there are
+        theta = theta.clamp(1e-30, 1e30)
         return cls(theta, logits=torch.log(mean / theta), validate_args=False)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
