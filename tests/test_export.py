@@ -106,9 +106,11 @@ GRAPHS: dict[str, Callable[[Callable[..., Any], tuple[Tensor, ...]], Callable[..
 
 @pytest.mark.parametrize("graph", list(GRAPHS))
 @pytest.mark.parametrize(("likelihood", "count"), LIKELIHOOD_CASES)
-def test_likelihoods(likelihood: str, count: int, graph: str) -> None:
+def test_likelihoods(likelihood: str, count: int, graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses are eager's, and so are a trace's draws; where a dtype may be too narrow, those of a graph are wide."""
     torch._dynamo.reset()
+    # torch's default, until Dynamo changes it for the process
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     data = training(likelihood, count, (B, X))
 
     def loss(*args: Tensor) -> Tensor:

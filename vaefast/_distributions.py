@@ -46,6 +46,20 @@ class NegativeBinomial(D.NegativeBinomial):
         return _poisson_draw(torch._standard_gamma(total) * torch.exp(logits))
 
 
+class StudentT(D.StudentT):
+    """torch.distributions' own, which at infinite degrees of freedom is a Gaussian, and has no part that validates."""
+
+    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
+        self.df, self.loc, self.scale = broadcast_all(df, loc, scale)
+        D.Distribution.__init__(self, self.df.shape, validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        standard, df = torch.randn_like(self.loc.expand(shape)), self.df.clamp(max=1e30).expand(shape)
+        squares = (2 * torch._standard_gamma(df / 2)).clamp(min=torch.finfo(df.dtype).tiny)
+        return self.loc + self.scale * standard * torch.rsqrt(squares / df)
+
+
 class ContinuousBernoulli(D.Distribution):
     """p(x) = l e^(l x) / (e^l - 1) on [0, 1] (Loaiza-Ganem & Cunningham 2019) at any logit l: that of
     torch.distributions stops at 16."""

@@ -23,6 +23,7 @@ from ._distributions import (
     DiscretizedLogisticMixture,
     NegativeBinomial,
     Poisson,
+    StudentT,
     ZeroInflated,
 )
 from ._gaussian import constant, softplus
@@ -355,7 +356,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "log(B(df / 2, 1 / 2) sqrt(df)) + ls + (df + 1) / 2 log(1 + (x - m)^2 e^(-2 ls) / df)",
         _student_t,
-        lambda loc, log_scale, df: D.StudentT(df.clamp(max=1e30), loc, torch.exp(log_scale), validate_args=False),
+        lambda loc, log_scale, df: StudentT(df, loc, torch.exp(log_scale)),
         domains=("real", "log", "positive"),
     ),
     "log_normal": LikelihoodEntry(
