@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import pytest
 import torch
@@ -137,6 +139,41 @@ def test_counts_of_any_rate(log_rate: float, dtype: torch.dtype) -> None:
         x = vaefast.sample_likelihood(recon, likelihood).double()
         assert x.isfinite().all() and (x >= 0).all() and (x == x.round()).all()
         assert ((x - mean).abs() <= 6 * variance.sqrt() + 2 * torch.finfo(dtype).eps * mean + 1).all()
+
+
+# recon, and what it is a limit of, which has the same distribution
+DISTRIBUTIONS: list[tuple[str, tuple[float, ...], str, tuple[float, ...]]] = [
+    ("negative_binomial", (5.0, math.inf), "poisson", (math.log(5.0),)),
+    ("negative_binomial", (5.0, 6e4), "poisson", (math.log(5.0),)),
+    ("negative_binomial", (5.0, 0.0), "poisson", (-math.inf,)),
+    ("zero_inflated_negative_binomial", (5.0, math.inf, -math.inf), "poisson", (math.log(5.0),)),
+    ("zero_inflated_negative_binomial", (5.0, 2.0, math.inf), "poisson", (-math.inf,)),
+    ("zero_inflated_negative_binomial", (5.0, 2.0, -math.inf), "negative_binomial", (5.0, 2.0)),
+    ("student_t", (1.0, 0.5, math.inf), "gaussian", (1.0, 1.0)),
+    ("poisson", (-math.inf,), "negative_binomial", (0.0, 1.0)),
+    ("continuous_bernoulli", (math.inf,), "bernoulli", (math.inf,)),
+    ("continuous_bernoulli", (-math.inf,), "bernoulli", (-math.inf,)),
+    ("gaussian", (1.0, -math.inf), "laplace", (1.0, -math.inf)),
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize(("likelihood", "recon", "other", "of_other"), DISTRIBUTIONS, ids=str)
+def test_draws_and_means_at_a_limit(
+    likelihood: str, recon: tuple[float, ...], other: str, of_other: tuple[float, ...], dtype: torch.dtype
+) -> None:
+    """As docs/limits.md has their losses."""
+    torch.manual_seed(0)
+    draws, others = (
+        vaefast.sample_likelihood(tuple(torch.full((DRAWS,), p, dtype=dtype) for p in params), name).double()
+        for name, params in ((likelihood, recon), (other, of_other))
+    )
+    error = 6 * (draws.std() + others.std()) / DRAWS**0.5 + 4 * torch.finfo(dtype).eps
+    assert (draws.mean() - others.mean()).abs() <= error
+    assert (draws.std() - others.std()).abs() <= 2 * error
+    if (likelihood, recon[1:]) != ("negative_binomial", (0.0,)):  # whose mean stays mu, of ever fewer and larger counts
+        mean = vaefast.likelihood_mean(tuple(torch.full((1,), p, dtype=dtype) for p in recon), likelihood)
+        torch.testing.assert_close(mean.double().item(), others.mean().item(), rtol=0.02, atol=error.item())
 
 
 def test_a_count_beyond_float64_is_refused() -> None:

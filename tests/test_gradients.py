@@ -26,7 +26,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import vaefast
 from vaefast import Parameterization
-from vaefast.reference import PARAMETERIZATIONS
+from vaefast.reference import LIKELIHOODS, PARAMETERIZATIONS
 
 WIDE = torch.float64
 EPS = 0.75  # exact in every dtype
@@ -461,6 +461,29 @@ def test_target_and_weight_have_gradients(device: str) -> None:
         lambda t, w, *r: vaefast.elbo_loss(r, t, p.mu, p.raw, likelihood="gaussian", weight=w),
         (target, weight, *data.recon),
     )
+
+
+@CASES
+def test_every_target_has_a_gradient(backend: str, device: str, likelihood: str, count: int) -> None:
+    """Between whole numbers and within a bin, where the data have a slope; where they are what training meets, a
+    number."""
+    entry = LIKELIHOODS[likelihood]
+    if entry.support == "class":
+        pytest.skip("classes have no slope")
+    data = training(likelihood, count, (3, 4), WIDE).inside(likelihood).to(device)
+
+    def f(target: Tensor) -> Tensor:
+        return vaefast.reconstruction_loss(data.recon, target, likelihood=likelihood, reduction="none")
+
+    with vaefast.use_backend("auto" if backend == "native" else backend):
+        target = data.target.clone().requires_grad_()
+        (at_data,) = torch.autograd.grad(f(target).sum(), target)
+        assert at_data.isfinite().all()
+        inside = data.target.clamp(0.1, 0.9) if entry.support == "unit" else data.target + 0.25
+        if entry.support == "positive":
+            inside = data.target.clamp(min=0.1)
+        if not entry.planes:  # of bins that are coupled, what is seen of one is a step
+            assert gradcheck(f, inside.requires_grad_(), atol=1e-4)
 
 
 def test_eps_has_a_gradient(device: str) -> None:

@@ -224,6 +224,27 @@ def test_options_in_tensors_keep_their_numbers(change: str) -> None:
     assert found.kl_options.capacity.dtype == torch.float64 and found.kl_options.capacity.item() == CAPACITY
 
 
+@pytest.mark.parametrize("base", [lambda m: m, lambda m: m.to("meta"), lambda m: m.half()], ids=["a", "meta", "half"])
+@pytest.mark.parametrize("steps", [(3, 3), (2, 7)])
+def test_an_ensemble_has_a_beta_each(steps: tuple[int, ...], base: Callable[[nn.Module], nn.Module]) -> None:
+    """torch.func's: states in a stack, under vmap; and a state in the place of a module's own."""
+    data, q = training("bernoulli", 1), posterior()
+
+    def made(step: int) -> nn.Module:
+        return vaefast.ELBOLoss(beta=BetaSchedule(LinearSchedule(10), step))
+
+    args = data.recon, data.target, q.mu, q.raw
+    expected = torch.stack([vaefast.elbo_loss(*args, beta=step / 10) for step in steps])
+    module = base(copy.deepcopy(made(0)))
+    _, state = torch.func.stack_module_state([made(step) for step in steps])
+    found = torch.vmap(lambda s: torch.func.functional_call(module, s, args))(state)
+    torch.testing.assert_close(found, expected)
+    for step, e in zip(steps, expected):
+        own = made(0)
+        torch.testing.assert_close(torch.func.functional_call(own, dict(made(step).named_buffers()), args), e)
+        assert own.beta.current_step == 0 and own.beta().item() == 0
+
+
 def test_options_without_a_number_are_no_number() -> None:
     criterion = vaefast.ELBOLoss(**options_of("meta"))
     assert criterion.beta.is_meta

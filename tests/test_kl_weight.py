@@ -57,6 +57,32 @@ def test_kl_is_the_weighted_textbook(backend: str, name: str, prior: bool, reduc
         torch.testing.assert_close(got.double(), e, rtol=2e-6, atol=1e-6)
 
 
+PARAMETERIZED = ["logvar", "log_std", "std", "var", "softplus", vaefast.Parameterization("std", clamp=(0.1, 2.0))]
+
+
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("of_prior", PARAMETERIZED, ids=str)
+@pytest.mark.parametrize("parameterization", PARAMETERIZED, ids=str)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_what_is_hidden_has_any_parameterization(
+    backend: str, parameterization: Any, of_prior: Any, junk: float, symmetric: bool
+) -> None:
+    """Value and gradients are those of any other number there."""
+    g = torch.Generator().manual_seed(1)
+    weight = WEIGHTS["mask of elements"](g)
+    shown = [torch.rand(SHAPE, generator=g) + 0.2 for _ in range(4)]
+    found = []
+    for hide in (junk, 0.5):
+        inputs = [torch.where(weight, t, hide).requires_grad_() for t in shown]
+        kl = vaefast.gaussian_kl(
+            *inputs, weight=weight, symmetric=symmetric,
+            parameterization=parameterization, prior_parameterization=of_prior,
+        )  # fmt: skip
+        found.append([kl, *torch.autograd.grad(kl, inputs)])
+    for f, e in zip(*found):
+        torch.testing.assert_close(f, e)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -53,6 +53,8 @@ REAL_ARGUMENTS: dict[str, tuple[Callable[[Any], Any], float]] = {
     "beta": (lambda v: vaefast.elbo_loss(recon, x, mu, logvar, beta=v), 0.5),
     "beta of ELBOLoss": (lambda v: vaefast.ELBOLoss(beta=v)(recon, x, mu, logvar), 0.5),
     "beta with a preset": (lambda v: vaefast.elbo_loss(recon.sigmoid(), x, mu, logvar, beta=v, preset="pythae"), 0.5),
+    "beta with a factor besides": (lambda v: vaefast.elbo_loss(recon, x, mu, logvar, beta=v, preset="diffusers"), 0.5),
+    "beta over elements": (lambda v: vaefast.ELBOLoss(preset="pytorch_vae", beta=v)(recon, x, mu, logvar), 0.5),
     "prior_mu": (lambda v: vaefast.gaussian_kl(mu, logvar, v), 0.5),
     "prior_logvar": (lambda v: vaefast.sample_with_kl(mu, logvar, 0, v)[1], -0.5),
     "a prior of many": (lambda v: vaefast.multi_tensor_sample_with_kl([mu], [logvar], v, v)[1], 0.5),
@@ -172,6 +174,7 @@ def test_lists_of_tensors(face: Any, kind: str, parameterization: str) -> None:
         lambda m: face.elbo_loss(m([recon, recon]), x, mu, logvar, likelihood="laplace"),
         lambda m: face.elbo_loss(m([recon, recon]), x, mu, logvar, likelihood="laplace", preset="latent_diffusion"),
         lambda m: vaefast.ELBOLoss("gaussian")(m([recon, recon]), x, mu, logvar),
+        lambda m: vaefast.ELBOLoss("gaussian", check=1)(m([recon, recon]), x, mu, logvar),
         lambda m: vaefast.likelihood_mean(m([recon, recon]), "gaussian"),
         lambda m: vaefast.sample_likelihood(m([recon]), "gaussian").shape,
     ):

@@ -22,6 +22,12 @@ def off(scale: Any, loc: Any = m) -> Normal:
     return Normal(loc, scale, validate_args=False)
 
 
+def changed(**attributes: Any) -> Normal:
+    d = off(s)
+    vars(d).update(attributes)
+    return d
+
+
 PROGRAMS: dict[str, Callable[[], Any]] = {
     # what is refused
     "a negative scale": lambda: Normal(m, -s, True),
@@ -70,6 +76,12 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     "a KL that broadcasts": lambda: kl_divergence(off(torch.ones(4), torch.zeros(4)), off(torch.ones(3, 1))),
     "a KL of numbers": lambda: kl_divergence(Normal(0.0, 1.0), Normal(1.0, 2.0)),
     "a KL of a scale of 0": lambda: kl_divergence(off(0 * s), off(s)),
+    "a scale of another shape, set": lambda: changed(scale=torch.ones(2, 3, 4)).log_prob(v),
+    "a KL of one": lambda: kl_divergence(changed(scale=torch.ones(2, 3, 4)), off(s)),
+    "a KL to one": lambda: kl_divergence(off(s), changed(loc=torch.ones(2, 3, 4))),
+    "a loc of another shape, set": lambda: changed(loc=torch.ones(2, 3, 4)).log_prob(v),
+    "a draw of one": lambda: 0 * changed(scale=torch.ones(4)).rsample(),
+    "a number as scale, set": lambda: changed(scale=2.0).log_prob(v),
     "a mixture": lambda: MixtureSameFamily(Categorical(torch.ones(3, 4)), off(s)).log_prob(torch.zeros(3)),
     "a log-normal": lambda: LogNormal(m, s, True).log_prob(v),
     "on meta": lambda: off(s.to("meta"), m.to("meta")).sample().shape,

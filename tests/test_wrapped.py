@@ -111,15 +111,41 @@ def test_what_kernels_do_not_see_through_is_pytorchs(kind: str, name: str) -> No
     wrap, back = KINDS[kind]
     expected = outcome(CALLS[name], lambda t: t, lambda t: t)
     found = outcome(CALLS[name], wrap, back)
-    if kind == "jagged" and name in ("kl, per sample", "kl, batchmean"):
-        # two samples of other lengths, where the plain tensor has five rows
-        rows = vaefast.gaussian_kl(mu, raw, reduction="per_sample")
-        each = torch.stack([part.sum() for part in rows.tensor_split(OFFSETS[1:-1])])
-        torch.testing.assert_close(found[0], each if "per" in name else each.mean())
-        return
     assert len(found) == len(expected)
     for f, e in zip(found, expected):
         torch.testing.assert_close(f, e)
+
+
+OPTIMAL = vaefast.Likelihood("gaussian_optimal", per_sample=True)
+# by the reduction
+REDUCED: dict[str, Callable[..., Tensor]] = {
+    "kl": lambda w, r: vaefast.gaussian_kl(w(mu), w(raw), reduction=r),
+    "kl with a prior": lambda w, r: vaefast.gaussian_kl(w(mu), w(raw), w(pm), w(eps), reduction=r),
+    "weighted kl": lambda w, r: vaefast.gaussian_kl(w(mu), w(raw), weight=w(pm.abs()), reduction=r),
+    "free bits": lambda w, r: vaefast.gaussian_kl(w(mu), w(raw), free_bits=0.2, reduction=r),
+    "nll": lambda w, r: vaefast.reconstruction_loss(w(mu), w(x.sigmoid()), reduction=r),
+    "masked nll": lambda w, r: vaefast.reconstruction_loss(w(mu), w(x.sigmoid()), weight=w(pm > 0), reduction=r),
+    "nll of two": lambda w, r: vaefast.reconstruction_loss((w(mu), w(raw)), w(x), likelihood="gaussian", reduction=r),
+    "optimal": lambda w, r: vaefast.reconstruction_loss(w(mu), w(x), likelihood=OPTIMAL, reduction=r),
+    "weighted optimal": lambda w, r: vaefast.reconstruction_loss(
+        w(mu), w(x), likelihood=OPTIMAL, weight=w(pm.abs()), reduction=r
+    ),
+    "elbo": lambda w, r: vaefast.elbo_loss(w(mu), w(x.sigmoid()), w(mu), w(raw), reduction=r),
+    "module": lambda w, r: vaefast.ELBOLoss(OPTIMAL, reduction=r)(w(mu), w(x), w(mu), w(raw)),
+}  # fmt: skip
+
+
+@EVERY
+@pytest.mark.parametrize("name", list(REDUCED))
+def test_samples(kind: str, name: str) -> None:
+    """Those of a jagged tensor are of several rows each."""
+    wrap, back = KINDS[kind]
+    call = REDUCED[name]
+    rows = [[k] for k in range(5)] if kind != "jagged" else [[0, 1], [2, 3, 4]]
+    each = torch.stack([call(lambda t: t[part][None], "sum") for part in rows])  # noqa: B023 (called at once)
+    for reduction, expected in (("per_sample", each), ("batchmean", each.mean()), ("sum", each.sum())):
+        found = call(wrap, reduction)
+        torch.testing.assert_close(back(found) if type(found) is not Tensor else found, expected)
 
 
 @EVERY
@@ -142,6 +168,8 @@ def test_draws(kind: str, noise: str) -> None:
         lambda m, r: vaefast.reparameterize(m, r, noise=noise, parameterization="log_std"),
         lambda m, r: vaefast.sample_with_kl(m, r, noise=noise, parameterization="log_std", reduction="sum")[0],
         lambda m, r: vaefast.multi_tensor_sample_with_kl([m], [r], parameterization="log_std")[0][0],
+        lambda m, r: vaefast.distributions.Normal(m, log_std=r).rsample(),
+        lambda m, r: vaefast.distributions.Normal(m, r.exp()).sample(),
     ):
         z = draw(wrap(loc), wrap(log_std))
         assert type(z) is type(wrap(loc))

@@ -88,7 +88,10 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
         same_device("capacity", found.capacity, "mu", mu.device)
     if "prior_parameterization" in options and pair.prior_logvar is not None:
         p = _options.parameterization(found.prior_parameterization)
-        pair = pair._replace(prior_logvar=log_variance(prior("prior_logvar", pair.prior_logvar, mu), p, mu))
+        raw = prior("prior_logvar", pair.prior_logvar, mu)
+        if found.kl_weight is not None and isinstance(raw, Tensor):
+            raw = torch.where(found.kl_weight != 0, raw, 1.0)  # what it hides has a log variance, too
+        pair = pair._replace(prior_logvar=log_variance(raw, p, mu))
     return pair, found
 
 

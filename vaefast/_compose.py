@@ -332,8 +332,9 @@ def at_best_variance(halves: Tensor, counts: Tensor, of_halves: Tensor, of_count
 def counted(first: Tensor, weight: Tensor | None, per_row: str, halves: Tensor) -> Tensor:
     """How many elements each of ``halves`` is the sum of, in its dtype."""
     if weight is not None:
-        full = weight.to(halves.dtype).expand(first.shape)
-        return full.sum() if per_row == "sum" else full.reshape(first.shape[0], -1).sum(1)
+        return reduced(weight.to(halves.dtype).expand(first.shape), per_row, halves.dtype)
+    if first.is_nested:
+        return reduced(torch.ones_like(first, dtype=halves.dtype), per_row, halves.dtype)
     return torch.full_like(halves, first.numel() if per_row == "sum" else math.prod(first.shape[1:]))
 
 

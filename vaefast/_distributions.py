@@ -35,6 +35,8 @@ class NegativeBinomial(D.NegativeBinomial):
 
     @classmethod
     def of_mean(cls, mean: Tensor, theta: Tensor) -> NegativeBinomial:
+        # no dispersion is a Poisson, and 0 is all at 0, to more digits than there are
+        theta = theta.clamp(1e-30, 1e30)
         return cls(theta, logits=torch.log(mean / theta), validate_args=False)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
@@ -42,6 +44,20 @@ class NegativeBinomial(D.NegativeBinomial):
         wide = torch.promote_types(self.logits.dtype, torch.float64)
         total, logits = self.total_count.to(wide).expand(shape), self.logits.to(wide).expand(shape)
         return _poisson_draw(torch._standard_gamma(total) * torch.exp(logits))
+
+
+class StudentT(D.StudentT):
+    """torch.distributions' own, which at infinite degrees of freedom is a Gaussian, and has no part that validates."""
+
+    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
+        self.df, self.loc, self.scale = broadcast_all(df, loc, scale)
+        D.Distribution.__init__(self, self.df.shape, validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        standard, df = torch.randn_like(self.loc.expand(shape)), self.df.clamp(max=1e30).expand(shape)
+        squares = (2 * torch._standard_gamma(df / 2)).clamp(min=torch.finfo(df.dtype).tiny)
+        return self.loc + self.scale * standard * torch.rsqrt(squares / df)
 
 
 class ContinuousBernoulli(D.Distribution):

@@ -22,6 +22,11 @@ def transforming() -> bool:
 transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def of_vmap(x: Tensor) -> bool:
+    """Whether x is one of a batch that torch.vmap goes over, whose number is none."""
+    return bool(torch._C._functorch.is_batchedtensor(x))
+
+
 # by which the autograd engine batches gradients (is_grads_batched)
 _VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 

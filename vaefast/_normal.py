@@ -27,11 +27,15 @@ _formula: Callable[[Normal, Normal], Tensor] = _KL_REGISTRY[Normal, Normal]
 
 
 class Parameters(NamedTuple):
-    """loc and one of ``SCALES``, of one shape."""
+    """loc and one of ``SCALES``, of one shape, unless one was set by hand."""
 
     loc: Tensor
     raw: Tensor
     given: str
+
+    @property
+    def usable(self) -> bool:
+        return usable(self.loc, self.raw) and self.loc.shape == self.raw.shape
 
     @property
     def logvar(self) -> Tensor:
@@ -72,8 +76,11 @@ def _promoted(*tensors: Tensor) -> torch.dtype:
 
 
 def rsample(d: Normal, shape: torch.Size, noise: str | None = None) -> Tensor | None:
-    loc, raw, given = parameters(d)
-    if not usable(loc, raw):
+    q = parameters(d)
+    loc, raw, given = q
+    # torch draws no noise that is made of other tensors
+    ours = hasattr(d, "_given") and wrapped(loc) and wrapped(raw)
+    if not ours and not q.usable:
         return None
     loc = loc.to(_promoted(loc, raw))
     return reparameterize(loc.expand(shape), raw.expand(shape), parameterization=SCALES[given], noise=noise)
@@ -82,7 +89,7 @@ def rsample(d: Normal, shape: torch.Size, noise: str | None = None) -> Tensor | 
 def log_prob(d: Normal, value: object) -> Tensor | None:
     q = parameters(d)
     # a trace is made twice and compared, with and without gradients
-    if not usable(q.loc, q.raw, value) or tracing():
+    if not q.usable or not usable(q.loc, value) or tracing():
         return None
     assert isinstance(value, Tensor)
     dtype = _promoted(value, q.loc, q.raw)
@@ -103,9 +110,11 @@ def kl(p: Normal, q: Normal) -> Tensor:
 
     Plain ones of torch keep torch's formula where there are no kernels for them.
     """
-    (loc, raw, given), prior = parameters(p), parameters(q)
+    posterior, prior = parameters(p), parameters(q)
+    loc, raw, given = posterior
     plain = not (hasattr(p, "_given") or hasattr(q, "_given"))
-    if not usable(loc, raw, prior.loc, prior.raw) or (plain and not _backends.native_for(loc)):
+    fit = posterior.usable and prior.usable and usable(loc, prior.loc)
+    if not fit or (plain and not _backends.native_for(loc)):
         return _formula(p, q)
     shape = torch.broadcast_shapes(loc.shape, prior.loc.shape)
     dtype = _promoted(loc, raw, prior.loc, prior.raw)

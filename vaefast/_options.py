@@ -126,7 +126,8 @@ class Likelihood:
     def __init__(self, name: str, **options: float) -> None:
         choice("likelihood", name, likelihoods.names())
         entry = likelihoods.entry_of(name)
-        takes, given = entry.options, dict[str, float]()
+        takes: dict[str, float] = entry.options
+        given: dict[str, float] = {}
         for key, value in options.items():
             if key not in takes:
                 known = f"it takes {', '.join(takes)}" if takes else "it takes none"

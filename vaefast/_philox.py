@@ -89,7 +89,10 @@ def _flat_normal(seed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
         for u, t in ((x0, x1), (x2, x3)):
             uniform = u.to(torch.float32) * 2.0**-32 + 2.0**-32
             pairs += _box_muller(uniform, _signed(t, 32).to(torch.float32) * 2.0**-32)
-    return torch.stack(pairs, 1).flatten()[:numel]
+    flat = torch.stack(pairs, 1).flatten()
+    if torch.compiler.is_exporting():  # of whose batch no slice can be shown to fit
+        return flat[torch.arange(numel, device=seed.device)]
+    return flat[:numel]
 
 
 def normal(seed: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:

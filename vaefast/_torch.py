@@ -35,7 +35,9 @@ def trained(*tensors: object) -> bool:
 
 
 def one_sample(p: Parameterization, mu: Tensor, raw: Tensor, eps: Tensor) -> Tensor:
-    if not _closed.large(mu, raw, eps) or not unseen(mu, raw, eps) or eps.requires_grad:
+    # a graph of any batch is not to be asked for its size
+    traced = torch.compiler.is_compiling()
+    if traced or not _closed.large(mu, raw, eps) or not unseen(mu, raw, eps) or eps.requires_grad:
         return _plain.sample(p.spec, eps, mu, raw)
     if trained(mu, raw):
         z: Tensor = _nodes.Sample.apply(p.spec, eps, mu, raw)

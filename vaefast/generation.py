@@ -8,6 +8,7 @@ from torch import distributions as D
 
 from . import _arguments, _options
 from ._functions import Recon
+from ._functorch import tracing
 from ._options import Likelihood
 from .likelihoods import COMPOSED, entry_of
 
@@ -56,7 +57,8 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
     Returns:
         ``[B, ...]``, the first parameter's shape and dtype, or of a mixture the target's; without a gradient. Classes
         are int64. Where a draw is larger than that dtype holds, as a count above 65504 is for float16, all come in the
-        next dtype that does. Data above 0 are no less than the dtype's least normal number.
+        next dtype that does; in a graph (``torch.compile``, ``torch.export``, ``torch.jit.trace``), which cannot ask,
+        what has no bound comes in float32 at least. Data above 0 are no less than the dtype's least normal number.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name; a count beyond
@@ -76,14 +78,29 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
     return _narrowed(drawn, dtype, _options.likelihood(likelihood).name) if drawn.is_floating_point() else drawn
 
 
+# supports within which a draw is no larger than what it was drawn by
+_BOUNDED = ("unit", "bins", "some of total")
+
+
 def _narrowed(drawn: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """In ``dtype``, or the next one that holds every draw; nothing becomes what it cannot be."""
     support = entry_of(name).support
-    if support in ("count", "some of total") and drawn.isinf().any():
+    if support in _BOUNDED:
+        return drawn.to(dtype)
+    if torch.compiler.is_compiling() or tracing():
+        # whose dtypes cannot go by what is drawn
+        found = drawn.to(torch.promote_types(dtype, torch.float32))
+    else:
+        found = _wide_enough(drawn, dtype, name)
+    return found.clamp(min=torch.finfo(found.dtype).smallest_normal) if support == "positive" else found
+
+
+def _wide_enough(drawn: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    if entry_of(name).support == "count" and drawn.isinf().any():
         raise ValueError(f"a draw of {name!r} is beyond what float64 holds; recon's rate or mean must be below 1e308")
     found = drawn.to(dtype)
     for wider in (torch.float32, torch.float64):
         if not (found.isinf() & drawn.isfinite()).any():
             break
         found = drawn.to(torch.promote_types(dtype, wider))
-    return found.clamp(min=torch.finfo(found.dtype).smallest_normal) if support == "positive" else found
+    return found

@@ -23,6 +23,7 @@ from ._distributions import (
     DiscretizedLogisticMixture,
     NegativeBinomial,
     Poisson,
+    StudentT,
     ZeroInflated,
 )
 from ._gaussian import constant, softplus
@@ -205,8 +206,8 @@ def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, ep
     t = torch.where(large, theta, _LARGE).clamp(max=1e30)
     apart = t * (torch.log1p(mu / t) - torch.log1p(x / t)) + x * (1 + torch.log1p((mu - x) / (t + x)))
     far = apart + 0.5 * torch.log1p(x / t) - torch.xlogy(x, mu) + x / (12 * t * (t + x))
-    # of a dispersion without end all are 0
-    least = torch.where(x == 0, 0.0, math.inf * x)
+    # of a dispersion of 0 all are 0; a slope of the data, infinity times 0, would reach those of the others
+    least = torch.where(x == 0, 0.0, math.inf * x.detach())
     return torch.where(theta == 0, least, torch.where(large, far, nll) + _log_factorial(x, constant))
 
 
@@ -355,7 +356,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "real",
         "log(B(df / 2, 1 / 2) sqrt(df)) + ls + (df + 1) / 2 log(1 + (x - m)^2 e^(-2 ls) / df)",
         _student_t,
-        lambda loc, log_scale, df: D.StudentT(df, loc, torch.exp(log_scale), validate_args=False),
+        lambda loc, log_scale, df: StudentT(df, loc, torch.exp(log_scale)),
         domains=("real", "log", "positive"),
     ),
     "log_normal": LikelihoodEntry(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import _domains, _options, distributed, presets
+from . import _arguments, _domains, _options, distributed, presets
 from ._checks import Real, factor, flag, is_whole
 from ._options import Composed, Likelihood, Parameterization, spelled_out
 from .functional import Prior, Recon, elbo_loss
@@ -99,6 +99,7 @@ class ELBOLoss(nn.Module):
         options = self.kl_options._asdict()
         if kl_weight is not None:
             options["kl_weight"] = kl_weight
+        recon = _arguments.listed(recon)  # which are read twice
         if self.unchecked and not torch.compiler.is_compiling():
             _domains.check(recon, target, self.likelihood, weight=weight)
             self.unchecked -= 1

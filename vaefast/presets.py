@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
-from ._checks import choice
+from ._checks import choice, is_real, number
 from ._options import ELBOTerms, Likelihood, Parameterization
 
 __all__ = ["PRESETS", "Preset"]
@@ -70,7 +70,8 @@ class Preset:
         size = max(1, math.prod(target.shape[options.get("batch_dims", 1) :]))
         nll = terms.reconstruction * float(scale / size if "reconstruction" in self.per_dim else scale)
         kl = terms.kl / size if "kl" in self.per_dim else terms.kl
-        return ELBOTerms(nll + options.get("beta", self.beta) * kl, nll, kl)
+        beta = options.get("beta", self.beta)
+        return ELBOTerms(nll + (number(beta) if is_real(beta) else beta) * kl, nll, kl)
 
 
 _OPTIONS = {f.name: f.default for f in fields(Preset) if f.name not in ("source", "scale", "per_dim")}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import is_real, is_whole, number
+from ._functorch import of_vmap
 
 __all__ = ["BetaSchedule", "CyclicalSchedule", "LinearSchedule", "SigmoidSchedule"]
 
@@ -191,7 +192,7 @@ class BetaSchedule(nn.Module):
         self.seek(step)
 
     def forward(self) -> Tensor:
-        if not torch.compiler.is_compiling() and self._replaced():
+        if not torch.compiler.is_compiling() and not of_vmap(self.value) and self._replaced():
             self._write(self.current_step)
         return self.value
 
