@@ -1,4 +1,7 @@
-"""The digits' VAE on many processes, with DDP or FSDP: one ELBO, noise of each rank's own, checkpoints that resume.
+"""A VAE on many processes, with DDP or FSDP
+=========================================
+
+The digits' VAE under torchrun: one ELBO, noise of each rank's own, checkpoints that resume::
 
     torchrun --nproc-per-node 2 examples/ddp_vae.py                      gloo on CPUs, NCCL where torch sees GPUs
     torchrun --nproc-per-node 2 examples/ddp_vae.py --strategy fsdp
