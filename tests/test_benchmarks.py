@@ -268,11 +268,11 @@ def results(sweep: str | list[str] | None = None) -> dict[str, Any]:
 
 
 def pages(folder: Path) -> tuple[Path, Path, list[str]]:
-    """The two READMEs with marks and old tables, and the options that name them."""
-    readme, page = folder / "README.md", folder / "page.md"
+    """The two pages with marks and old tables, and the options that name them."""
+    readme, page = folder / "performance.md", folder / "page.md"
     for file, names in ((readme, ["results"]), (page, ["costs", "breakdown"])):
         file.write_text("before\n" + "between\n".join("\nold\n".join(report.marks(n)) for n in names) + "\nafter\n")
-    return readme, page, ["--readme", str(readme), "--page", str(page)]
+    return readme, page, ["--results", str(readme), "--page", str(page)]
 
 
 def test_report(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_sweep_report_leaves_the_readme_alone(sweep: str | list[str], tmp_path: 
     document["cases"].append(result("untold", 1e-3, 1e-3, floor_bytes=None))
     file.write_text(json.dumps(document))
     absent = str(tmp_path / "absent.md")
-    assert report.main([str(file), "--readme", absent, "--page", absent]) == 0
+    assert report.main([str(file), "--results", absent, "--page", absent]) == 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,0 +1,46 @@
+"""How the gallery runs the examples: few epochs, what they write in out/gallery, and the pictures from there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sphinx_gallery.scrapers import figure_rst
+
+OUT = Path(__file__).resolve().parents[2] / "out" / "gallery"
+ORDER = ("digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "ppca_identity", "ddp_vae")
+EPOCHS = {"digits_vae": 40, "hierarchical_vae": 30, "counts_vae": 30, "discretized_vae": 30}
+
+
+class Order:
+    """A key to sort the files by."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __call__(self, file: str) -> int:
+        name = Path(file).stem
+        return ORDER.index(name) if name in ORDER else len(ORDER)
+
+    def __repr__(self) -> str:
+        return "Order"
+
+
+def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
+    name = Path(script_vars["src_file"]).stem
+    epochs = EPOCHS.get(name)
+    if epochs is None:
+        return []
+    shutil.rmtree(OUT / name, ignore_errors=True)
+    return ["--epochs", str(epochs), "--out", str(OUT / name), *(["--rounds", "50"] if name == "digits_vae" else [])]
+
+
+def pictures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
+    """Each picture that the example wrote, once."""
+    folder, names = OUT / Path(block_vars["src_file"]).stem, []
+    for picture in sorted(folder.glob("*.png"), key=lambda file: file.stat().st_mtime_ns):
+        name = next(block_vars["image_path_iterator"])
+        shutil.move(picture, name)
+        names.append(name)
+    return figure_rst(names, gallery_conf["src_dir"])
