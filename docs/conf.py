@@ -5,11 +5,16 @@ Nothing is downloaded and no kernel is needed: formulas become MathML, and examp
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
+
+os.environ["TQDM_DISABLE"] = "1"  # no bars in the gallery
+
+import gallery_of_examples  # noqa: E402
 
 import vaefast  # noqa: E402
 
@@ -31,6 +36,7 @@ extensions = [
 exclude_patterns = ["_ext", "_templates", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5", "gallery/*.json"]
 templates_path = ["_templates"]
 
+smartquotes = False
 html_theme = "furo"
 html_title = "vaefast"
 html_static_path = ["_static"]
@@ -63,6 +69,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "gallery_of_examples.Order",
     "image_scrapers": ("gallery_of_examples.pictures",),
     "reset_argv": "gallery_of_examples.arguments",
+    "default_thumb_file": gallery_of_examples.thumbnail(),
     "reset_modules": (),
     "capture_repr": (),
     "download_all_examples": False,

@@ -294,6 +294,17 @@ def test_report(tmp_path: Path) -> None:
         report.main([str(file), *options])
 
 
+def test_the_pages_hold_the_tables_of_the_results() -> None:
+    """No figure on them is typed: each is in a file of benchmarks/results/."""
+    page = (report.ROOT / "docs" / "performance.md").read_text()
+    for file in report.RESULTS.glob("*.json"):
+        results = json.loads(file.read_text())
+        if "breakdown" in results:
+            continue
+        for document, _ in report.documents(results, file):
+            assert document["sweep"] or report.markdown(document) in page, file.name
+
+
 def test_costs_are_a_table(tmp_path: Path) -> None:
     """Also where they were not measured, as in older files, or the limit is not known."""
     pytest.importorskip("matplotlib", reason="reports need matplotlib: pip install 'vaefast[bench]'")
