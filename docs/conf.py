@@ -36,7 +36,6 @@ extensions = [
 exclude_patterns = ["_ext", "_templates", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5", "gallery/*.json"]
 templates_path = ["_templates"]
 
-smartquotes = False
 html_theme = "furo"
 html_title = "vaefast"
 html_static_path = ["_static"]

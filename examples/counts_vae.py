@@ -21,7 +21,7 @@ pile up there, which none of the three can say; counts.png shows how each makes 
     python examples/counts_vae.py --out out/counts
     python examples/counts_vae.py --out out/poisson --likelihood poisson
 
-Written to --out: reconstructions.png, samples.png, counts.png (how often each count comes, in the data and by the
+Written to ``--out``: reconstructions.png, samples.png, counts.png (how often each count comes, in the data and by the
 models), kl.png (the latent units' KL) and metrics.json.
 """
 

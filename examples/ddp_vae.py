@@ -14,7 +14,7 @@ many processes: weights from one seed; noise from ``vaefast.distributed.manual_s
 the checkpoint; ``model(x)``, since DDP and FSDP work in hooks of forward; bounds that are averaged over the ranks once
 an epoch.
 
-Written to --out: checkpoint-* (torch.distributed.checkpoint, which either strategy can load) and metrics.json.
+Written to ``--out``: checkpoint-* (torch.distributed.checkpoint, which either strategy can load) and metrics.json.
 """
 
 from __future__ import annotations

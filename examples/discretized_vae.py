@@ -16,7 +16,7 @@ Numbers are scaled to [-1, 1]; a bin is 2/16 wide, and the outermost reach to in
 
     python examples/discretized_vae.py --out out/discretized
 
-Written to --out: reconstructions.png, samples.png, scale.png (where the model is sure), curve.png and metrics.json.
+Written to ``--out``: reconstructions.png, samples.png, scale.png (where the model is sure), curve.png and metrics.json.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ OUT = Path(__file__).resolve().parents[2] / "out" / "gallery"
 ORDER = ("digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "ppca_identity", "ddp_vae")
 # the picture by which the index shows an example
 FIRST = ("latent.png", "levels.png", "counts.png", "scale.png")
-EPOCHS = {"digits_vae": 40, "hierarchical_vae": 30, "counts_vae": 30, "discretized_vae": 30}
+EPOCHS = {"digits_vae": 30, "hierarchical_vae": 20, "counts_vae": 20, "discretized_vae": 20}
 
 
 class Order:
