@@ -15,8 +15,8 @@ Gaussian and the Laplace learn their noise scale too, which pays for more units 
     python examples/digits_vae.py --out out/demo
     python examples/digits_vae.py --out out/laplace --likelihood laplace
 
-Written to ``--out``: reconstructions.png, samples.png, latent.png (from a run of its own with two latent units), curves.png
-and metrics.json.
+Written to ``--out``: reconstructions.png, samples.png, latent.png (from a run of its own with two latent units),
+curves.png and metrics.json.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ for its first ``--free-bits`` nats (Kingma et al. 2016, arXiv:1606.04934, equati
     python examples/hierarchical_vae.py --out out/hierarchical
     python examples/hierarchical_vae.py --out out/plain --free-bits 0
 
-Written to ``--out``: reconstructions.png, samples.png, levels.png (what each level adds), collapse.png and metrics.json.
+Written to ``--out``: reconstructions.png, samples.png, levels.png (what each level adds), collapse.png and
+metrics.json.
 """
 
 from __future__ import annotations
