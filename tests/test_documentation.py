@@ -224,6 +224,15 @@ def test_every_public_name_has_a_page() -> None:
     assert wanted <= listed, wanted - listed
 
 
+@pytest.mark.parametrize("name", vaefast.LIKELIHOODS)
+def test_every_likelihood_is_on_its_pages(name: str) -> None:
+    theory, guide = (ROOT / "docs" / page for page in ("theory.md", "guides/likelihoods.md"))
+    assert f'| `"{name}"` |' in guide.read_text()
+    assert f"| `{name}` |" in theory.read_text()
+    entry = vaefast.likelihoods.LIKELIHOODS.get(name)
+    assert entry is None or entry.formula.replace("|", r"\|") in theory.read_text()
+
+
 # ---- the README
 
 
