@@ -22,7 +22,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu gpu-prebuild results lint format clean FORCE
+.PHONY: help build demo examples docs docs-serve ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu gpu-prebuild results lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,13 @@ $(VENV)/.with-%: pyproject.toml | $(VENV)/.built
 	@echo 'installing the packages of vaefast[$*]' && $(BIN)/pip install -q 'vaefast[$*]'
 	@touch $@
 
+# the site needs no kernels: where nothing was compiled, nothing is
+$(VENV)/.with-docs: pyproject.toml | $(VENV)/.torch
+	@echo 'installing the packages of vaefast[docs]' && $(BIN)/pip install -q 'setuptools>=77' numpy
+	@if [ -e $(VENV)/.built ]; then $(BIN)/pip install -q 'vaefast[docs]'; \
+	else rm -f .venv*/.built && VAEFAST_FORCE_PYTHON=1 $(BIN)/pip install -q --no-build-isolation -e '.[docs]'; fi
+	@touch $@
+
 build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV)
 
 demo: $(VENV)/.with-demo  ## train a small VAE on digits and draw from it (out/demo)
@@ -65,6 +72,13 @@ examples: demo  ## the demo, and hierarchical, count and lossless VAEs (out/); t
 	$(BIN)/python examples/counts_vae.py $(ARGS)
 	$(BIN)/python examples/discretized_vae.py $(ARGS)
 	$(BIN)/python examples/ppca_identity.py
+
+docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, under three minutes
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs $(ARGS)
+	@echo 'written: out/docs/index.html'
+
+docs-serve: docs  ## the site at http://localhost:8000
+	$(BIN)/python -m http.server -d out/docs 8000
 
 ddp: $(VENV)/.with-demo  ## a VAE on two processes (out/ddp); make ddp RANKS=4 ARGS='--strategy fsdp'
 	$(BIN)/torchrun --standalone --nproc-per-node $(RANKS) examples/ddp_vae.py $(ARGS)
@@ -109,7 +123,7 @@ gpu:  ## where there is an NVIDIA GPU: test, sanitize, measure; 400 s; builds on
 gpu-prebuild:  ## on a machine without a GPU, the extension for one: CPython 3.12, torch 2.11.0+cu130, sm_90
 	tools/gpu/prebuild.sh
 
-results: $(VENV)/.with-bench  ## from benchmarks/results/ to the READMEs' tables and plots
+results: $(VENV)/.with-bench  ## from benchmarks/results/ to the pages' tables and plots
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
 lint: $(VENV)/.with-lint $(VENV)/.with-test  ## ruff, mypy, clang-format: look only

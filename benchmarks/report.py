@@ -1,4 +1,5 @@
-"""From results files to the tables of the two READMEs (between their markers) and a plot beside each file.
+"""From results files to the tables of docs/performance.md and of the README here (between their markers), a plot beside
+each file, and the picture of the README and of the site's first page.
 
 ``python -m benchmarks.report [FILE ...]``; all of benchmarks/results/ if none is named.
 """
@@ -14,6 +15,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LABELS = {"f": "forward", "fb": "forward + backward"}
+PICTURE = "gains.png"
+# what the picture shows: a case of each kind, of the CPU's largest instruction set
+PICTURED = {
+    "small-vae-bce": "MNIST-size VAE",
+    "image-vae-bce": "64x64 RGB VAE",
+    "highres-vae-bce": "512x512 RGB VAE",
+    "latent-diffusion-packed": "image autoencoder's moments",
+    "hierarchy": "40 KLs of a hierarchy",
+    "bnn": "25 million Bayesian weights",
+    "zinb": "ZINB of 20,000 genes",
+    "logistic-mixture": "mixed logistics, 32x32x3",
+}
 COLOURS = {"eager": "#9aa0a6", "compile": "#e8a33d", "vaefast": "#2b6cb0", "vaefast+compile": "#7fb2e5"}
 
 
@@ -105,9 +118,9 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def costs(document: dict[str, Any]) -> str:
-    """One table: a case a line, what a call, its arithmetic and its memory traffic cost at least, what was reached, and
-    what part of the rest the operating system took."""
-    head = ["case", "node", "call", "arithmetic", "memory", "limit", "reached", "limit / reached", "rest"]
+    """One table: a case a line, what a call, its arithmetic and its memory traffic cost apart, the estimate from them,
+    what was reached, and what part of the rest the operating system took."""
+    head = ["case", "node", "call", "arithmetic", "memory", "estimate", "reached", "estimate / reached", "rest"]
     head += ["in the kernel", "first touches"]
     bandwidth, threads = document["machine"]["copy_bandwidth"], document["machine"]["threads"]
     mode = modes_of(document)
@@ -124,13 +137,13 @@ def costs(document: dict[str, Any]) -> str:
         if cost := fast.get("costs"):
             an_element = cost["seconds_per_element"]
             arithmetic = an_element * case["elements"]
-            limit = cost["call_seconds"] + max(arithmetic, memory)
+            estimate = cost["call_seconds"] + max(arithmetic, memory)
             cells[1] = duration(node) if (node := cost.get("node_seconds")) else ""
             cells[2] = duration(cost["call_seconds"])
             cells[3] = f"{duration(arithmetic)} ({an_element * 1e9:.2f} ns)"
-            cells[5] = duration(limit)
-            cells[7] = f"{limit / fast['median']:.0%}"
-            cells[8] = duration(max(0.0, fast["median"] - limit))
+            cells[5] = duration(estimate)
+            cells[7] = f"{estimate / fast['median']:.0%}"
+            cells[8] = duration(max(0.0, fast["median"] - estimate))
             cells[9] = duration(fast["kernel_seconds"] / threads)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -198,7 +211,8 @@ def plot(document: dict[str, Any], out: Path) -> None:
     panels = sweeps(document) if document["sweep"] else [document["cases"]]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    size = (9, 5) if len(panels) == 1 else (5 * columns, 4 * rows)
+    # two bars a case, each as high as its label
+    size = (5 * columns, 4 * rows) if len(panels) > 1 else (9, 5 if document["sweep"] else 1.5 + 0.4 * len(panels[0]))
     figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     bandwidth = document["machine"]["copy_bandwidth"]
     for axes, cases in zip(grid.flat, panels):
@@ -244,8 +258,45 @@ def plot_speedups(axes: Any, document: dict[str, Any]) -> None:
     axes.legend(frameon=False, loc="lower right")
 
 
+def picture(document: dict[str, Any], out: Path) -> None:
+    """Bars for the README: how many times as fast as eager PyTorch and as torch.compile, by what is computed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cases = {case["workload"]: timed(case, "vaefast") for case in document["cases"]}
+    shown = [(label, record["over"]) for name, label in PICTURED.items() if (record := cases.get(name))][::-1]
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    for shift, other, label in ((0.2, "eager", "than eager PyTorch"), (-0.2, "compile", "than torch.compile")):
+        at = [(i + shift, over[other]) for i, (_, over) in enumerate(shown) if over.get(other) is not None]
+        axes.barh([y for y, _ in at], [value for _, value in at], 0.38, color=COLOURS[other], label=label)
+        for y, value in at:
+            axes.text(value, y, f" {times(value)}", va="center", fontsize=8)
+    axes.axvline(1, color="#333", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [label for label, _ in shown])
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("times as fast: sample, loss and all gradients")
+    axes.legend(frameon=False, loc="upper right")
+    figure.suptitle(heading(document), fontsize=7, x=0.01, ha="left", color="#555")
+    figure.savefig(out, dpi=160)
+    plt.close(figure)
+
+
+def pictured(document: dict[str, Any]) -> bool:
+    """Whether all that the picture shows was timed, on a CPU and against torch.compile too."""
+    records = {case["workload"]: timed(case, "vaefast") for case in document["cases"]}
+    return (
+        not document["sweep"]
+        and not document["machine"]["gpu"]
+        and all((r := records.get(name)) and r["over"].get("compile") is not None for name in PICTURED)
+    )
+
+
 def plot_sweep(axes: Any, cases: Sequence[dict[str, Any]], bandwidth: float) -> None:
-    """Lines: time an element against elements, one a provider, with 20th to 80th percentile and the memory limit."""
+    """Lines: time an element against elements, one a provider, with 20th to 80th percentile and the time of a copy."""
     providers = dict.fromkeys(name for case in cases for name in case["providers"])
     for name in providers:
         points = [(case["elements"], r) for case in cases if (r := timed(case, name))]
@@ -257,7 +308,7 @@ def plot_sweep(axes: Any, cases: Sequence[dict[str, Any]], bandwidth: float) -> 
     limits = [(case["elements"], limit) for case in cases if (limit := memory_seconds(case, bandwidth))]
     if limits:
         x, limit = zip(*((n, seconds / n * 1e9) for n, seconds in limits))
-        axes.plot(x, limit, "k--", linewidth=0.8, label="memory limit (copy bandwidth)")
+        axes.plot(x, limit, "k--", linewidth=0.8, label="a copy of as many bytes")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(f"elements of {cases[0]['workload']}, {LABELS[cases[0]['mode']]}")
@@ -267,7 +318,7 @@ def plot_sweep(axes: Any, cases: Sequence[dict[str, Any]], bandwidth: float) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="benchmarks.report", description="tables and plots from results files")
     p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: all of benchmarks/results/")
-    p.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where the results go")
+    p.add_argument("--results", type=Path, default=ROOT / "docs" / "performance.md", help="where the results go")
     p.add_argument("--page", type=Path, default=ROOT / "benchmarks" / "README.md", help="where the costs go")
     args = p.parse_args(argv)
     tables: dict[str, list[str]] = {"results": [], "costs": [], "breakdown": [], "kernels": []}
@@ -283,11 +334,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for document, out in documents(results, file):
             plot(document, out)
             print(f"written: {out}")
+            if pictured(document):
+                picture(document, args.results.with_name(PICTURE))
+                print(f"written: {args.results.with_name(PICTURE)}")
             if not document["sweep"]:
                 tables["results"].append(markdown(document))
                 if any("costs" in p for case in document["cases"] for p in case["providers"].values()):
                     tables["costs"].append(costs(document))
-    filled(args.readme, "results", tables["results"])
+    filled(args.results, "results", tables["results"])
     for name in ("costs", "breakdown", "kernels"):
         filled(args.page, name, tables[name])
     return 0

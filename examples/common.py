@@ -1,4 +1,7 @@
-"""What the examples share: the digits, the training loop, the command line, the look of the pictures.
+"""What the examples share
+=======================
+
+The digits, the training loop, the command line, the look of the pictures.
 
 The data is scikit-learn's own copy of the UCI handwritten digits: 1,797 real scans of 8 x 8 numbers from 0 to 16, each
 the count of set pixels in a 4 x 4 block of a 32 x 32 bitmap; a fifth of each class is held out.

@@ -1,8 +1,11 @@
-"""A VAE of counts, as in single-cell genomics, under three likelihoods: which one fits?
+"""A VAE of counts: which likelihood fits?
+=======================================
+
+Counts, as in single-cell genomics, under three likelihoods.
 
 The scans of handwritten digits are counts: each of their 64 numbers says how many of the 16 pixels of a 4 x 4 block
 were set. Pixels play the genes and an image's ink, the sum of its counts, the library size; the model is scvi-tools'
-(Lopez et al. 2018, Nature Methods 15, doi:10.1038/s41592-018-0229-2):
+(Lopez et al. 2018, Nature Methods 15, doi:10.1038/s41592-018-0229-2)::
 
     mu = ink * softmax(decoder(z)),    theta = exp(a parameter for each pixel),    pi_logits = dropout(z)
 
@@ -13,10 +16,12 @@ were set. Pixels play the genes and an image's ink, the sum of its counts, the l
 The ink is given, to encoder and decoder, so all bounds are on log p(x | ink) and compare. These counts end at 16 and
 pile up there, which none of the three can say; counts.png shows how each makes do.
 
+::
+
     python examples/counts_vae.py --out out/counts
     python examples/counts_vae.py --out out/poisson --likelihood poisson
 
-Written to --out: reconstructions.png, samples.png, counts.png (how often each count comes, in the data and by the
+Written to ``--out``: reconstructions.png, samples.png, counts.png (how often each count comes, in the data and by the
 models), kl.png (the latent units' KL) and metrics.json.
 """
 

@@ -1,4 +1,7 @@
-"""The digits' VAE on many processes, with DDP or FSDP: one ELBO, noise of each rank's own, checkpoints that resume.
+"""A VAE on many processes, with DDP or FSDP
+=========================================
+
+The digits' VAE under torchrun: one ELBO, noise of each rank's own, checkpoints that resume::
 
     torchrun --nproc-per-node 2 examples/ddp_vae.py                      gloo on CPUs, NCCL where torch sees GPUs
     torchrun --nproc-per-node 2 examples/ddp_vae.py --strategy fsdp
@@ -11,7 +14,7 @@ many processes: weights from one seed; noise from ``vaefast.distributed.manual_s
 the checkpoint; ``model(x)``, since DDP and FSDP work in hooks of forward; bounds that are averaged over the ranks once
 an epoch.
 
-Written to --out: checkpoint-* (torch.distributed.checkpoint, which either strategy can load) and metrics.json.
+Written to ``--out``: checkpoint-* (torch.distributed.checkpoint, which either strategy can load) and metrics.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A VAE of handwritten digits, trained in half a minute on a CPU.
+"""A VAE of handwritten digits
+===========================
+
+Trained in half a minute on a CPU.
 
 The data is scikit-learn's own copy of the UCI handwritten digits: 1,797 real scans of 8 x 8 pixels, scaled to [0, 1]; a
 fifth of each class is held out. The model is an encoder and a decoder of two hidden layers; everything between them is
@@ -7,11 +10,13 @@ vaefast: ``reparameterize`` draws z and ``elbo_terms`` is the loss. Everything i
 A Bernoulli likelihood of grey values is forgiving: few latent units are worth their KL, and the pictures are soft. The
 Gaussian and the Laplace learn their noise scale too, which pays for more units and sharper pictures.
 
+::
+
     python examples/digits_vae.py --out out/demo
     python examples/digits_vae.py --out out/laplace --likelihood laplace
 
-Written to --out: reconstructions.png, samples.png, latent.png (from a run of its own with two latent units), curves.png
-and metrics.json.
+Written to ``--out``: reconstructions.png, samples.png, latent.png (from a run of its own with two latent units),
+curves.png and metrics.json.
 """
 
 from __future__ import annotations

@@ -1,17 +1,22 @@
-"""A VAE that is a lossless code: a discretized logistic likelihood, and bits per dimension.
+"""A VAE that is a lossless code
+=============================
+
+A discretized logistic likelihood, and bits per dimension.
 
 The scans of handwritten digits hold whole numbers from 0 to 16. A density of such numbers has no bound: a narrow enough
 peak on each makes any likelihood large. The discretized logistic (Salimans et al. 2017, arXiv:1701.05517, section 2.1,
 with one component) gives each number the probability of its bin instead, so -log2 p(x) is the length of a code, and the
-ELBO bounds it:
+ELBO bounds it::
 
     bits per dimension = -ELBO / (64 ln 2)
 
 Numbers are scaled to [-1, 1]; a bin is 2/16 wide, and the outermost reach to infinity.
 
+::
+
     python examples/discretized_vae.py --out out/discretized
 
-Written to --out: reconstructions.png, samples.png, scale.png (where the model is sure), curve.png and metrics.json.
+Written to ``--out``: reconstructions.png, samples.png, scale.png (where the model is sure), curve.png and metrics.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A VAE of three levels of latents on handwritten digits, top-down, with learned priors.
+"""A hierarchical VAE with learned priors
+======================================
+
+Three levels of latents on handwritten digits, top-down::
 
     p(x, z) = p(x|z) p(z_1) p(z_2|z_1) p(z_3|z_1, z_2),     q(z|x) = q(z_1|x) q(z_2|z_1, x) q(z_3|z_1, z_2, x)
 
@@ -10,10 +13,13 @@ Gaussians, and ``multi_tensor_gaussian_kl`` takes them all in one call.
 Levels collapse easily, for others can do their work. Two remedies are here: beta is warmed up, and a level pays nothing
 for its first ``--free-bits`` nats (Kingma et al. 2016, arXiv:1606.04934, equation 15, a level being a group).
 
+::
+
     python examples/hierarchical_vae.py --out out/hierarchical
     python examples/hierarchical_vae.py --out out/plain --free-bits 0
 
-Written to --out: reconstructions.png, samples.png, levels.png (what each level adds), collapse.png and metrics.json.
+Written to ``--out``: reconstructions.png, samples.png, levels.png (what each level adds), collapse.png and
+metrics.json.
 """
 
 from __future__ import annotations

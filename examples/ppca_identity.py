@@ -1,4 +1,7 @@
-"""log p(x) = ELBO(q) + KL(q || p(z|x)), to the last digit, on a model where every term has a closed form.
+"""ELBO + KL = evidence, to the last digit
+=======================================
+
+``log p(x) = ELBO(q) + KL(q || p(z|x))`` for any q, on a model where every term has a closed form.
 
 Probabilistic PCA (Tipping & Bishop 1999): z ~ N(0, I), x | z ~ N(W z + b, sigma^2 I). The columns of W are orthogonal
 here, so that the exact posterior p(z|x) is a diagonal Gaussian and q can reach it. The evidence is known on paper; both
@@ -7,6 +10,8 @@ gradient ascent on the ELBO arriving there, with exact expectations and with rep
 
 The expectation under q is exact: the Gaussian nll is quadratic in z, and the mean of a quadratic over the 2 L sigma
 points mu +- sqrt(L) std e_i (Uhlmann 1995), passed as ``eps=``, is its mean under N(mu, std^2).
+
+::
 
     python examples/ppca_identity.py
 """

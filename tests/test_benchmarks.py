@@ -268,11 +268,11 @@ def results(sweep: str | list[str] | None = None) -> dict[str, Any]:
 
 
 def pages(folder: Path) -> tuple[Path, Path, list[str]]:
-    """The two READMEs with marks and old tables, and the options that name them."""
-    readme, page = folder / "README.md", folder / "page.md"
+    """The two pages with marks and old tables, and the options that name them."""
+    readme, page = folder / "performance.md", folder / "page.md"
     for file, names in ((readme, ["results"]), (page, ["costs", "breakdown"])):
         file.write_text("before\n" + "between\n".join("\nold\n".join(report.marks(n)) for n in names) + "\nafter\n")
-    return readme, page, ["--readme", str(readme), "--page", str(page)]
+    return readme, page, ["--results", str(readme), "--page", str(page)]
 
 
 def test_report(tmp_path: Path) -> None:
@@ -292,6 +292,17 @@ def test_report(tmp_path: Path) -> None:
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="results:begin"):
         report.main([str(file), *options])
+
+
+def test_the_pages_hold_the_tables_of_the_results() -> None:
+    """No figure on them is typed: each is in a file of benchmarks/results/."""
+    page = (report.ROOT / "docs" / "performance.md").read_text()
+    for file in report.RESULTS.glob("*.json"):
+        results = json.loads(file.read_text())
+        if "breakdown" in results:
+            continue
+        for document, _ in report.documents(results, file):
+            assert document["sweep"] or report.markdown(document) in page, file.name
 
 
 def test_costs_are_a_table(tmp_path: Path) -> None:
@@ -359,7 +370,7 @@ def test_sweep_report_leaves_the_readme_alone(sweep: str | list[str], tmp_path: 
     document["cases"].append(result("untold", 1e-3, 1e-3, floor_bytes=None))
     file.write_text(json.dumps(document))
     absent = str(tmp_path / "absent.md")
-    assert report.main([str(file), "--readme", absent, "--page", absent]) == 0
+    assert report.main([str(file), "--results", absent, "--page", absent]) == 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -652,10 +652,10 @@ def test_a_gpus_results_get_their_own_table(tmp_path: Path) -> None:
     files = [tmp_path / "a-cpu.json", tmp_path / "b-gpu.json", tmp_path / "c-gpu.json"]
     for file, content in zip(files, (results(), whole, {"documents": [], "stages": []})):
         file.write_text(json.dumps(content))
-    readme, page = tmp_path / "README.md", tmp_path / "page.md"
+    readme, page = tmp_path / "performance.md", tmp_path / "page.md"
     readme.write_text("\n".join(report.marks("results")))
     page.write_text("\n".join(report.marks("costs")))
-    assert report.main([*map(str, files), "--readme", str(readme), "--page", str(page)]) == 0
+    assert report.main([*map(str, files), "--results", str(readme), "--page", str(page)]) == 0
     text = readme.read_text()
     assert text.count("| case | what, sizes |") == 2
     assert "A CPU, 2 cores" in text and "NVIDIA Test; torch 2.13.0, CUDA 13.0; copies 3000 GB/s" in text

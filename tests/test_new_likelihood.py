@@ -1,4 +1,4 @@
-"""The README's claim: a new likelihood is one struct and one reference entry, and the tests pick it up."""
+"""What docs/extending.md claims: a new likelihood is one struct and one reference entry, and the tests pick it up."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def block(language: str, holds: str) -> str:
-    """The README's code block of a language that holds some text."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """The page's code block of a language that holds some text."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
     (found,) = [text for text in blocks if holds in text]
     return str(found)
 
 
 @pytest.mark.install
-def test_readme_likelihood_takes_two_entries(tmp_path: Path) -> None:
+def test_a_likelihood_takes_two_entries(tmp_path: Path) -> None:
     copy = tmp_path / "vaefast"
     shutil.copytree(
         ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "out", "*.so", "_build_info.py")

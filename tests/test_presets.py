@@ -19,7 +19,7 @@ from vaefast import ELBOLoss, Likelihood, Parameterization
 from vaefast.presets import PRESETS, Preset
 
 Tensors = tuple[Tensor, ...]
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "coming-from" / "index.md"
 
 
 def kld(mu: Tensor, log_var: Tensor) -> Tensor:
@@ -396,7 +396,7 @@ def test_the_module_checks_when_it_is_made() -> None:
 
 @EVERY
 def test_presets_are_documented(name: str) -> None:
-    assert f'`"{name}"`' in README.read_text()
+    assert f'`"{name}"`' in PAGE.read_text()
     repository, _, where = PRESETS[name].source.partition(": ")
     assert repository.count("/") == 1 and ".py" in where
     assert "presets.PRESETS" in vaefast.elbo_terms.__doc__

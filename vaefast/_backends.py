@@ -131,6 +131,6 @@ def _tell_once(likelihood: str) -> None:
     warnings.warn(
         f"likelihood {likelihood!r} has no kernels, so that PyTorch computes it. A struct of that name in "
         "csrc/likelihoods/, and vaefast built again, bring its loss and gradient in one pass, on CPU and CUDA, in "
-        'place of a kernel and a buffer for each operation (README, "A new likelihood").',
+        "place of a kernel and a buffer for each operation (docs/extending.md).",
         stacklevel=2,
     )

@@ -110,7 +110,7 @@ class Functions(PosteriorFunctions):
         Example::
 
             nll = vaefast.reconstruction_loss(logits, x)
-            nll = vaefast.reconstruction_loss((mean, logvar), x, likelihood="gaussian")
+            nll = vaefast.reconstruction_loss((mean, log_var_x), x, likelihood="gaussian")
         """
         chosen = _options.likelihood(likelihood)
         if isinstance(target, Tensor) and not target.is_floating_point():

@@ -48,8 +48,8 @@ class Parameterization:
 
     Example::
 
-        diffusers = Parameterization("logvar", clamp=(-30.0, 20.0))
-        z = reparameterize(mu, raw, parameterization=diffusers)
+        diffusers = vaefast.Parameterization("logvar", clamp=(-30.0, 20.0))
+        z = vaefast.reparameterize(mu, raw, parameterization=diffusers)
     """
 
     name: str = "logvar"
@@ -180,7 +180,14 @@ def reduction_for_elbo(reduction: str) -> None:
 
 
 class ELBOTerms(NamedTuple):
-    """The negative ELBO and its two terms in nats: ``loss = reconstruction + beta * kl``."""
+    """The negative ELBO and its two terms in nats: ``loss = reconstruction + beta * kl``.
+
+    0-d tensors, or ``[B]`` with ``reduction="per_sample"``.
+
+    Example::
+
+        loss, reconstruction, kl = vaefast.elbo_terms(decoder(z), x, mu, logvar)
+    """
 
     loss: Tensor
     reconstruction: Tensor

@@ -377,8 +377,8 @@ class PosteriorFunctions:
 
         Example::
 
-            weights, kl = vaefast.multi_tensor_sample_with_kl(mus, rhos, parameterization="softplus")
-            loss = nll(weights, batch) + kl / batches
+            weights, kl = vaefast.multi_tensor_sample_with_kl(weight_mus, weight_rhos, parameterization="softplus")
+            loss = F.cross_entropy(F.linear(x, *weights), labels) + kl / 60_000  # examples in the data set
         """
         dims = _options.batch_dims(batch_dims)
         many = _arguments.all_with_one_prior(

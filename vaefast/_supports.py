@@ -14,7 +14,12 @@ from torch import distributions as D
 @dataclass(frozen=True)
 class Domain:
     """Where a parameter lives: ``of`` takes any number there, as a network puts it out. ``extremes`` are the values,
-    ends of the domain among them, at which the numbers are held to what the documentation promises."""
+    ends of the domain among them, at which the numbers are held to what the documentation promises.
+
+    Example::
+
+        theta = vaefast.likelihoods.DOMAINS["positive"](raw)
+    """
 
     of: Callable[[Tensor], Tensor]
     extremes: tuple[float, ...]
@@ -74,6 +79,11 @@ class LikelihoodEntry:
     ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
     the same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of
     each parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
+
+    Example::
+
+        entry = vaefast.likelihoods.LIKELIHOODS["poisson"]
+        nll = entry.nll(x.round(), logits, constant=True)
     """
 
     params: tuple[str, ...]

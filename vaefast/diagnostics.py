@@ -48,7 +48,7 @@ def active_units(mu: Tensor, threshold: float = THRESHOLD) -> Tensor:
 
     Example::
 
-        active = vaefast.diagnostics.active_units(encoder(x)[0])
+        active = vaefast.diagnostics.active_units(mu)
         print(f"{int(active.sum())} of {active.numel()} units are active")
     """
     threshold = _threshold(threshold)
@@ -59,7 +59,9 @@ def active_units(mu: Tensor, threshold: float = THRESHOLD) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class CollapseReport:
-    """What :func:`collapse_report` and :class:`CollapseMonitor` find; ``str()`` is a table, :meth:`plot` a picture.
+    """What :func:`~vaefast.diagnostics.collapse_report` and :class:`~vaefast.diagnostics.CollapseMonitor` find.
+
+    ``str()`` is a table, ``plot()`` a picture.
 
     All tensors are float64 and have the shape of one sample.
 
@@ -87,7 +89,7 @@ class CollapseReport:
 
     @property
     def active(self) -> Tensor:
-        """A bool tensor: where ``activity > threshold``."""
+        """Where ``activity > threshold``, a bool tensor."""
         return self.activity > self.threshold
 
     @property
@@ -147,7 +149,7 @@ class CollapseReport:
 
 
 class CollapseMonitor:
-    """Gathers a :class:`CollapseReport` over batches, in float64, as exact as if all were seen at once.
+    """Gathers a :class:`~vaefast.diagnostics.CollapseReport` over batches, in float64, as exact as if seen at once.
 
     The variance over batches is put together as in Chan et al. 1983 (The American Statistician 37(3)), equation 2.1.
 
@@ -161,7 +163,7 @@ class CollapseMonitor:
     Example::
 
         monitor = vaefast.diagnostics.CollapseMonitor()
-        for x in loader: monitor.update(*encoder(x))
+        for x in loader: monitor.update(*encoder(x).chunk(2, dim=1))
         print(monitor.report())
     """
 
@@ -171,7 +173,7 @@ class CollapseMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what was seen."""
+        """Forgets what was seen; the next batch is the first."""
         self._kl, self._mean, self._variance = _Moments(), _Moments(), _Moments()
 
     @torch.no_grad()
@@ -224,7 +226,7 @@ def collapse_report(
     threshold: float = THRESHOLD,
     parameterization: str | Parameterization = "logvar",
 ) -> CollapseReport:
-    """A :class:`CollapseReport` of one batch: KL, activity and aggregated posterior, unit by unit.
+    """A :class:`~vaefast.diagnostics.CollapseReport` of one batch: KL, activity and aggregated posterior, unit by unit.
 
     Args:
         mu, logvar, prior_mu, prior_logvar, parameterization: as for :func:`vaefast.gaussian_kl`; at least 2 samples.

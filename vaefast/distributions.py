@@ -1,4 +1,5 @@
-"""``torch.distributions`` through the kernels: :class:`Normal`, whose samples, densities and KLs are each one pass."""
+"""``torch.distributions`` through the kernels: :class:`~vaefast.distributions.Normal`, whose samples, densities and KLs
+are each one pass."""
 
 from __future__ import annotations
 
@@ -50,7 +51,10 @@ class Normal(D.Normal):
         validate_args: torch's checks, which wait for the device. They are off unless True; None takes torch's default.
 
     Attributes:
-        loc, scale, logvar, log_std: tensors of ``batch_shape``; those that were not given are computed each time.
+        loc: a tensor of ``batch_shape``.
+        scale: as loc; as the next two, computed each time where it was not given.
+        logvar: as loc.
+        log_std: as loc.
 
     Raises:
         TypeError: no scale or more than one.
@@ -116,7 +120,7 @@ class Normal(D.Normal):
 
         Example::
 
-            rows = vaefast.distributions.Normal(0.0, logvar=logvar).expand((64, 32))
+            rows = vaefast.distributions.Normal(0.0, logvar=prior_logvar).expand((128, 20))
             z = rows.rsample()
         """
         new: Normal = self._get_checked_instance(Normal, _instance)
@@ -139,8 +143,8 @@ class Normal(D.Normal):
 
         Example::
 
-            z = pyro.sample("z", vaefast.distributions.Normal(mu, logvar=logvar).to_event(1))
-            x = decoder(z)
+            q = vaefast.distributions.Normal(mu, logvar=logvar).to_event(1)
+            log_q = q.log_prob(q.rsample())  # [B]
         """
         dims = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
         pyro = sys.modules.get("pyro.distributions")

@@ -66,7 +66,7 @@ def sample_likelihood(recon: Recon, likelihood: str | Likelihood = "bernoulli") 
 
     Example::
 
-        mu, theta, pi_logits = decoder(torch.randn(16, 20))
+        mu, theta, pi_logits = counts_decoder(torch.randn(16, 20))
         counts = vaefast.sample_likelihood((mu, theta, pi_logits), "zero_inflated_negative_binomial")
     """
     if _options.likelihood(likelihood).name in COMPOSED:

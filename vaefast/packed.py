@@ -33,8 +33,10 @@ class DiagonalGaussian:
 
     Attributes:
         parameters: ``moments``.
-        mean, logvar, std, var: ``[B, C, ...]``, dtype of ``moments``; logvar is clamped. They are differentiable, by
-            operators of PyTorch's own: ``mean`` is a view, the others are computed each time.
+        mean: ``[B, C, ...]``, dtype of ``moments``, a view. These four are differentiable, by PyTorch's operators.
+        logvar: as mean, clamped; as the next two, computed each time.
+        std: as mean.
+        var: as mean.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, dtype or range, or an odd size along ``dim``.
@@ -158,7 +160,7 @@ class DiagonalGaussian:
             generator: as for :meth:`sample`.
 
         Returns:
-            ``(z, kl)``.
+            ``(z, kl)``: ``[B, C, ...]`` in the dtype of ``moments``, and the KL in nats as reduced.
 
         Raises:
             TypeError, ValueError: as :meth:`sample` and :meth:`kl`.

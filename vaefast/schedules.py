@@ -1,4 +1,5 @@
-"""Warm-up of beta, the KL's factor: a step goes in, a float comes out; :class:`BetaSchedule` makes it a tensor.
+"""Warm-up of beta, the KL's factor: a step goes in, a float comes out;
+:class:`~vaefast.schedules.BetaSchedule` makes it a tensor.
 
 A posterior that is pulled to its prior before the decoder has learned to use it may never come back. Warm-up lets the
 reconstruction go first. Steps are whatever the caller counts, optimizer steps or epochs, from 0.
@@ -38,7 +39,7 @@ class LinearSchedule:
 
     Example::
 
-        beta = LinearSchedule(10_000, delay=1_000)
+        beta = vaefast.schedules.LinearSchedule(10_000, delay=1_000)
         loss = vaefast.elbo_loss(recon, x, mu, logvar, beta=beta(step))
     """
 
@@ -75,7 +76,7 @@ class CyclicalSchedule:
 
     Example::
 
-        beta = CyclicalSchedule(40_000, cycles=4, ratio=0.5)
+        beta = vaefast.schedules.CyclicalSchedule(40_000, cycles=4, ratio=0.5)
         loss = vaefast.elbo_loss(recon, x, mu, logvar, beta=beta(step))
     """
 
@@ -125,7 +126,7 @@ class SigmoidSchedule:
 
     Example::
 
-        beta = SigmoidSchedule(5_000)  # 1 / (1 + exp(-0.0024 (step - 2500)))
+        beta = vaefast.schedules.SigmoidSchedule(5_000)  # 1 / (1 + exp(-0.0024 (step - 2500)))
         loss = vaefast.elbo_loss(recon, x, mu, logvar, beta=beta(step))
     """
 
@@ -198,17 +199,17 @@ class BetaSchedule(nn.Module):
 
     @property
     def current_step(self) -> int:
-        """Where it stands: what was written last, or what others have written into the buffer since."""
+        """Where it stands, as was written last, or as others have written into the buffer since."""
         digits = self.step_digits
         return self._step if digits.is_meta or _writes(digits) == self._seen else _of_digits(digits)
 
     def step(self) -> None:
-        """One step on."""
+        """One step on, written into the same tensor."""
         # not current_step: DDP writes all buffers in each forward, and reading one would wait for the device
         self.seek((self._step if self.step_digits is self._mine else self.current_step) + 1)
 
     def seek(self, step: int) -> None:
-        """To any step."""
+        """To any step, forwards or back, an int of at least 0."""
         if not is_whole(step):
             raise TypeError(f"step must be an integer, got {type(step).__name__}")
         step = operator.index(step)
