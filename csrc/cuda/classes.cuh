@@ -6,41 +6,46 @@
 
 namespace vaefast {
 
-// Logits that a thread takes at once, and as many as it is to have of a site's where a block has threads enough: what
-// it reads twice, for the sum and for the gradient, then still lies in a cache.
+// Logits that a thread takes at once at most, and as many as it is to have of a site's where a block has threads
+// enough: what it reads twice, for the sum and for the gradient, then still lies in a cache.
 template <class T>
-constexpr int kAtOnce = 8;
+constexpr int kAtOnce = sizeof(T) == 4 ? 12 : 8;
 constexpr int kShare = 32;
 
 // Threads of a team, their logarithm.
 VF_HD int log_team_of(const ReconstructionProblem& p) {
-  // where classes lie next to each other, so do a team's lanes, at least four of which share a line
-  const bool along = p.param_step == 1;
-  const int chunks = along ? p.planes / p.chunk : p.planes, share = kShare / (along ? p.chunk : 1);
   int log = 0;
-  while (log < (along ? 8 : 3) && ((share << log) < chunks || (along && log < 2 && (1 << log) < chunks))) ++log;
+  if (p.param_step != 1) {
+    while (log < 3 && (kShare << log) < p.planes) ++log;
+    return log;
+  }
+  // lanes next to each other, at least four of which share a line; single classes are more scattered the more a lane
+  // has
+  const int chunks = p.planes / p.chunk;
+  const auto share = [&] { return p.chunk > 1 ? log < 2 ? 1 : kShare / p.chunk : log < 5 ? 12 : kShare; };
+  while (log < 8 && (share() << log) < chunks) ++log;
   return log;
 }
 
-// The threads that share a site: lanes next to each other or, where sites are what lies next to each other, the same
-// lane of several warps.
+// The threads that share a site: lanes next to each other (ALONG) or, where sites are what lies next to each other, the
+// same lane of several warps. What follows from log and thread is computed where it is used, and takes no registers.
+template <bool ALONG>
 struct Team {
-  bool along;
-  int log, size;
-  int lanes, warps;  // it takes so many of each
-  int slice;         // this thread's number
-  int site, sites;   // its site's, of those that a unit's teams take at once
+  int log, thread;
 
-  __device__ Team(int log_wanted, bool along, const Unit& u) : along(along) {
-    const int most = u.width == kThreads ? log_wanted : along ? 5 : 0, warp = u.lane / kWarp;
-    log = log_wanted < most ? log_wanted : most;
-    size = 1 << log;
-    lanes = !along ? 1 : log < 5 ? size : kWarp;
-    warps = size / lanes;
-    slice = (along ? u.lane : warp) & (size - 1);
-    site = along ? u.lane >> log : (warp >> log) * kWarp + u.lane % kWarp;
-    sites = u.width >> log;
+  __device__ Team(int wanted, const Unit& u) : thread(u.lane) {
+    const int most = u.width == kThreads ? wanted : ALONG ? 5 : 0;
+    log = wanted < most ? wanted : most;
   }
+
+  __device__ int size() const { return 1 << log; }
+  // it takes so many of each
+  __device__ int lanes() const { return !ALONG ? 1 : log < 5 ? size() : kWarp; }
+  __device__ int warps() const { return !ALONG ? size() : log < 5 ? 1 : size() / kWarp; }
+  // this thread's number
+  __device__ int slice() const { return (ALONG ? thread : thread / kWarp) & (size() - 1); }
+  // this thread's site, of those that a unit's teams take at once
+  __device__ int site() const { return ALONG ? thread >> log : (thread / kWarp >> log) * kWarp + thread % kWarp; }
 };
 
 __device__ inline float larger(float a, float b) { return ::fmaxf(a, b); }
@@ -52,17 +57,18 @@ using Shared = T[2][kThreads / kWarp][kWarp];
 
 // f over what the team's threads have, in all of them. shared: not written again before every thread has come to
 // another barrier.
-template <class T, class F>
-__device__ __forceinline__ void join(T& x, const Team& team, int thread, T (&shared)[kThreads / kWarp][kWarp],
-                                     const F& f) {
-  for (int away = 1; away < team.lanes; away *= 2) x = f(x, __shfl_xor_sync(0xffffffffu, x, away));
-  if (team.warps == 1) return;
-  const int warp = thread / kWarp, lane = thread % kWarp, slot = team.along ? 0 : lane;
-  if (!team.along || lane == 0) shared[warp][slot] = x;
+template <class T, bool ALONG, class F>
+__device__ __forceinline__ void join(T& x, const Team<ALONG>& team, T (&shared)[kThreads / kWarp][kWarp], const F& f) {
+#pragma unroll 1
+  for (int away = 1; away < team.lanes(); away *= 2) x = f(x, __shfl_xor_sync(0xffffffffu, x, away));
+  if (team.warps() == 1) return;
+  const int warp = team.thread / kWarp, lane = team.thread % kWarp, slot = ALONG ? 0 : lane;
+  if (!ALONG || lane == 0) shared[warp][slot] = x;
   __syncthreads();
-  const int first = warp & -team.warps;
+  const int first = warp & -team.warps();
   x = shared[first][slot];
-  for (int k = 1; k < team.warps; ++k) x = f(x, shared[first + k][slot]);
+#pragma unroll 1
+  for (int k = 1; k < team.warps(); ++k) x = f(x, shared[first + k][slot]);
 }
 
 // On to the next of several addresses, each computed from the one before: all at once they would take registers.
@@ -78,25 +84,25 @@ __device__ __forceinline__ void advance(S*& at, int64_t step) {
 // (ALONG), else a class of W sites.
 template <class T, class S, int W, bool ALONG>
 struct Classes {
-  static constexpr int kSites = ALONG ? 1 : W, kChunks = kAtOnce<T> / W, kEach = kAtOnce<T> / kSites;
+  static constexpr int kSites = ALONG ? 1 : W, kChunks = kAtOnce<T> / W, kEach = kChunks * W / kSites;
   using M = Move<kSites>;
   using C = Chunk<S, W>;
 
   const ReconstructionProblem& p;
-  const Team team;
-  const int thread, chunks;
+  const Team<ALONG> team;
+  const int chunks;
   T l[kSites][kEach];  // logits of a few classes, and then their exponentials
 
   __device__ __forceinline__ Classes(const ReconstructionProblem& p, const Unit& u)
-      : p(p), team(log_team_of(p), ALONG, u), thread(u.lane), chunks(ALONG ? p.planes / W : p.planes) {}
+      : p(p), team(log_team_of(p), u), chunks(ALONG ? p.planes / W : p.planes) {}
 
   // The team's chunks are first, first + 1 ...; this thread has those from first + slice on, one for each of the team.
   __device__ __forceinline__ int own(int first) const {
-    return (chunks - first - team.slice + team.size - 1) >> team.log;
+    return (chunks - first - team.slice() + team.size() - 1) >> team.log;
   }
   // where the first of them is, and how far it is to the next
   __device__ __forceinline__ int64_t offset(int first, int64_t step) const {
-    return (first + team.slice) * (ALONG ? W * step : step);
+    return (first + team.slice()) * (ALONG ? W * step : step);
   }
   __device__ __forceinline__ int64_t next(int64_t step) const { return (ALONG ? W * step : step) << team.log; }
 
@@ -111,7 +117,9 @@ struct Classes {
   }
 
   // the place in l of chunk i's number w
-  __device__ __forceinline__ T& at(int i, int w) { return ALONG ? l[0][i * W + w] : l[ALONG ? 0 : w][ALONG ? 0 : i]; }
+  __device__ __forceinline__ T& number(int i, int w) {
+    return ALONG ? l[0][i * W + w] : l[ALONG ? 0 : w][ALONG ? 0 : i];
+  }
 
   __device__ __forceinline__ void read(const S* from, int own) {
     const int64_t step = next(p.param_step);
@@ -122,7 +130,7 @@ struct Classes {
       if (i < own) c = *reinterpret_cast<const C*>(from);
       advance(from, step);
 #pragma unroll
-      for (int w = 0; w < W; ++w) at(i, w) = T(load(c.item[w]));
+      for (int w = 0; w < W; ++w) number(i, w) = T(load(c.item[w]));
     });
   }
 
@@ -130,7 +138,7 @@ struct Classes {
   __device__ __forceinline__ void exponentiate(const T (&most)[kSites], int own) {
     for_chunks(own, [&](int i) {
 #pragma unroll
-      for (int w = 0; w < W; ++w) at(i, w) = exp_(at(i, w) - most[ALONG ? 0 : w]);
+      for (int w = 0; w < W; ++w) number(i, w) = exp_(number(i, w) - most[ALONG ? 0 : w]);
     });
   }
 
@@ -141,12 +149,12 @@ struct Classes {
     for (int s = 0; s < kSites; ++s) top[s] = most[s];
     for_chunks(own, [&](int i) {
 #pragma unroll
-      for (int w = 0; w < W; ++w) top[ALONG ? 0 : w] = larger(top[ALONG ? 0 : w], at(i, w));
+      for (int w = 0; w < W; ++w) top[ALONG ? 0 : w] = larger(top[ALONG ? 0 : w], number(i, w));
     });
     exponentiate(top, own);
     for_chunks(own, [&](int i) {
 #pragma unroll
-      for (int w = 0; w < W; ++w) more[ALONG ? 0 : w] += at(i, w);
+      for (int w = 0; w < W; ++w) more[ALONG ? 0 : w] += number(i, w);
     });
 #pragma unroll
     for (int s = 0; s < kSites; ++s) {
@@ -161,8 +169,8 @@ struct Classes {
     int mine[kSites];  // the hit among the thread's
 #pragma unroll
     for (int s = 0; s < kSites; ++s) {
-      const int chunk = (ALONG ? hit[s] / W : hit[s]) - first - team.slice;
-      const bool here = hit[s] >= 0 && chunk >= 0 && (chunk & (team.size - 1)) == 0;
+      const int chunk = (ALONG ? hit[s] / W : hit[s]) - first - team.slice();
+      const bool here = hit[s] >= 0 && chunk >= 0 && (chunk & (team.size() - 1)) == 0;
       mine[s] = here ? (chunk >> team.log) * (ALONG ? W : 1) + (ALONG ? hit[s] % W : 0) : -1;
     }
     const int64_t step = next(p.grad_step);
@@ -172,7 +180,7 @@ struct Classes {
       for (int w = 0; w < W; ++w) {
         const int s = ALONG ? 0 : w;
         const bool hit = mine[s] == (ALONG ? i * W + w : i);
-        c.item[w] = stored<S>(fma_(at(i, w), factor[s], hit ? -less[s] : T(0)));
+        c.item[w] = stored<S>(fma_(number(i, w), factor[s], hit ? -less[s] : T(0)));
       }
       if (i < own) *reinterpret_cast<C*>(to) = c;
       advance(to, step);
@@ -182,14 +190,13 @@ struct Classes {
   // Gradients of a site that does not count, whatever its logits are.
   __device__ __forceinline__ void erase(S* grad) {
 #pragma unroll 1
-    for (int k = team.slice; k < p.planes; k += team.size) grad[k * p.grad_step] = stored<S>(T(0));
+    for (int k = team.slice(); k < p.planes; k += team.size()) grad[k * p.grad_step] = stored<S>(T(0));
   }
 
   // The nll of the sites at `at`, in the team's first thread.
   __device__ __forceinline__ T site(const Pack& at, bool there, Shared<T>& shared) {
-    // on their way while the logits are read
+    // on its way while the logits are read
     const auto target_bits = fetch<T, M>(p.target, at);
-    const auto weight_bits = fetch_optional<T, M>(p.weight, at), upstream_bits = fetch_optional<T, M>(p.upstream, at);
     const S* logits = static_cast<const S*>(p.param[0].data) + site_offset(p.param[0], at);
     T most[kSites], sum[kSites] = {}, top[kSites];
 #pragma unroll
@@ -200,11 +207,10 @@ struct Classes {
       read(logits + offset(first, p.param_step), own(first));
       add(most, sum, own(first));
     }
-    T weight[kSites], upstream[kSites], target[kSites], nll[kSites], picked[kSites];
+    T weight[kSites], target[kSites], nll[kSites], picked[kSites];
     int hit[kSites];  // -1 where there is no such class
     decode<M>(p.target, target_bits, target);
-    decode_optional<M>(p.weight, weight_bits, weight);
-    decode_optional<M>(p.upstream, upstream_bits, upstream);
+    decode_optional<M>(p.weight, fetch_optional<T, M>(p.weight, at), weight);
     // read before any thread of the team writes a gradient in its place
 #pragma unroll
     for (int s = 0; s < kSites; ++s) {
@@ -214,13 +220,13 @@ struct Classes {
     }
 #pragma unroll
     for (int s = 0; s < kSites; ++s) top[s] = most[s];
-    if constexpr (kSites == 1) join(top[0], team, thread, shared[0], [](T a, T b) { return larger(a, b); });
+    if constexpr (kSites == 1) join(top[0], team, shared[0], [](T a, T b) { return larger(a, b); });
 #pragma unroll
     for (int s = 0; s < kSites; ++s) {
       most[s] = exp_(most[s] - top[s]);
       sum[s] *= most[s];
     }
-    if constexpr (kSites == 1) join(sum[0], team, thread, shared[1], [](T a, T b) { return a + b; });
+    if constexpr (kSites == 1) join(sum[0], team, shared[1], [](T a, T b) { return a + b; });
     T total = 0;
 #pragma unroll
     for (int s = 0; s < kSites; ++s) {
@@ -229,11 +235,12 @@ struct Classes {
     }
     __syncwarp();
     if (!there) return 0;
-    if (team.slice == 0) write<M>(p.out_nll, at, nll);
+    if (team.slice() == 0) write<M>(p.out_nll, at, nll);
     if (p.grad) {
       // l is still what the thread's own largest logit made it, where that were all its classes
       const bool once = stride >= chunks;
-      T factor[kSites], less[kSites];
+      T upstream[kSites], factor[kSites], less[kSites];
+      decode_optional<M>(p.upstream, fetch_optional<T, M>(p.upstream, at), upstream);
 #pragma unroll
       for (int s = 0; s < kSites; ++s) {
         less[s] = lit<T>(p.grad_scale) * weight[s] * upstream[s];
@@ -255,15 +262,15 @@ struct Classes {
         if (weight[s] == T(0)) erase(grad + s);
       }
     }
-    return team.slice == 0 ? total : T(0);
+    return team.slice() == 0 ? total : T(0);
   }
 
   __device__ __forceinline__ T sites(const Unit& u, Shared<T>& shared) {
     T sum = 0;
     // every thread of a unit goes round as often, for they meet
 #pragma unroll 1
-    for (int64_t first = u.first; first < u.limit; first += team.sites * kSites) {
-      const int64_t start = first + team.site * kSites;
+    for (int64_t first = u.first; first < u.limit; first += (u.width >> team.log) * kSites) {
+      const int64_t start = first + team.site() * kSites;
       const bool there = start < u.limit;
       Pack at{p.space, there ? start : first, 0, kSites};
       if (p.space.views) divide(p.space, at.start, p.space.size[p.space.ndim - 1], at.outer, at.column);
@@ -273,25 +280,15 @@ struct Classes {
   }
 };
 
-template <class T_, class L>
-struct Mixture<T_, L, 0> {
+// Of logits that are kept as S.
+template <class T_, class S>
+struct ClassWork {
   using T = T_;
   static constexpr bool kSums = true;
 
   template <class M>
   static __device__ __forceinline__ T run(const ReconstructionProblem& p, const Unit& u, bool) {
     __shared__ Shared<T> shared;
-    const DType dtype = p.param[0].dtype;
-    if constexpr (sizeof(T) == 8) {
-      if (dtype == DType::kDouble) return sites<double>(p, u, shared);
-    }
-    if (dtype == DType::kFloat) return sites<float>(p, u, shared);
-    return dtype == DType::kHalf ? sites<__half>(p, u, shared) : sites<__nv_bfloat16>(p, u, shared);
-  }
-
- private:
-  template <class S>
-  static __device__ __forceinline__ T sites(const ReconstructionProblem& p, const Unit& u, Shared<T>& shared) {
     const bool along = p.param_step == 1;
     if constexpr (sizeof(T) == 4) {
       if (p.chunk > 1) {
@@ -302,5 +299,8 @@ struct Mixture<T_, L, 0> {
     return along ? Classes<T, S, 1, true>(p, u).sites(u, shared) : Classes<T, S, 1, false>(p, u).sites(u, shared);
   }
 };
+
+template <class T, class S>
+constexpr bool kMixtureWork<ClassWork<T, S>> = true;
 
 }  // namespace vaefast

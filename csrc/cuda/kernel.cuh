@@ -121,7 +121,7 @@ __device__ inline uint32_t row_of(const Geometry& g, uint32_t unit) {
 
 // A thread's part of its unit's sum. `data` and `skipped`: see Unit.
 template <class Work, bool LISTED, class Problem>
-__device__ __forceinline__ typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t first_block,
+__device__ inline typename Work::T run_unit(const Problem& p, const Geometry& g, uint32_t first_block,
                                             void* const* data = nullptr, uint64_t skipped = 0) {
   using T = typename Work::T;
   const auto [unit, lane] = place_of(g, first_block);
@@ -142,7 +142,7 @@ __device__ __forceinline__ typename Work::T run_unit(const Problem& p, const Geo
 }
 
 template <class Work, class Problem>
-__device__ __forceinline__ void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
+__device__ inline void run_block(const Problem& p, const Geometry& g, uint32_t first_block, typename Work::T* shared) {
   using T = typename Work::T;
   T sum = run_unit<Work, false>(p, g, first_block);
   if (!Work::kSums || !p.sum.out) return;
@@ -154,6 +154,13 @@ __device__ __forceinline__ void run_block(const Problem& p, const Geometry& g, u
   } else {
     p.sum.partial[at.unit] = double(sum);
   }
+}
+
+// Beside much code: alone it gets the registers that it needs.
+template <class Work, class Problem>
+__device__ __noinline__ void run_block_apart(const Problem& p, const Geometry& g, uint32_t first_block,
+                                             typename Work::T* shared) {
+  run_block<Work>(p, g, first_block, shared);
 }
 
 // out[row] = scale * (the row's partials, added in an order that the sizes alone decide) of rows [row, end), by one
@@ -228,7 +235,9 @@ __global__ void __launch_bounds__(kThreads, (blocks_per_sm<T, Rec, Post>()))
       run_block<Rec>(a.reconstruction, a.rec, 0, reinterpret_cast<T*>(shared));
     }
   } else {
-    if constexpr (!std::is_same_v<Post, Nothing>) {
+    if constexpr (kMixtureWork<Rec>) {
+      run_block_apart<Post>(a.posterior, a.post, rec_blocks, reinterpret_cast<T*>(shared));
+    } else if constexpr (!std::is_same_v<Post, Nothing>) {
       run_block<Post>(a.posterior, a.post, rec_blocks, reinterpret_cast<T*>(shared));
     }
   }

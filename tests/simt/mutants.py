@@ -148,8 +148,8 @@ MUTANTS = (
     Mutant(
         "leaves_lanes_of_a_site_out",
         "classes.cuh",
-        "away < team.lanes;",
-        "away < team.lanes / 2;",
+        "away < team.lanes();",
+        "away < team.lanes() / 2;",
         "test_classes",
         WRONG,
         unit="run_mixture_float",
@@ -157,8 +157,8 @@ MUTANTS = (
     Mutant(
         "leaves_warps_of_a_site_out",
         "classes.cuh",
-        "k < team.warps;",
-        "k < team.warps - 1;",
+        "k < team.warps();",
+        "k < team.warps() - 1;",
         "test_classes",
         WRONG,
         unit="run_mixture_float",

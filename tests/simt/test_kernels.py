@@ -454,7 +454,7 @@ def test_classes(dim: int, classes: int, weight: str, dtype: torch.dtype) -> Non
         logits = (3 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype)
         target = torch.randint(classes, sites, generator=g).to(dtype)
         target = target.clamp(max=256) if dtype == torch.bfloat16 else target
-        target.view(-1)[-1] = -1
+        target.view(-1)[-1:] = -1
         weights = None if weight == "none" else (torch.rand(sites, generator=g) * 2).floor().to(dtype)
         for reduction in ("none", "per_sample", "sum"):
             options: dict[str, Any] = {"likelihood": Likelihood("categorical", dim=dim), "reduction": reduction}
