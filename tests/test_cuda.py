@@ -386,6 +386,8 @@ def test_streams_do_not_share_a_counter(native: str, rows: int) -> None:
 @on_gpu
 def test_a_counter_where_torch_holds_all_memory(cuda: str) -> None:
     """The first sum of a process needs a little memory of its own: torch gives back what it does not use."""
+    if not os.environ.get("VAEFAST_WHOLE_GPU"):
+        pytest.skip("takes the memory of all other processes on the GPU; VAEFAST_WHOLE_GPU=1 where there are none")
     code = """
 import torch, vaefast
 x = torch.zeros(4, 100, device="cuda")
@@ -396,7 +398,7 @@ while size >= 512:
     except torch.OutOfMemoryError:
         size //= 2
 del held
-assert torch.cuda.mem_get_info()[0] < 1 << 21, torch.cuda.mem_get_info()
+assert torch.cuda.mem_get_info()[0] < 1 << 22, torch.cuda.mem_get_info()
 assert vaefast.gaussian_kl(x, x, reduction="sum").item() == 0
 """
     # loaded before memory is full

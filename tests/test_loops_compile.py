@@ -31,10 +31,10 @@ def run(f: Callable[[Inputs, Data], tuple[Tensor, list[Tensor]]], t: Inputs, d: 
     return [s.detach().clone() for s in samples]
 
 
-def assert_all_differ(samples: list[Tensor]) -> None:
+def assert_all_differ(samples: list[Tensor], why: str = "") -> None:
     """Of one shape and noise no two, by their standardised first rows."""
     seen = [tuple(s.flatten().tolist()) for s in samples]
-    assert len(set(seen)) == len(seen)
+    assert len(set(seen)) == len(seen), why
 
 
 def test_fullgraph_of_everything_draws_anew_in_every_call(native: str) -> None:
@@ -62,10 +62,21 @@ def test_mode_reduce_overhead_on_cuda() -> None:
     f = torch.compile(everything, fullgraph=True, mode="reduce-overhead")
     t, d = inputs(device="cuda"), data(device="cuda")
     seen: list[Tensor] = []
+    offsets = []
     for _ in range(4):  # the first calls warm up and record; later ones replay
         torch.compiler.cudagraph_mark_step_begin()
+        offsets.append(torch.cuda.default_generators[0].get_offset())
         seen += run(f, t, d)
-    assert_all_differ(seen)
+
+    @torch.compile(mode="reduce-overhead")
+    def alone(x: Tensor) -> Tensor:
+        return x + torch.randint(1 << 60, (1,), device=x.device)
+
+    words = []
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        words.append(int(alone(torch.zeros(1, dtype=torch.int64, device="cuda"))))
+    assert_all_differ(seen, f"the generator stood at {offsets}; torch.randint alone, compiled so, drew {words}")
 
 
 def test_batch_sizes_do_not_recompile_after_the_second(native: str) -> None:
