@@ -86,7 +86,7 @@ def vectors(name: str, kernel: Kernel) -> Iterator[str]:
     """16 bytes at once, but for doubles, which go one by one (kPack in csrc/cuda/pack.cuh), as a mixture's sites do;
     and the KL beside a mixture is a function that several kernels call. A KL alone, with its sum reduced, still holds
     the store of an unreduced one."""
-    if name.startswith("double") or "Mixture<" in name or "finish" in name:
+    if name.startswith("double") or re.search("Mixture<|ClassWork<|finish", name):
         return
     # of a KL on the plain path the sum alone is written
     roots = ("LDG",) if re.search(r": PlainForward<(\w+, )?false, true>$", name) else ("LDG", "STG")
@@ -117,7 +117,8 @@ def no_double(name: str, kernel: Kernel) -> Iterator[str]:
     flow = Flow(kernel)
     hot = packed(flow)
     # a mixture's sites go one by one, and so do sums
-    if len(hot) < sum(not work.startswith(("Mixture", "finish")) for work in name.partition(": ")[2].split(" + ")):
+    single = ("Mixture", "ClassWork", "finish")
+    if len(hot) < sum(not work.startswith(single) for work in name.partition(": ")[2].split(" + ")):
         yield f"{name}: {len(hot)} loops over packs were found"
     for body in hot:
         for instruction in flow.body(body):

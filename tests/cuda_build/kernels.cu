@@ -26,9 +26,24 @@ void params(const void** out) {
   if constexpr (NP > L::required) params<T, L, NP - 1>(out);
 }
 
+template <class T, class... Ss>
+void classes(TypeList<Ss...>, const void** out) {
+  (with_kl<T, ClassWork<T, Ss>>(out), ...);
+}
+
+template <class T, class L, int C>
+void mixture(const void** out) {
+  if constexpr (kComponentParams<L, C> > 0) {
+    with_kl<T, Mixture<T, L, C>>(out);
+  } else {
+    classes<T>(TypeList<float, __half, __nv_bfloat16>{}, out);
+    if constexpr (sizeof(T) == 8) classes<T>(TypeList<double>{}, out);
+  }
+}
+
 template <class T, class L, int... Cs>
 void channels(Counts<Cs...>, const void** out) {
-  (with_kl<T, Mixture<T, L, Cs>>(out), ...);
+  (mixture<T, L, Cs>(out), ...);
 }
 
 template <class T, class L>
