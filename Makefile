@@ -22,7 +22,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples docs docs-serve ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu gpu-prebuild results lint format clean FORCE
+.PHONY: help build demo examples docs docs-serve ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu gpu-prebuild results history lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,6 +125,9 @@ gpu-prebuild:  ## on a machine without a GPU, the extension for one: CPython 3.1
 
 results: $(VENV)/.with-bench  ## from benchmarks/results/ to the pages' tables and plots
 	$(BIN)/python -m benchmarks.report $(ARGS)
+
+history: $(VENV)/.with-bench  ## results by commit into benchmarks/history.json, and what got slower since the one before
+	$(BIN)/python -m benchmarks.history $(ARGS)
 
 lint: $(VENV)/.with-lint $(VENV)/.with-test  ## ruff, mypy, clang-format: look only
 	$(BIN)/ruff check

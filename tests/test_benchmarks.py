@@ -19,7 +19,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import breakdown, harness, report, run  # noqa: E402
+from benchmarks import breakdown, harness, history, report, run  # noqa: E402
 from benchmarks.harness import Case, Wrong  # noqa: E402
 from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
 from benchmarks.workloads import WORKLOADS, Function, Workload  # noqa: E402
@@ -400,3 +400,30 @@ def test_every_workload_has_inputs_to_train() -> None:
         tiny = Case(replace(workload), workload.modes[0], CPU, (FACTOR,))
         assert any(t.requires_grad for t in tiny.inputs) == ("fb" in workload.modes)
         assert all(size >= 1 for size in tiny.sizes.values())
+
+
+def test_history_says_what_got_slower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A case that lost a tenth between two commits on one kind of device, and none that did not."""
+    source = next(f for f in sorted(report.RESULTS.glob("*.json")) if any(history.entries_of(f)))
+    results = json.loads(source.read_text())
+    documents = results.get("documents", [results])
+    kept = tmp_path / "history.json"
+    for day, (commit, factor) in enumerate((("first", 1.0), ("second", 0.9), ("third", 0.98)), 1):
+        results["commit"], moved = commit, documents[0]
+        moved["date"] = f"2027-01-0{day}"
+        for case in moved["cases"][:1]:
+            case["providers"]["vaefast"]["over"]["eager"] *= factor
+        file = tmp_path / f"{commit}.json"
+        file.write_text(json.dumps(results))
+        status = history.main([str(file), "--history", str(kept)])
+        said = capsys.readouterr().out
+        assert status == (commit == "second")
+        assert ("nothing slower" in said) == (commit == "third")
+        assert said.count("slower: ") == (commit == "second")
+    assert [e["commit"] for e in json.loads(kept.read_text())] == ["first", "second", "third"]
+
+
+def test_history_knows_the_results_that_are_kept() -> None:
+    """`make history` was run after they came."""
+    known = json.loads(history.FILE.read_text())
+    assert history.added(known, sorted(report.RESULTS.glob("*.json"))) == known
