@@ -51,29 +51,6 @@ struct LogSumExp {
     sum = select(more, fma_(sum, e, one), sum + e);
     most = select(more, a, most);
   }
-
-  // The first n of several, which become e^(a - most), by fours; those after them are -inf, or become whatever they
-  // may. One more exponential serves all.
-  template <int N>
-  VF_HD void add(V (&a)[N], int n) {
-    V top = most, more = lit<V>(0);
-    for (int i = 0; i < N; ++i) top = select(less(top, a[i]), a[i], top);
-    for (int i = 0; i < N; i += 4) {
-      if (i >= n) continue;
-      for (int k = i; k < i + 4; ++k) {
-        a[k] = exp_(a[k] - top);
-        more = more + a[k];
-      }
-    }
-    sum = fma_(sum, exp_(most - top), more);
-    most = top;
-  }
-
-  VF_HD void add(const LogSumExp& other) {
-    const V top = select(less(most, other.most), other.most, most);
-    sum = fma_(sum, exp_(most - top), other.sum * exp_(other.most - top));
-    most = top;
-  }
 };
 
 // The site S gives, and takes, vectors V:
