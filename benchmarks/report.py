@@ -1,5 +1,5 @@
 """From results files to the tables of docs/performance.md and of the README here (between their markers), a plot beside
-each file, and the picture of the README and of the site's first page.
+each file, the picture of the README and of the site's first page, and the one of time against size.
 
 ``python -m benchmarks.report [FILE ...]``; all of benchmarks/results/ if none is named.
 """
@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LABELS = {"f": "forward", "fb": "forward + backward"}
 PICTURE = "gains.png"
+SIZES = "sizes.png"
 # what the picture shows: a case of each kind, of the CPU's largest instruction set
 PICTURED = {
     "small-vae-bce": "MNIST-size VAE",
@@ -203,27 +204,39 @@ def filled(page: Path, name: str, tables: Sequence[str]) -> None:
 
 
 def plot(document: dict[str, Any], out: Path) -> None:
+    if document["sweep"]:
+        return plot_sizes(document, sweeps(document), out)
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = sweeps(document) if document["sweep"] else [document["cases"]]
+    # two bars a case, each as high as its label
+    size = 9, 1.5 + 0.4 * len(document["cases"])
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    plot_speedups(axes, document)
+    figure.suptitle(heading(document), fontsize=8, x=0.01, ha="left", color="#555")
+    figure.savefig(out, dpi=160)
+    plt.close(figure)
+
+
+def plot_sizes(document: dict[str, Any], panels: Sequence[list[dict[str, Any]]], out: Path) -> None:
+    """Time against size, a panel for each of a sweep's groups of cases."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    # two bars a case, each as high as its label
-    size = (5 * columns, 4 * rows) if len(panels) > 1 else (9, 5 if document["sweep"] else 1.5 + 0.4 * len(panels[0]))
+    size = (5 * columns, 4 * rows) if len(panels) > 1 else (9, 5)
     figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    bandwidth = document["machine"]["copy_bandwidth"]
     for axes, cases in zip(grid.flat, panels):
         axes.spines[["top", "right"]].set_visible(False)
-        if document["sweep"]:
-            plot_sweep(axes, cases, bandwidth)
-        else:
-            plot_speedups(axes, document)
-    if document["sweep"]:
-        lines = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
-        grid[0, 0].legend(lines.values(), lines.keys(), frameon=False)
+        plot_sweep(axes, cases, document["machine"]["copy_bandwidth"])
+    lines = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
+    grid[0, 0].legend(lines.values(), lines.keys(), frameon=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     figure.suptitle(heading(document), fontsize=8 if len(panels) == 1 else 11, x=0.01, ha="left", color="#555")
@@ -337,6 +350,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if pictured(document):
                 picture(document, args.results.with_name(PICTURE))
                 print(f"written: {args.results.with_name(PICTURE)}")
+            if document["sweep"] and (panels := [g for g in sweeps(document) if g[0]["workload"] in PICTURED]):
+                plot_sizes(document, panels, args.results.with_name(SIZES))
+                print(f"written: {args.results.with_name(SIZES)}")
             if not document["sweep"]:
                 tables["results"].append(markdown(document))
                 if any("costs" in p for case in document["cases"] for p in case["providers"].values()):

@@ -372,6 +372,11 @@ def test_sweep_report_leaves_the_readme_alone(sweep: str | list[str], tmp_path: 
     absent = str(tmp_path / "absent.md")
     assert report.main([str(file), "--results", absent, "--page", absent]) == 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / report.SIZES).exists(), "none of the README's cases is in it"
+    document["cases"].append(result("zinb", 1e-3, 1e-3))
+    file.write_text(json.dumps(document))
+    assert report.main([str(file), "--results", absent, "--page", absent]) == 0
+    assert (tmp_path / report.SIZES).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -298,11 +298,14 @@ def gaussian_optimal(engine: Engine, of: Reconstruction, reduction: str) -> Tens
             "reduction='none' does not go with 'gaussian_optimal', whose variance is shared by many elements; use "
             "'gaussian' with a log variance"
         )
-    first, per_sample = of.params[0], of.likelihood.options["per_sample"]
+    first, per_sample, floor = of.params[0], of.likelihood.options["per_sample"], of.likelihood.options["floor"]
+    shared = not per_sample and reduction != "per_sample"
+    if shared and of.weight is None and floor > 0 and not first.is_nested and first.numel():
+        share = {"batchmean": first.numel() / first.shape[0], "sum": first.numel(), "mean": 1}[reduction]
+        return of_mean_half_square(engine.nll(of._replace(likelihood=SQUARES, overwrite=False), "mean"), floor, share)
     per_row = "sum" if reduction in ("sum", "mean") and not per_sample else "per_sample"
     halves = engine.nll(of._replace(likelihood=SQUARES, overwrite=False), per_row)
     counts = counted(first, of.weight, per_row, halves)
-    floor = of.likelihood.options["floor"]
     if per_sample or per_row == "sum":
         each = at_best_variance(halves, counts, halves, counts, floor)
     else:
@@ -312,6 +315,13 @@ def gaussian_optimal(engine: Engine, of: Reconstruction, reduction: str) -> Tens
     if reduction == "batchmean":
         return each.mean()
     return each.sum() / (1 if reduction == "sum" else first.numel())
+
+
+def of_mean_half_square(half: Tensor, floor: float, share: float) -> Tensor:
+    """``share`` times what :func:`at_best_variance` gives for each of the elements of that mean, in few operations."""
+    least = floor / 2
+    log = half.clamp(min=least).log() + math.log(4 * math.pi)
+    return torch.add(log * (share / 2), half.clamp(max=least), alpha=share / floor)
 
 
 def at_best_variance(halves: Tensor, counts: Tensor, of_halves: Tensor, of_counts: Tensor, floor: float) -> Tensor:
