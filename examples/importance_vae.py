@@ -3,14 +3,16 @@
 
 How far the ELBO is from log p(x), what more draws make of it, and what they do to the encoder's gradient.
 
-Left: two VAEs of handwritten digits, one trained on the ELBO and one on the importance-weighted bound of 16 draws (Burda
-et al. 2016, arXiv:1509.00519), doubly reparameterized (Tucker et al. 2019, arXiv:1810.04152). For each, the bound of K
-draws of held-out digits rises with K to log p(x), which importance sampling with thousands of draws estimates.
+Left: two VAEs of handwritten digits, one trained on the ELBO and one on the importance-weighted bound of 16 draws
+(Burda et al. 2016, arXiv:1509.00519), doubly reparameterized (Tucker et al. 2019, arXiv:1810.04152). For each, the
+bound of K draws of held-out digits rises with K to log p(x), which importance sampling with thousands of draws
+estimates.
 
-Right: Rainforth et al. 2018 (arXiv:1802.04537), figure 1. On a linear Gaussian model, with an encoder near its optimum,
-the signal-to-noise ratio of the encoder's gradient, ``|mean| / std`` over many draws of it, falls as 1 / sqrt(K) for the
-importance-weighted bound: a tighter bound trains the encoder worse. The doubly reparameterized gradient of the same
-bound rises as sqrt(K). PIWAE gives the encoder the bound of groups of draws, and the decoder that of all.
+Right: the plot of Rainforth et al. 2018 (arXiv:1802.04537). On a linear Gaussian model, with an encoder near its
+optimum, the signal-to-noise ratio of the encoder's gradient, ``|mean| / std`` over many draws of it, falls as
+1 / sqrt(K) for the importance-weighted bound: a tighter bound trains the encoder worse. That of the doubly
+reparameterized gradient of the same bound rises as sqrt(K). PIWAE gives the encoder the bound of groups of draws, and
+the decoder that of all.
 
 ::
 
@@ -139,7 +141,9 @@ def draw(models: dict[str, Any], snr: dict[str, dict[int, float]], args: argpars
     for (name, found), colour in zip(models.items(), COLOURS):
         left.plot(list(found["bounds"]), list(found["bounds"].values()), "o-", color=colour, label=f"trained {name}")
         left.axhline(found["log_evidence"], color=colour, linestyle="--", linewidth=1.0)
-    left.set(xscale="log", xlabel="draws K", ylabel="nats an image", title="The bound of K draws, and log p(x) (dashed)")
+    left.set(
+        xscale="log", xlabel="draws K", ylabel="nats an image", title="The bound of K draws, and log p(x) (dashed)"
+    )
     left.legend(frameon=False, loc="lower right")
     for (name, values), colour in zip(snr.items(), COLOURS):
         right.plot(list(values), list(values.values()), "o-", color=colour, label=name)

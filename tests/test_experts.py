@@ -1,4 +1,4 @@
-"""The product of experts against its formula in 50 digits and float64, and what MVTCAE's and MoPoE's authors make of it."""
+"""The product of experts against its formula in float64 and 50 digits, and what MVTCAE and MoPoE make of it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ def test_extremes_in_fifty_digits(dtype: torch.dtype, tolerance: float, prior: b
     leaves = [mus.requires_grad_(), logvars.requires_grad_()]
     mu, logvar = vaefast.product_of_experts(mus, logvars, prior=prior)
     found = [mu.detach(), logvar.detach(), *gradients((mu, logvar), leaves)]
-    ups = [1.5 + torch.rand((1, len(columns)), generator=generator(5 + k), dtype=torch.float64).to(dtype).double() for k in (0, 1)]
+    ups = [
+        1.5 + torch.rand((1, len(columns)), generator=generator(5 + k), dtype=torch.float64).to(dtype).double()
+        for k in (0, 1)
+    ]
     with mpmath.workdps(50):
         for n in range(len(columns)):
             m, v = ([mpmath.mpf(float(t[k, 0, n].detach())) for k in range(2)] for t in (mus, logvars))
@@ -125,7 +128,9 @@ def test_mvtcae_is_the_product_of_all() -> None:
     """Hwang et al. 2021 (NeurIPS 34): q(z|x_1 ... x_M) is their product, and there are KLs from it to each."""
     mus, logvars = experts()
     mu, logvar = vaefast.product_of_experts(mus, logvars, prior=False)
-    kls = vaefast.gaussian_kl(mu.expand(M, B, D), logvar.expand(M, B, D), mus, logvars, batch_dims=2, reduction="per_sample")
+    kls = vaefast.gaussian_kl(
+        mu.expand(M, B, D), logvar.expand(M, B, D), mus, logvars, batch_dims=2, reduction="per_sample"
+    )
     exact = torch.distributions.kl_divergence(
         *(
             torch.distributions.Normal(m.double(), torch.exp(0.5 * v.double()))

@@ -121,10 +121,9 @@ def test_priors() -> None:
 
 def test_whole_numbers_are_data_too() -> None:
     logits = torch.randn(5, generator=generator(0))
-    found = log_evidence(
-        lambda x: (torch.zeros(3, Z), torch.zeros(3, Z)), lambda z: logits.expand(len(z), 3, 5), torch.tensor([0, 4, 2]),
-        likelihood=vaefast.Likelihood("categorical", dim=2), num_samples=4,
-    )  # fmt: skip
+    x, q = torch.tensor([0, 4, 2]), (torch.zeros(3, Z), torch.zeros(3, Z))
+    likelihood = vaefast.Likelihood("categorical", dim=2)
+    found = log_evidence(lambda x: q, lambda z: logits.expand(len(z), 3, 5), x, likelihood=likelihood, num_samples=4)
     assert_within(found.value, torch.log_softmax(logits, 0)[[0, 4, 2]], 1e-6)
     assert (found.effective_samples - 4).abs().max() < 1e-9
 

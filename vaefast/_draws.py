@@ -108,17 +108,16 @@ def log_prob(prior: LogProb, z: Tensor, dims: int) -> Tensor:
         raise TypeError(f"prior must have log_prob(z), as those of torch.distributions, got {type(prior).__name__}")
     found = prior.log_prob(wide(z))
     expected = z.shape[: 1 + dims]
-    if not isinstance(found, Tensor) or found.shape != expected:
+    shape = tuple(found.shape) if isinstance(found, Tensor) else found
+    if shape != tuple(expected):
         raise ValueError(
-            f"prior.log_prob(z) of z {tuple(z.shape)} gave {tuple(found.shape) if isinstance(found, Tensor) else found!r}; "
-            f"it must give {tuple(expected)}, a number for each draw: torch.distributions.Independent(prior, 1) adds up"
+            f"prior.log_prob(z) of z {tuple(z.shape)} gave {shape}; it must give {tuple(expected)}, a number for each "
+            "draw: torch.distributions.Independent(prior, 1) adds up"
         )
     return found
 
 
-def reconstruction(
-    recon: Any, target: Any, weight: Any, chosen: Likelihood, z: Tensor, dims: int
-) -> Reconstruction:
+def reconstruction(recon: Any, target: Any, weight: Any, chosen: Likelihood, z: Tensor, dims: int) -> Reconstruction:
     """Its target is a view for every draw, which takes no memory."""
     if chosen.name in COMPOSED:
         raise ValueError(
@@ -134,16 +133,13 @@ def reconstruction(
             f"recon has shape {tuple(first.shape)} but z is {tuple(z.shape)}; recon begins with "
             f"{tuple(z.shape[: 1 + dims])}, the draws and the batch: decode(z)"
         )
+    if "dim" not in chosen.options and target.shape != first.shape[1:]:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)} but a draw of recon has {tuple(first.shape[1:])}; they must be "
+            "equal: the target is that of the batch, without the draws"
+        )
     shown = target.expand(first.shape[0], *target.shape)
-    try:
-        return _arguments.reconstruction(tuple(params), shown, weight, chosen, False)
-    except ValueError as error:
-        if "dim" not in chosen.options and target.shape != first.shape[1:]:
-            raise ValueError(
-                f"target has shape {tuple(target.shape)} but a draw of recon has {tuple(first.shape[1:])}; they must be "
-                "equal: the target is that of the batch, without the draws"
-            ) from error
-        raise
+    return _arguments.reconstruction(tuple(params), shown, weight, chosen, False)
 
 
 def _joined(of: Reconstruction, batch: torch.Size) -> Reconstruction:

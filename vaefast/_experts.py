@@ -33,8 +33,8 @@ def product_of_experts(
         prior: whether N(0, I) is an expert too.
 
     Returns:
-        ``(mu, logvar)``, ``[B, D]`` each, in the dtypes of ``mus`` and ``logvars``. Where no expert is left, which takes
-        ``prior=False``, the mean is 0 and the log variance infinite.
+        ``(mu, logvar)``, ``[B, D]`` each, in the dtypes of ``mus`` and ``logvars``. Where no expert is left, which
+        takes ``prior=False``, the mean is 0 and the log variance infinite.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, dtype, shape or device.
@@ -78,9 +78,7 @@ def _checked(mask: Tensor, mus: Tensor) -> Tensor:
     return mask.view(*mask.shape, *(1,) * (mus.dim() - dims))
 
 
-def closed(
-    prior: bool, mask: Tensor | None, mus: Tensor, logvars: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def closed(prior: bool, mask: Tensor | None, mus: Tensor, logvars: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The mean, the log variance, and each expert's share in the mean."""
     if mask is not None:
         mus, logvars = torch.where(mask, mus, 0.0), torch.where(mask, logvars, _ABSENT)
@@ -118,9 +116,7 @@ class _Product(torch.autograd.Function):
     ``dlogvar_m = s_m (dlogvar - (mu_m - mu) dmu)``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, prior: bool, mask: Tensor | None, mus: Tensor, logvars: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, prior: bool, mask: Tensor | None, mus: Tensor, logvars: Tensor) -> tuple[Tensor, Tensor]:
         mu, logvar, shares = closed(prior, mask, mus, logvars)
         keep(ctx, (prior, mask, mus, logvars), [None, None, (shares, 1.0), (mu, 1.0)])
         ctx.plain = plain

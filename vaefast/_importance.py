@@ -1,5 +1,5 @@
-"""Bounds of log p(x) from log importance weights ``[K, B]``, and how their gradient is shared between the encoder's path
-and the decoder's."""
+"""Bounds of log p(x) from log importance weights ``[K, B]``, and how their gradient is shared between the encoder's
+path and the decoder's."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Bound(NamedTuple):
         return share.flatten(0, 1)
 
     def _grouped(self, log_weights: Tensor) -> Tensor:
-        return log_weights.unflatten(0, (self.groups, -1))
+        grouped: Tensor = log_weights.unflatten(0, (self.groups, -1))
+        return grouped
 
 
 def renyi(log_weights: Tensor, power: float) -> Tensor:

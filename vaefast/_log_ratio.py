@@ -118,7 +118,8 @@ def _step(z: Tensor) -> int:
 
 
 def _blocks(z: Tensor) -> Sequence[Tensor]:
-    return z.split(_step(z))
+    blocks: Sequence[Tensor] = z.split(_step(z))
+    return blocks
 
 
 def _inverse(logvar: Prior) -> Any:

@@ -20,9 +20,7 @@ class Scaled:
         return gradient * share.view(*share.shape, *(1,) * (gradient.dim() - share.dim()))
 
 
-def scale_path(
-    estimator: str, z: Tensor, mu: Tensor, logvar: Tensor, recon: object, share: Tensor | None
-) -> None:
+def scale_path(estimator: str, z: Tensor, mu: Tensor, logvar: Tensor, recon: object, share: Tensor | None) -> None:
     """Has z's gradient multiplied by the share, if there is one; raises where the encoder would not be reached."""
     if not torch.is_grad_enabled():
         return

@@ -163,8 +163,8 @@ def iwae_loss(
               0 as q goes to the posterior.
             - ``"dreg"`` is doubly reparameterized (Tucker et al. 2019, arXiv:1810.04152): the path through
               ``z`` has the weights ``w_k^2``, or ``alpha w_k + (1 - alpha) w_k^2``, and no bias; the decoder's and the
-              prior's parameters have ``w_k``. A hook on ``z`` does it, which scales all that arrives there: ``z`` has no
-              other loss.
+              prior's parameters have ``w_k``. A hook on ``z`` does it, which scales all that arrives there: ``z`` has
+              no other loss.
         alpha: Renyi's (Li & Turner 2016, arXiv:1602.02311), ``log(mean_k w_k^(1 - alpha)) / (1 - alpha)``: 0
             is importance-weighted, 1 the ELBO, and below 0 a bound from above, in the limit of many draws.
         groups: M, which divides K: the mean of the bounds of M groups of K / M draws (MIWAE; Rainforth et al. 2018,
@@ -305,9 +305,9 @@ def log_evidence(
 ) -> LogEvidence:
     """log p(x) by importance sampling, ``log(mean_k w_k)`` over many draws of q, without gradients.
 
-    Burda et al. 2016 (arXiv:1509.00519), section 5, with 5,000 draws. Memory does not grow with their number: each chunk
-    goes into three running sums in float64. The estimate is low, by about half its standard error squared, and rises
-    with the number of draws; where few of them are effective, q is no good proposal and neither number is.
+    Burda et al. 2016 (arXiv:1509.00519), section 5, with 5,000 draws. Memory does not grow with their number: each
+    chunk goes into three running sums in float64. The estimate is low, by about half its standard error squared, and
+    rises with the number of draws; where few of them are effective, q is no good proposal and neither number is.
 
     Args:
         encode: x to ``(mu, logvar)``, ``[B, D]`` each; called once.
