@@ -107,7 +107,7 @@ class LinearGaussian:
     def __init__(self) -> None:
         self.theta = torch.randn(self.DIM)
         self.x = self.theta + 2**0.5 * torch.randn(1, self.DIM)
-        self.b = 0.5 * self.theta + 0.01 * torch.randn(self.DIM)
+        self.b = 0.5 * self.theta + 0.1 * torch.randn(self.DIM)
 
     def signal_to_noise(self, draws: int, times: int, **options: Any) -> float:
         """Of b's gradient, the mean over its elements, from ``times`` draws of it side by side in a batch."""
