@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn import functional as F
 
 import vaefast
-from benchmarks import likelihoods
+from benchmarks import bounds, likelihoods
 from benchmarks.workload import Draw, Function, Workload
 
 LOG_2PI = math.log(2 * math.pi)
@@ -355,6 +355,7 @@ REGISTERED = (
         sizes={"B": 128}, make=train_inputs, eager=trained("eager"), vaefast=trained("vaefast"),
         posteriors=train_posterior, optimizer=True, modes=("fb",),
     ),
+    *bounds.REGISTERED,
     *likelihoods.REGISTERED,
 )  # fmt: skip
 WORKLOADS: dict[str, Workload] = {w.name: w for w in REGISTERED}

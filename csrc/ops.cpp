@@ -39,7 +39,7 @@ const Names& registry();
 
 template <>
 const Names& registry<Reduction>() {
-  static const std::vector<std::string> list{"none", "per_sample", "batchmean", "sum", "mean"};
+  static const std::vector<std::string> list{"none", "per_sample", "batchmean", "sum", "mean", "per_draw"};
   static const Names names{list, "reduction"};
   return names;
 }

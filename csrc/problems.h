@@ -36,7 +36,7 @@ constexpr int kMaxOptions = 6;
 
 enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kBool };
 
-enum class Reduction : int32_t { kNone, kPerSample, kBatchMean, kSum, kMean };
+enum class Reduction : int32_t { kNone, kPerSample, kBatchMean, kSum, kMean, kPerDraw };
 
 // A constant of the loops, in either arithmetic: a GPU converts from double slowly.
 struct Number {
@@ -82,7 +82,7 @@ struct Operand {
   uint32_t skip = 0;    // plain moves: bytes from where linear memory would go on to the next row
 };
 
-// Row-major iteration space. Dimension 0 is the batch where rows > 1 sums are wanted.
+// Row-major iteration space. The batch is outermost where rows > 1 sums are wanted.
 struct Space {
   int32_t ndim = 1;
   int64_t size[kMaxDims] = {};

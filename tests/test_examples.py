@@ -176,6 +176,19 @@ def test_discretized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert 0 < bits["a histogram for each pixel"] < bits["17 equal bins"] == math.log2(17)
 
 
+def test_importance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [*SHORT, "--samples", "600", "--gradients", "500", "--out", str(tmp_path)]
+    metrics = load_example("importance_vae").main(args)
+    assert (tmp_path / "bounds.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    for found in metrics["trained"].values():
+        curve = list(found["bounds"].values())
+        assert curve == sorted(curve) and curve[-1] < found["log_evidence"] + 4 * found["standard_error"]
+        assert f"{found['log_evidence']:.2f}" in printed
+    snr = metrics["signal_to_noise"]
+    assert snr["IWAE"][128] < 0.5 * snr["IWAE"][8] and snr["doubly reparameterized"][128] > 2 * snr["IWAE"][8]
+
+
 def test_discretized_numbers_are_all_there_is() -> None:
     example = load_example("discretized_vae")
     numbers = (torch.arange(17.0) / 8 - 1).unsqueeze(1).expand(17, 64)

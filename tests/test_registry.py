@@ -14,7 +14,7 @@ import torch
 
 import vaefast
 from vaefast import Parameterization, reference
-from vaefast._options import REDUCTIONS
+from vaefast._options import PER_DRAW, REDUCTIONS
 
 FUNCTIONS = [n for n in vaefast.__all__ if inspect.isroutine(getattr(vaefast, n))]
 SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
@@ -65,7 +65,7 @@ def shape_of(f: Any) -> str:
     [
         ("likelihoods", reference.LIKELIHOODS),
         ("parameterizations", reference.PARAMETERIZATIONS),
-        ("reductions", REDUCTIONS),
+        ("reductions", (*REDUCTIONS, PER_DRAW)),
     ],
     ids=["likelihoods", "parameterizations", "reductions"],
 )

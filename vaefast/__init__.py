@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import diagnostics, distributed, likelihoods, presets, reference, schedules
+from . import bounds, diagnostics, distributed, likelihoods, presets, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
+from ._experts import product_of_experts
 from ._options import ELBOTerms, Likelihood, Parameterization
 from .functional import (
     elbo_loss,
@@ -35,6 +36,7 @@ __all__ = [
     "Likelihood",
     "Parameterization",
     "available_backends",
+    "bounds",
     "check",
     "diagnostics",
     "distributed",
@@ -47,6 +49,7 @@ __all__ = [
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",
     "presets",
+    "product_of_experts",
     "reconstruction_loss",
     "reference",
     "reparameterize",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._gaussian import constant
+from ._gaussian import ROWS, constant, rows
 
 # elements: two threads' work, and half a megabyte in float32
 BLOCK = 1 << 17
@@ -39,7 +39,7 @@ def term(formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], re
     """The formula's values, which have ``dims`` dimensions, reduced. The first tensor has the full shape; the others
     broadcast to it."""
     first = tensors[0]
-    scalar = reduction != "none" and reduction != "per_sample"
+    scalar = reduction != "none" and reduction not in ROWS
     if first.is_cpu and first.numel() >= 2 * BLOCK and reduction != "none":
         one_by_one = scalar and large(*tensors)
         if one_by_one or (first.shape[0] > 1 and (scalar or not broadcast(tensors, wanted))):
@@ -48,9 +48,9 @@ def term(formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], re
     if not scalar:
         assert isinstance(values, Tensor)
         elements = values.numel()
-        if reduction == "per_sample":
-            values = values if values.dim() == 1 else values.flatten(1).sum(1)
-            constant *= elements / len(values)
+        if reduction in ROWS:
+            values = rows(values, ROWS[reduction])
+            constant *= elements / values.numel()
         value = values.to(first.dtype) if factor == 1 else values.to(first.dtype) * factor
         return value + constant if constant else value, gradients
     for k, g in enumerate(gradients):
@@ -115,8 +115,8 @@ def blockwise(
     written = [torch.empty(first.shape, dtype=first.dtype) for yes in full if yes]
     # which have the first tensor's dimension 0
     batched = [t.dim() >= dims and t.shape[0] == first.shape[0] for t in tensors]
-    scalar = reduction != "per_sample"
-    rows: list[Tensor] = []
+    scalar = reduction not in ROWS
+    parts_of_rows: list[Tensor] = []
     total, offset, elements, factors = 0.0, 0.0, 0, [1.0] * len(full)
     for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
         operands, into = block[: len(full)], iter(block[len(full) :])
@@ -129,7 +129,7 @@ def blockwise(
         elif scalar:
             total += values.sum().item()
         else:
-            rows.append(values if values.dim() == 1 else values.flatten(1).sum(1))
+            parts_of_rows.append(rows(values, ROWS[reduction]))
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue
@@ -151,8 +151,8 @@ def blockwise(
             collected.append(None)
     if scalar:
         return reduced(total, elements, first, factor, offset, collected, reduction)
-    sums = torch.cat(rows)
-    constant *= elements / len(sums)
+    sums = torch.cat(parts_of_rows)
+    constant *= elements / sums.numel()
     value = sums.to(first.dtype) if factor == 1 else sums.to(first.dtype) * factor
     return value + constant if constant else value, collected
 

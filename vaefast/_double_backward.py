@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _torch
 from ._engine import Moments, Pair, Reconstruction
 from ._gaussian import PARAMETERIZATIONS
-from ._options import REDUCTIONS, Likelihood, Parameterization
+from ._options import PER_DRAW, REDUCTIONS, Likelihood, Parameterization
 from .likelihoods import LIKELIHOODS
 
 
@@ -41,6 +41,7 @@ def _gradients(
 
 # the operators below autograd have numbers for these, in the extension's order
 _PARAMETERIZATIONS = tuple(PARAMETERIZATIONS)
+_REDUCTIONS = (*REDUCTIONS, PER_DRAW)
 
 
 def _parameterization(number: int, lo: float, hi: float, floor: float) -> Parameterization:
@@ -80,7 +81,7 @@ def _posterior_backward(
             out.append(_torch.sample(mu, raw, p, eps, None, seed))
         if dkl is not None:
             prior = (prior_mu_value if pm is None else pm, prior_logvar_value if plv is None else plv)
-            out.append(_torch.kl(Pair(mu, raw, *prior, p), REDUCTIONS[reduction], balance))
+            out.append(_torch.kl(Pair(mu, raw, *prior, p), _REDUCTIONS[reduction], balance))
         return out
 
     upstream = [t for t in (dz, dkl) if t is not None]
@@ -115,7 +116,7 @@ def _packed_backward(
     def forward(moments: Tensor, prior: Tensor | None) -> list[Tensor]:
         packed = None if prior is None else (prior, prior_p)
         asked = dz is not None, dkl is not None
-        return _torch.packed(Moments(moments, dim, p, packed), REDUCTIONS[reduction], None, *asked, seed)
+        return _torch.packed(Moments(moments, dim, p, packed), _REDUCTIONS[reduction], None, *asked, seed)
 
     return _gradients(forward, (moments, prior), [t for t in (dz, dkl) if t is not None], mask)
 
@@ -137,7 +138,7 @@ def _reconstruction_backward(
     chosen = Likelihood(likelihood, **dict(zip(LIKELIHOODS[likelihood].options, options)))
 
     def forward(*params: Tensor) -> list[Tensor]:
-        return [_torch.nll(Reconstruction(params, target, weight, chosen, False), REDUCTIONS[reduction])]
+        return [_torch.nll(Reconstruction(params, target, weight, chosen, False), _REDUCTIONS[reduction])]
 
     return _gradients(forward, params, [upstream], mask)
 

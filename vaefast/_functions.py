@@ -118,7 +118,7 @@ class Functions(PosteriorFunctions):
         if not isinstance(recon, (Tensor, tuple, list)):
             recon = _arguments.listed(recon)
         first = recon[0] if isinstance(recon, (tuple, list)) and recon else recon
-        direct = self.engines.direct(first) if batch_dims == 1 else None
+        direct = self.engines.direct(first) if batch_dims == 1 and reduction != _options.PER_DRAW else None
         params = None if direct is None else direct.parameters(recon, target, weight, chosen)
         if direct is not None and params is not None:
             try:

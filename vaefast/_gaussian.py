@@ -263,11 +263,20 @@ def reduced(x: Tensor, reduction: str, narrow: torch.dtype) -> Tensor:
         return x.mean()
     if reduction == "sum":
         return x.sum()
+    if reduction in ROWS:
+        return rows(x, ROWS[reduction])
+    return rows(x, 1).mean()
+
+
+# of how many dimensions a reduction leaves the elements
+ROWS = {"per_sample": 1, "per_draw": 2}
+
+
+def rows(x: Tensor, dims: int) -> Tensor:
+    """Summed over all but the first ``dims``."""
     if x.is_nested:
-        rows = torch.stack([row.sum() for row in x.unbind()])
-    else:
-        rows = x if x.dim() == 1 else x.flatten(1).sum(1)
-    return rows if reduction == "per_sample" else rows.mean()
+        return torch.stack([row.sum() for row in x.unbind()])
+    return x if x.dim() == dims else x.flatten(dims).sum(dims)
 
 
 def balanced(alpha: float | None, kl: Callable[..., Tensor], q: Sequence[Tensor], p: Sequence[Prior]) -> Tensor:

@@ -244,7 +244,7 @@ def keep(ctx: Any, arguments: Sequence[Any], gradients: Sequence[Scaled | None])
     ctx.save_for_backward(*saved)
 
 
-def again(ctx: Any, saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor | None]:
+def again(ctx: Any, saved: Sequence[Tensor], upstream: Tensor | tuple[Tensor, ...]) -> list[Tensor | None]:
     """The arguments' gradients by what is plain, which can be differentiated again: gradients are enabled."""
     own = given(ctx, saved)
     # views are new nodes: where one argument was computed from another, its share must not be counted twice

@@ -19,6 +19,8 @@ from ._gaussian import PARAMETERIZATIONS, Spec
 F = TypeVar("F", bound=Callable[..., Any])
 
 REDUCTIONS = ("none", "per_sample", "batchmean", "sum", "mean")
+# and of engines alone, for what several samples are drawn of: the sums of [K, B, ...] over all but [K, B]
+PER_DRAW = "per_draw"
 ELBO_REDUCTIONS = ("per_sample", "batchmean", "sum")
 NOISE = ("philox", "torch")
 ESTIMATORS = ("analytic", "mc", "stl")

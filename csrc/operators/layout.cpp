@@ -26,7 +26,7 @@ DType dtype_of(const at::Tensor& t) {
   }
 }
 
-Layout::Layout(const at::Tensor& lead, bool per_row) : lead_(lead), per_row_(per_row) {}
+Layout::Layout(const at::Tensor& lead, int64_t batch_dims) : lead_(lead), batch_dims_(batch_dims) {}
 
 void Layout::add(Operand& operand, const at::Tensor& t, void* data, int64_t skipped) {
   TORCH_CHECK_VALUE(t.device() == lead_.device(), "vaefast: tensors on ", t.device(), " and ", lead_.device());
@@ -73,7 +73,7 @@ void Layout::finish(Space& space) {
     if (sizes[d] != 1) order.push_back(d);
   }
   auto first = order.begin();
-  if (per_row_ && first != order.end() && *first == 0) ++first;
+  while (first != order.end() && *first < batch_dims_) ++first;
   std::stable_sort(first, order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
 
   // merge a dimension into the one before it where every operand steps through both evenly
@@ -92,7 +92,7 @@ void Layout::finish(Space& space) {
                     " dimensions that do not merge; call contiguous()");
 
   space.numel = lead_.numel();
-  space.rows = per_row_ ? sizes[0] : 1;
+  space.rows = c10::multiply_integers(sizes.slice(0, batch_dims_));
   space.ndim = std::max<int32_t>(1, int32_t(dims.size()));
   space.size[0] = 1;
   for (size_t k = 0; k < dims.size(); ++k) space.size[k] = dims[k].first;

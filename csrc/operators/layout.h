@@ -12,8 +12,8 @@ DType dtype_of(const at::Tensor& t);
 // Collects the operands of a problem over `shape`, then fills in its space and their strides.
 class Layout {
  public:
-  // `lead` gives the memory order; with per_row, dimension 0 stays outermost so that a row is one sum.
-  Layout(const at::Tensor& lead, bool per_row);
+  // `lead` gives the memory order; its first `batch_dims` dimensions stay outermost so that a row is one sum.
+  Layout(const at::Tensor& lead, int64_t batch_dims);
 
   // Views t as broadcast to the shape; raises if it does not broadcast or lies elsewhere.
   void add(Operand& operand, const at::Tensor& t);
@@ -37,7 +37,7 @@ class Layout {
   void add(Operand& operand, const at::Tensor& t, void* data) { add(operand, t, data, lead_.dim() - t.dim()); }
 
   const at::Tensor& lead_;
-  bool per_row_;
+  int64_t batch_dims_;
   c10::SmallVector<Entry, 8> entries_;
 };
 

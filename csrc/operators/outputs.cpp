@@ -13,8 +13,8 @@ namespace vaefast {
 
 namespace {
 
-void check_batch(const Tensor& t, Reduction r) {
-  TORCH_CHECK_VALUE(t.dim() > 0 || (r != Reduction::kPerSample && r != Reduction::kBatchMean),
+void check_batch(const Tensor& t, const Reduced& r) {
+  TORCH_CHECK_VALUE(t.dim() >= batch_dims_of(r) && (t.dim() > 0 || r.kind != Reduction::kBatchMean),
                     "vaefast: a sum per sample needs a batch dimension");
 }
 
@@ -43,6 +43,10 @@ Tensor fresh_like(const Tensor& t) { return fresh_like(t, t.scalar_type()); }
 
 bool is_reduced(const Reduced& r) { return r.kind != Reduction::kNone; }
 
+int64_t batch_dims_of(const Reduced& r) {
+  return r.kind == Reduction::kPerDraw ? 2 : r.kind == Reduction::kPerSample ? 1 : 0;
+}
+
 double scale_of(const Reduced& r, at::IntArrayRef shape) {
   if (r.kind == Reduction::kBatchMean) return 1.0 / double(shape.at(0));
   if (r.kind == Reduction::kMean) return 1.0 / double(c10::multiply_integers(shape));
@@ -50,10 +54,10 @@ double scale_of(const Reduced& r, at::IntArrayRef shape) {
 }
 
 Tensor empty_sum(const Tensor& like, const Reduced& r, bool wide) {
-  check_batch(like, r.kind);
+  check_batch(like, r);
   const auto options = like.options().dtype(wide ? at::kDouble : at::kFloat);
-  if (r.kind == Reduction::kPerSample) return at::empty_symint({like.sym_size(0)}, options);
-  return fresh({}, options);
+  const int64_t dims = batch_dims_of(r);
+  return dims == 0 ? fresh({}, options) : at::empty_symint(like.sym_sizes().slice(0, dims), options);
 }
 
 bool no_compute(const Tensor& t) { return t.is_meta(); }

@@ -18,10 +18,13 @@ Tensor fresh_like(const Tensor& t);
 
 bool is_reduced(const Reduced& r);
 
+// The dimensions that are left, of those that come first: each of their elements is a sum.
+int64_t batch_dims_of(const Reduced& r);
+
 // What a sum over `shape` is multiplied by to be the reduction.
 double scale_of(const Reduced& r, at::IntArrayRef shape);
 
-// [B], or 0-d
+// [B], [K, B] or 0-d
 Tensor empty_sum(const Tensor& like, const Reduced& r, bool wide);
 
 // A gradient in the making: the parameter's own where shapes agree; else full size in the arithmetic type, then summed.

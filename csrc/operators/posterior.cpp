@@ -50,7 +50,7 @@ void sum_to(Sum& sum, const Tensor& kl, const PosteriorCall& call) {
   sum.scale = scale_of(call.spec.reduced, call.in.mu.sizes());
 }
 
-bool sums_rows(const PosteriorCall& call) { return call.spec.reduced.kind == Reduction::kPerSample; }
+int64_t rows_of(const PosteriorCall& call, bool kl) { return kl ? batch_dims_of(call.spec.reduced) : 0; }
 
 void use_seed(Philox& philox, const Tensor& seed, const Tensor& mu) {
   TORCH_CHECK_VALUE(
@@ -76,6 +76,7 @@ PosteriorOutputs empty_outputs(const PosteriorCall& call) {
   if (call.asked.sample) out.z = fresh_like(in.mu);
   if (call.asked.sample && !eps && !seed) out.seed = fresh({2}, in.mu.options().dtype(at::kLong));
   if (!call.asked.kl) return out;
+  TORCH_CHECK_VALUE(call.spec.reduced.kind != Reduction::kPerDraw, "vaefast: a KL has no draws to add up");
   if (is_reduced(call.spec.reduced)) {
     out.kl = empty_sum(in.mu, call.spec.reduced, is_wide(call));
   } else {
@@ -88,7 +89,7 @@ PosteriorOutputs empty_outputs(const PosteriorCall& call) {
 PosteriorProblem forward_problem(const PosteriorCall& call, const PosteriorOutputs& out,
                                  const MaybeGenerator& generator) {
   const Tensor& mu = call.in.mu;
-  Layout layout(mu, call.asked.kl && sums_rows(call));
+  Layout layout(mu, rows_of(call, call.asked.kl));
   PosteriorProblem p = posterior_problem(call, layout);
   if (p.sample) {
     layout.add_output(p.out_z, out.z);
@@ -126,7 +127,7 @@ bool PosteriorGradients::wide() const { return is_wide(call_) || is_double(dz_) 
 PosteriorProblem PosteriorGradients::problem(double factor, const Tensor& kl) const {
   const Tensor& mu = call_.in.mu;
   const PosteriorSpec& spec = call_.spec;
-  Layout layout(mu, kl.defined() && sums_rows(call_));
+  Layout layout(mu, rows_of(call_, kl.defined()));
   PosteriorProblem p = posterior_problem(call_, layout);
   p.backward = true;
   p.wide = wide();

@@ -15,7 +15,7 @@ bool keeps_gradients(const ReconstructionInputs& in, const Reduced& reduced, con
     // float16: the unscaled gradient of a mean underflows before a loss scaler's factor reaches it
     if (in.params[k].scalar_type() == at::kHalf) return false;
     // a gradient summed over the batch can no longer be multiplied per sample
-    if (reduced.kind == Reduction::kPerSample && in.params[k].sym_sizes() != in.params[0].sym_sizes()) return false;
+    if (batch_dims_of(reduced) && in.params[k].sym_sizes() != in.params[0].sym_sizes()) return false;
   }
   return true;
 }

@@ -148,7 +148,7 @@ ReconstructionOutputs empty_outputs(const ReconstructionInputs& in, const Reduce
 ReconstructionProblem forward_problem(const ReconstructionInputs& in, const Reduced& reduced,
                                       const ReconstructionOutputs& out, const Mask& mask) {
   const Sites sites(in);
-  Layout layout(sites.lead(), reduced.kind == Reduction::kPerSample);
+  Layout layout(sites.lead(), batch_dims_of(reduced));
   ReconstructionProblem p = reconstruction_problem(in, reduced, out, mask, sites, layout);
   p.nll = true;
   if (is_reduced(reduced)) {
@@ -164,7 +164,7 @@ ReconstructionProblem forward_problem(const ReconstructionInputs& in, const Redu
 ReconstructionProblem backward_problem(const Tensor& upstream, const ReconstructionInputs& in, const Reduced& reduced,
                                        const ReconstructionOutputs& out, const Mask& mask) {
   const Sites sites(in);
-  Layout layout(sites.lead(), false);
+  Layout layout(sites.lead(), 0);
   ReconstructionProblem p = reconstruction_problem(in, reduced, out, mask, sites, layout);
   p.wide = p.wide || is_double(upstream);
   layout.add_rows(p.upstream, upstream);
@@ -175,7 +175,7 @@ ReconstructionProblem backward_problem(const Tensor& upstream, const Reconstruct
 ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstream) {
   const Tensor& lead = *std::max_element(kept.begin(), kept.end(),
                                          [](const Tensor& a, const Tensor& b) { return a.numel() < b.numel(); });
-  Layout layout(lead, false);
+  Layout layout(lead, 0);
   ReconstructionProblem p;
   const bool one = is_one(upstream);
   p.kept = true;
