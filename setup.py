@@ -10,6 +10,7 @@ Environment variables:
     MAX_JOBS                compilers at a time (default: one a core)
     CXX, CUDA_HOME          the C++ compiler and the CUDA toolkit to use
     TORCH_CUDA_ARCH_LIST    GPU architectures, such as "8.0;9.0+PTX" (default: those of ARCHS that the toolkit knows)
+    VAEFAST_PREBUILT        a folder of what tools/wheel.py compiled, to be put into a wheel
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import site
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -151,7 +153,7 @@ def find_cuda(torch: Any) -> tuple[str, tuple[str, ...]]:
 
 def plan() -> dict[str, Any]:
     """What to build, as ``vaefast._build.BuildInfo`` takes it."""
-    build: dict[str, Any] = {"torch": "", "cpu": (), "cuda": "", "cuda_archs": (), "compiler": ""}
+    build: dict[str, Any] = {"torch": "", "torches": (), "cpu": (), "cuda": "", "cuda_archs": (), "compiler": ""}
     build |= {"why_no_native": "", "why_no_cuda": ""}
     try:
         if flag("VAEFAST_FORCE_PYTHON"):
@@ -195,18 +197,50 @@ def progress(done: int, units: int) -> None:
     print(bar, end="\r" if done < units and sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
 
 
-def commands(build: dict[str, Any]) -> dict[str, Any]:
-    def record(folder: Path) -> None:
-        text = f'"""What setup.py built."""\n\nfrom typing import Any\n\nBUILD: dict[str, Any] = {build!r}\n'
-        Path(folder, "_build_info.py").write_text(text)
+def record(build: dict[str, Any], folder: Path) -> None:
+    text = f'"""What was built."""\n\nfrom typing import Any\n\nBUILD: dict[str, Any] = {build!r}\n'
+    Path(folder, "_build_info.py").write_text(text)
 
+
+def by_folder(sources: Sequence[Path]) -> dict[Path, list[Path]]:
+    folders = sorted({source.parent for source in sources})
+    return {folder: [source for source in sources if source.parent == folder] for folder in folders}
+
+
+def together(folder: Path, sources: Sequence[Path], work: Path) -> Path:
+    """One unit of a folder's files: torch's headers take longer than what includes them."""
+    unit = work / f"{folder.name}.cpp"
+    text = "".join(f'#include "{source.relative_to(ROOT / "csrc")}"\n' for source in sources)
+    if not unit.exists() or unit.read_text() != text:
+        unit.parent.mkdir(parents=True, exist_ok=True)
+        unit.write_text(text)
+    return unit
+
+
+def prebuilt(folder: Path) -> dict[str, Any]:
+    """A wheel of what was compiled before."""
+
+    class BuildPrebuilt(build_py):
+        def run(self) -> None:
+            shutil.rmtree(Path(self.build_lib, "vaefast"), ignore_errors=True)
+            super().run()
+            shutil.copytree(folder, Path(self.build_lib, "vaefast"), dirs_exist_ok=True)
+
+    class Binary(Distribution):
+        def has_ext_modules(self) -> bool:
+            return True
+
+    return {"cmdclass": {"build_py": BuildPrebuilt}, "distclass": Binary}
+
+
+def commands(build: dict[str, Any]) -> dict[str, Any]:
     class BuildPython(build_py):
         def run(self) -> None:
             if not self.editable_mode:  # what an earlier build left there would be installed too
                 shutil.rmtree(Path(self.build_lib, "vaefast"), ignore_errors=True)
             super().run()
             if build["why_no_native"]:
-                record(ROOT / "vaefast" if self.editable_mode else Path(self.build_lib, "vaefast"))
+                record(build, ROOT / "vaefast" if self.editable_mode else Path(self.build_lib, "vaefast"))
 
     if build["why_no_native"]:
         return {"cmdclass": {"build_py": BuildPython}}
@@ -219,15 +253,6 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
             # kept, for editable installs too, so that ninja compiles what changed; it does not see that torch changed
             self.build_temp = str(ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{build['torch']}")
 
-        def together(self, folder: Path, sources: list[Path]) -> str:
-            """One unit of a folder's files: torch's headers take longer than what includes them."""
-            unit = Path(self.build_temp, f"{folder.name}.cpp")
-            text = "".join(f'#include "{source.relative_to("csrc")}"\n' for source in sources)
-            if not unit.exists() or unit.read_text() != text:
-                unit.parent.mkdir(parents=True, exist_ok=True)
-                unit.write_text(text)
-            return str(unit)
-
         def build_extension(self, ext: Any) -> None:
             """Side by side, what takes longest first. torch's ninja file has one set of flags, so that each instruction
             set is compiled apart; nvcc's sources go torch's way."""
@@ -236,9 +261,9 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
             for simd in build["cpu"]:
                 flags = [*KERNEL_FLAGS, *SIMD[simd], f"-DCPU_CAPABILITY={simd}", f"-DCPU_CAPABILITY_{simd}"]
                 extra |= {(simd, source): flags for source in KERNELS}
-            core = [Path(source) for source in ext.sources if source.endswith(".cpp")]
-            for folder in sorted({source.parent for source in core}):
-                extra["", self.together(folder, [source for source in core if source.parent == folder])] = []
+            core = [ROOT / source for source in ext.sources if source.endswith(".cpp")]
+            for folder, sources in by_folder(core).items():
+                extra["", str(together(folder, sources, Path(self.build_temp)))] = []
             ext.sources = [source for source in ext.sources if not source.endswith(".cpp")]
             units = sorted(extra, key=lambda unit: (-cost(*unit), unit))
 
@@ -271,7 +296,7 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
                     f"vaefast: its kernels did not compile: {error}. The compiler's messages are above. "
                     "VAEFAST_FORCE_CPU=1 leaves out the CUDA kernels, VAEFAST_FORCE_PYTHON=1 all of them."
                 ) from error
-            record(ROOT / "vaefast" if self.inplace else Path(self.build_lib, "vaefast"))
+            record(build, ROOT / "vaefast" if self.inplace else Path(self.build_lib, "vaefast"))
 
     linux = sys.platform == "linux"
     defines = [f"-DVAEFAST_HAVE_{simd}" for simd in build["cpu"] if simd != "DEFAULT"]
@@ -295,6 +320,9 @@ def main() -> None:
         return
     # a virtual environment's ninja is the one to use, activated or not
     os.environ["PATH"] = os.pathsep.join((sysconfig.get_paths()["scripts"], os.environ.get("PATH", os.defpath)))
+    if folder := os.environ.get("VAEFAST_PREBUILT"):
+        setup(**prebuilt(Path(folder)))
+        return
     build = plan()
     report(build)
     setup(**commands(build))

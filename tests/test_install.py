@@ -18,6 +18,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from vaefast import _build
 from vaefast._build import BuildInfo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,6 +223,29 @@ def wheel(env: Environment, source: Path, into: Path, **variables: str) -> list[
         return [path.name, *archive.namelist(), *re.findall(r"Requires-Dist: \S+", metadata)]
 
 
+@pytest.mark.parametrize(
+    ("found", "module"),
+    [
+        ("2.11.0", "vaefast.for_torch_2_11._C"),
+        ("2.13.1+cu132", "vaefast.for_torch_2_13._C"),
+        ("2.12.0", ""),
+        ("2.13.0.dev1", ""),
+    ],
+)
+def test_a_wheel_has_an_extension_for_each_torch(monkeypatch: pytest.MonkeyPatch, found: str, module: str) -> None:
+    """Any build and patch of a release; nothing else, for which it says what to install."""
+    monkeypatch.setattr(_build, "info", lambda: BuildInfo(torches=("2.11", "2.13"), why_no_native=""))
+    monkeypatch.setattr(torch, "__version__", found)
+    monkeypatch.setattr(_build.importlib, "import_module", lambda name: name)
+    assert _build.compiled()
+    if module:
+        assert _build.extension() == module
+        return
+    with pytest.raises(ImportError, match="kernels for torch 2.11, 2.13, but torch " + re.escape(found)) as refused:
+        _build.extension()
+    assert "'torch>=2.11,<2.14'" in str(refused.value)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution, unpacked: every installation here shows that it holds all that a build needs."""
@@ -333,6 +357,26 @@ def test_another_torch_is_refused_with_the_remedy(env: Environment, source: Path
     message = env.run("-c", "import vaefast", fails=True)
     assert "ImportError: vaefast was built against torch 2.12.1+cpu" in message
     assert "pip install --force-reinstall --no-deps" in message
+
+
+@pytest.mark.install
+def test_a_wheel_of_tools_wheel(env: Environment, source: Path, tmp_path: Path) -> None:
+    """Here for one torch: installed where there is no compiler, it has the kernels, which need no symbol of torch's."""
+    release = torch.__version__.partition("+")[0]
+    make = ["-m", "tools.wheel", "--torches", release, "--out", tmp_path, "--no-audit"]
+    env.run(*make, PYTHONPATH=str(source))
+    (made,) = tmp_path.glob("vaefast-*.whl")
+    assert not made.name.endswith("-none-any.whl")
+    env.run("-m", "pip", "install", "--force-reinstall", "--no-deps", made)
+    where = env.packages / "vaefast"
+    assert "'cpu'" in env.config() and "cpu: built for DEFAULT, AVX2, AVX512" in env.config()
+    assert not list(where.glob("_C*.so"))
+    needed = subprocess.check_output(["objdump", "-p", str(where / "libvaefast_kernels.so")], text=True)
+    assert not re.search(r"NEEDED +lib(torch|c10)", needed)
+    code = "import torch, vaefast; x = torch.rand(4, 9); print(vaefast.elbo_loss(x, x, x, x).item())"
+    assert float(env.run("-c", code, PATH="/nowhere")) > 0
+    another = "import torch; torch.__version__ = '2.10.0'; import vaefast"
+    assert "but torch 2.10.0 is installed" in env.run("-c", another, fails=True)
 
 
 @pytest.mark.install

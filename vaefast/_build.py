@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +16,7 @@ __version__ = "0.1.0"
 @dataclass(frozen=True)
 class BuildInfo:
     torch: str = ""
+    torches: tuple[str, ...] = ()  # of a wheel, the torches that it has an extension for, as "2.13"
     cpu: tuple[str, ...] = ()
     cuda: str = ""
     cuda_archs: tuple[str, ...] = ()
@@ -31,20 +34,53 @@ def info() -> BuildInfo:
     return BuildInfo(**build)
 
 
+def release_of(version: str) -> str:
+    """\"2.13" of any "2.13.x" that was released, on whatever device: those share a memory layout."""
+    found = re.fullmatch(r"(\d+\.\d+)\.\d+(\+\w+)?", version)
+    return found[1] if found else version
+
+
+def module() -> str:
+    """The compiled module: the only one, or in a wheel that of the installed torch."""
+    if not info().torches:
+        return "vaefast._C"
+    return f"vaefast.for_torch_{release_of(torch.__version__).replace('.', '_')}._C"
+
+
 def compiled() -> bool:
-    return not info().why_no_native and find_spec("vaefast._C") is not None
+    build = info()
+    # a wheel that lacks this torch's is refused, and not taken for one that has none
+    return not build.why_no_native and (bool(build.torches) or find_spec(module()) is not None)
 
 
 def why_not_compiled() -> str:
     return info().why_no_native or "its compiled file is missing; run `pip install --force-reinstall --no-deps .`"
 
 
-def refuse_other_torch() -> None:
-    """An extension holds the memory layout of the torch it was built against: with another it would crash."""
-    built = info().torch
-    if torch.__version__ != built:
+def extension() -> Any:
+    """The compiled module, imported.
+
+    Raises:
+        ImportError: it is for another torch. An extension holds the memory layout of the torch it was built against:
+            with another it would crash.
+    """
+    build, found = info(), torch.__version__
+    if build.torches and release_of(found) not in build.torches:
         raise ImportError(
-            f"vaefast was built against torch {built} but torch {torch.__version__} is installed. Build it again: "
+            f"this wheel of vaefast has kernels for torch {', '.join(build.torches)}, but torch {found} is installed. "
+            "Install one of those (`pip install 'torch>=%s,<%s'`), or build vaefast against this torch: `pip install "
+            "--force-reinstall --no-deps --no-binary vaefast vaefast`, or `pip install .` in its source folder."
+            % (build.torches[0], after(build.torches[-1]))
+        )
+    if not build.torches and found != build.torch:
+        raise ImportError(
+            f"vaefast was built against torch {build.torch} but torch {found} is installed. Build it again: "
             "`pip install --force-reinstall --no-deps --no-cache-dir .` in vaefast's source folder "
             "(or install the torch it was built against)."
         )
+    return importlib.import_module(module())
+
+
+def after(release: str) -> str:
+    major, minor = map(int, release.split("."))
+    return f"{major}.{minor + 1}"

@@ -36,9 +36,7 @@ def _load() -> None:
     global _C, LIKELIHOODS, DEVICES
     if not _build.compiled():
         return
-    _build.refuse_other_torch()
-    from . import _C as extension
-
+    extension = _build.extension()
     _C, LIKELIHOODS, DEVICES = extension, frozenset(extension.likelihoods()), tuple(extension.devices())
     from . import _batched, _double_backward  # noqa: F401  (registers the differentiable backward ops)
 

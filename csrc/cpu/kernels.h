@@ -24,9 +24,10 @@ struct CpuKernels {
   void (*reconstruction)(const ReconstructionProblem&, int64_t begin, int64_t end);
 };
 
-// Each is defined where the build has it; see cpu/launch.cpp.
-const CpuKernels& cpu_kernels_DEFAULT();
-const CpuKernels& cpu_kernels_AVX2();
-const CpuKernels& cpu_kernels_AVX512();
+// Each is defined where the build has it; see cpu/launch.cpp. A wheel has them in a library of their own.
+#define VF_EXPORTED __attribute__((visibility("default")))
+VF_EXPORTED const CpuKernels& cpu_kernels_DEFAULT();
+VF_EXPORTED const CpuKernels& cpu_kernels_AVX2();
+VF_EXPORTED const CpuKernels& cpu_kernels_AVX512();
 
 }  // namespace vaefast
