@@ -25,7 +25,7 @@ from ._checks import (
     tensors,
 )
 from ._engine import Pair, Posteriors, Reconstruction
-from ._gaussian import Prior, as_tensor, logvar_of, wide
+from ._gaussian import Prior, as_tensor, compute_dtype, logvar_of
 from ._options import Composed, KLOptions, Likelihood, Parameterization
 from .likelihoods import LikelihoodEntry, entry_of
 
@@ -91,7 +91,7 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
         raw = prior("prior_logvar", pair.prior_logvar, mu)
         if found.kl_weight is not None and isinstance(raw, Tensor):
             raw = torch.where(found.kl_weight != 0, raw, 1.0)  # what it hides has a log variance, too
-        pair = pair._replace(prior_logvar=log_variance(raw, p, mu))
+        pair = pair._replace(prior_logvar=log_variance(raw, p, mu, pair.raw, pair.prior_mu))
     return pair, found
 
 
@@ -113,11 +113,13 @@ def weight(name: str, value: object, of: str, first: Tensor, shape: torch.Size) 
     same_device(name, value, of, first.device)
 
 
-def log_variance(raw: Prior, p: Parameterization, mu: Tensor) -> Prior:
-    """What a prior's second argument means; computed in float32 at least, as the engines compute the posterior's."""
+def log_variance(raw: Prior, p: Parameterization, *beside: Prior) -> Prior:
+    """What a prior's second argument means; computed as the engines compute the posterior's: in float32, or in float64
+    where it or one of those beside it, the first of which is the posterior's mean, is that."""
     if raw is None or p == _options.PLAIN["logvar"]:
         return raw
-    return logvar_of(wide(raw) if isinstance(raw, Tensor) else as_tensor(raw, wide(mu)), p.spec)
+    dtype, mu = compute_dtype(raw, *beside), beside[0]
+    return logvar_of(raw.to(dtype) if isinstance(raw, Tensor) else as_tensor(raw, mu.to(dtype)), p.spec)
 
 
 def samples(mu: object, logvar: object, number: object) -> tuple[Tensor, Tensor]:
@@ -355,7 +357,9 @@ def each_with_its_prior(
     p = _options.parameterization(parameterization)
     of_prior = p if prior_parameterization is None else prior_parameterization_of(prior_parameterization)
     pms = priors("prior_mus", prior_mus, mus)
-    plvs = [logvar_of(raw, of_prior.spec) for raw in priors("prior_raws", prior_raws, mus)]
+    given = priors("prior_raws", prior_raws, mus)
+    others = zip(mus, raws, pms or [None] * len(mus))
+    plvs: list[Any] = [log_variance(raw, of_prior, *beside) for raw, beside in zip(given, others)]
     same_batches(mus, reduction, batch_dims)
     return Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p)
 
@@ -374,7 +378,7 @@ def all_with_one_prior(
     p = _options.parameterization(parameterization)
     pms, pm = spread(shared_prior("prior_mu", prior_mu, mus), mus)
     raw, of_prior = shared_prior("prior_logvar", prior_logvar, mus), prior_parameterization_of(prior_parameterization)
-    plvs, plv = spread(log_variance(raw, of_prior, mus[0]), mus)
+    plvs, plv = spread(log_variance(raw, of_prior, *mus, *raws, prior_mu), mus)
     same_batches(mus, reduction, batch_dims)
     return Posteriors(mus, raws, pms, pm, plvs, plv, p)
 

@@ -21,11 +21,17 @@ class Batch:
         strides = x.stride()
         self.order: list[int] = []
         for d in range(dims):
-            # what sorted() does, which Dynamo does not trace over symbolic strides
-            place = len(self.order)
-            while noise == "philox" and place and strides[self.order[place - 1]] < strides[d]:
-                place -= 1
-            self.order.insert(place, d)
+            # by hand, for Dynamo does not trace sorted() over symbolic strides; and as PyTorch orders what it makes like
+            # x: what is expanded is before or behind nothing
+            self.order.append(d)
+            place = d
+            for k in range(d - 1, -1, -1):
+                before = strides[self.order[k]]
+                if noise != "philox" or before > strides[d] > 0:
+                    break
+                if 0 < before < strides[d]:
+                    self.order[place], self.order[k] = self.order[k], d
+                    place = k
 
     def flat(self, x: Any, like: Tensor) -> Any:
         """x, which if it is a tensor broadcasts to ``like``, whose batch this is."""

@@ -8,6 +8,7 @@ same in operations that autograd follows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -99,9 +100,15 @@ def reduced(
         total = total.item()
     if isinstance(total, float):
         # numbers are multiplied faster than tensors of one
-        return torch.scalar_tensor(total * factor + constant, dtype=first.dtype), gradients
+        return torch.scalar_tensor(within(total * factor + constant, first.dtype), dtype=first.dtype), gradients
     value = total if factor == 1 else total * factor
     return value + constant if constant else value, gradients
+
+
+def within(value: float, dtype: torch.dtype) -> float:
+    """A number as tensors of the dtype have it: infinite beyond their range, where torch refuses to make one of it."""
+    most = torch.finfo(dtype).max
+    return math.copysign(math.inf, value) if value > most or value < -most else value
 
 
 def blockwise(
@@ -174,10 +181,11 @@ def times(kept: Tensor, factor: float, g: Tensor, own: bool, like: Tensor) -> Te
     """A kept gradient times that of the loss, written over where it is our own, in its argument's shape and dtype."""
     if own and g.dim() == 0 and kept.numel() > _MANY and g.is_cpu:
         # a loop over them is worth a look at the number
-        factor *= g.item()
+        factor = within(factor * g.item(), kept.dtype)
         found = kept.data if factor == 1 else kept.data.mul_(factor)
     else:
         if factor != 1:
+            factor = within(factor, g.dtype)
             g = g * constant(factor, g) if g.dim() == 0 and own else g * factor
         if g.dim():
             g = g.view(*g.shape, *(1,) * (kept.dim() - g.dim()))

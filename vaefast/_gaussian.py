@@ -129,6 +129,9 @@ _BERNOULLI = (
 )  # fmt: skip
 
 
+# math.exp raises beyond 709
+_LARGEST_EXPONENT = 700.0
+
 # what is infinite leaves e^x more than x
 _MOST = 1e30
 
@@ -194,7 +197,7 @@ def kl_with_gradients(
         d = d * inverse
         dmu = d * inverse
     elif prior_logvar:
-        scale = math.exp(-0.5 * prior_logvar)
+        scale = math.exp(min(-0.5 * prior_logvar, _LARGEST_EXPONENT))
         d = d * scale
         dmu = d * scale
     square = d * d

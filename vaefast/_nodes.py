@@ -138,7 +138,7 @@ def elbo(
     if beta != 1:
         of_posterior = [g and (g[0], beta * g[1]) for g in of_posterior]
     if loss.is_cpu and not loss.dim():
-        total = torch.scalar_tensor(loss.item() + beta * value.item(), dtype=loss.dtype)
+        total = torch.scalar_tensor(_closed.within(loss.item() + beta * value.item(), loss.dtype), dtype=loss.dtype)
     else:
         total = torch.add(loss, value, alpha=beta)
     return total, [None, None, *of_posterior, *of_params[2:]]

@@ -166,7 +166,9 @@ def packed(
     mu, raw = of.moments.chunk(2, of.dim)
     out = []
     if with_sample:
-        out.append(sample(mu, raw, of.p, None, generator, seed))
+        # a kernel's noise is of the dtype in which it computes all that is asked
+        wide = seed is not None and with_kl and of.prior is not None and of.prior[0].dtype == torch.float64
+        out.append(sample(mu.double() if wide else mu, raw, of.p, None, generator, seed).to(mu.dtype))
     if with_kl:
         prior: tuple[Prior, Prior] = (None, None)
         if of.prior is not None:

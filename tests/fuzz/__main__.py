@@ -1,0 +1,88 @@
+"""``PYTHONPATH=tests python -m fuzz [--minutes N] [--seed N] [--isa avx2 ...]``, or ``--case "Case(...)"`` for one again.
+
+Each round is 2,000 cases of a seed of its own, on one of the instruction sets, in a process of its own. It ends with the
+count, or with the smallest case that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import hypothesis
+import torch
+
+from . import cases
+from .cases import Case
+from .check import check
+
+TESTS = Path(__file__).resolve().parents[1]
+ISAS = ("default", "avx2", "avx512")
+
+
+def failure_of(case: Case) -> Exception | None:
+    try:
+        check(case)
+    except Exception as error:
+        return error
+    return None
+
+
+def round_of(seed: int, count: int) -> int:
+    """Runs so many cases; how many fail. Prints each failing one, made small."""
+    failed = 0
+    for k in range(count):
+        case = case_of(Random((seed, k)))
+        error = failure_of(case)
+        if error is not None:
+            failed += 1
+            kind = type(error)
+            least = smallest(case, lambda other, kind=kind: type(failure_of(other)) is kind)
+            print(f"case {k} of seed {seed}: {least!r}\n  {kind.__name__}: {failure_of(least)}", flush=True)
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--minutes", type=float, default=1.0)
+    p.add_argument("--seed", type=int, default=0, help="of the first round; each round takes the next")
+    p.add_argument("--cases", type=int, default=2000, help="of a round")
+    p.add_argument("--isa", nargs="*", choices=ISAS, help="instruction sets, by turns (default: this machine's)")
+    p.add_argument("--keep-going", action="store_true", help="after a failure, too")
+    p.add_argument("--case", help="run one case by its text")
+    p.add_argument("--round", action="store_true", help=argparse.SUPPRESS)
+    args = p.parse_args(argv)
+    if args.case:
+        check(eval(args.case, {"Case": Case, "nan": float("nan"), "inf": float("inf")}))
+        print("right")
+        return 0
+    if args.round:
+        torch.set_num_threads(1)
+        print(round_of(args.seed, args.cases))
+        return 0
+    end, done, failed, seed = time.monotonic() + 60 * args.minutes, 0, 0, args.seed
+    isas = args.isa or [""]
+    while time.monotonic() < end:
+        isa = isas[(seed - args.seed) % len(isas)]
+        environment = {**os.environ, **({"ATEN_CPU_CAPABILITY": isa} if isa else {}), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "fuzz", "--round", "--seed", str(seed), "--cases", str(args.cases)]
+        run = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
+        if run.returncode:
+            failed += 1
+            print(f"seed {seed}{f', {isa}' if isa else ''}:\n{run.stderr[-3000:]}", flush=True)
+            if not args.keep_going:
+                return 1
+        else:
+            done += int(run.stdout.split()[-1])
+        seed += 1
+    print(f"{done} cases right, seeds {args.seed} to {seed - 1}" + (f", {failed} of whose rounds failed" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,394 @@
+"""A case's call held against the oracle."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vaefast.reference import LIKELIHOODS
+
+from . import formulas, oracle
+from .calls import Arguments, Found, arguments, data_shape, level_shape, noises, run, upstream, wide
+from .cases import Case
+from .oracle import Near, Reduced, Terms
+
+# sites whose textbook's formula is in doubt are computed in 50 digits, so many of them
+MOST_DIGITS = 300
+
+
+class Wrong(AssertionError):
+    """A result that no right implementation gives."""
+
+
+class Expected:
+    """The outputs and gradients of a case, given what dtype each is stored in."""
+
+    def __init__(self, given: Arguments) -> None:
+        self.given, self.case = given, given.case
+        self.outputs: dict[str, tuple[Near, Reduced | None]] = {}
+        # terms that reach leaves: the output's name, the terms, how upstream gradients become their factors, the leaves'
+        # names
+        self.paths: list[tuple[str, Terms, Reduced | None, dict[str, str]]] = []
+        case = self.case
+        self.kl_dtype = wide(*(given.get(n) for n in ("mu", "raw", "prior_mu", "prior_logvar", "moments", "prior_moments")))
+        self.nll: Terms | None = None
+        if case.has_sample:
+            self._samples()
+        if case.has_kl:
+            self._kl()
+        if case.has_nll:
+            self._nll()
+
+    # -- what the terms are of
+
+    def _posterior(self, level: int) -> tuple[list[Tensor], list[str]]:
+        """mu, raw, prior mean and prior raw, expanded; and their names."""
+        case, get = self.case, self.given.of_level
+        shape = level_shape(case, level)
+        if case.op == "packed":
+            dim = case.batch_dims
+            halves = list(self.given.get("moments").detach().double().chunk(2, dim))
+            prior = self.given.get("prior_moments")
+            halves += [*prior.detach().double().chunk(2, dim)] if prior is not None else [torch.zeros(shape).double()] * 2
+            return halves, ["mu", "raw", "prior_mu", "prior_logvar"]
+        found, names = [], []
+        for name in ("mu", "raw", "prior_mu", "prior_logvar"):
+            x = get(name, level)
+            full = torch.zeros((), dtype=torch.float64) if x is None else torch.as_tensor(x).detach().double()
+            if x is None and name == "prior_logvar" and case.prior_parameterization in ("std", "var"):
+                full = torch.zeros_like(full)  # of None it is a standard deviation of 1, whatever is meant by raw
+            found.append(full.expand(shape))
+            shared = case.op == "multi_tensor_sample_with_kl" and name.startswith("prior")
+            names.append(name if not level or shared else f"{name}@{level}")
+        return found, names
+
+    def _samples(self) -> None:
+        for level, eps in enumerate(noises(self.given)):
+            (mu, raw, *_), names = self._posterior(level)
+            shape = mu.shape if self.case.num_samples is None else (self.case.num_samples, *mu.shape)
+            drawn = "eps" not in self.given.tensors
+            dtype = self.kl_dtype if self.case.op != "reparameterize" else wide(self.given.get("mu"), self.given.get("raw"))
+            if self.case.op.startswith("multi"):
+                dtype = torch.float32 if dtype == torch.float32 else wide(self.given.of_level("mu", level), self.given.of_level("raw", level))
+            if not drawn:
+                dtype = wide(eps, *(self.given.get(n) for n in ("mu", "raw")))
+            terms = oracle.sample_terms(
+                self.case, mu.expand(shape), raw.expand(shape), eps.double().expand(shape), dtype, drawn
+            )
+            if drawn and self.given.reordered():
+                terms = Terms(replace(terms.value, free=terms.value.free | True), {n: replace(g, free=g.free | True) for n, g in terms.partials.items()})
+            elif drawn and self.case.engine == "reference":
+                # with some options a half's noise is drawn in float32
+                step = oracle.ROUNDING[eps.dtype][0] if eps.dtype in (torch.float16, torch.bfloat16) else 0.0
+                terms.value.bound += step * (terms.value.value - mu).abs()
+                terms.partials["raw"].bound += step * terms.partials["raw"].value.abs()
+            name = f"z@{level}" if level else "z"
+            self.outputs[name] = terms.value, None
+            self.paths.append((name, terms, None, {"mu": names[0], "raw": names[1], "eps": "eps"}))
+
+    def _kl(self) -> None:
+        case = self.case
+        total: Near | None = None
+        for level in range(case.levels):
+            (mu, raw, pm, plv), names = self._posterior(level)
+            weight = self.given.get("kl_weight")
+            if weight is not None:
+                weight = weight.detach().double().expand(mu.shape)
+                on = weight != 0
+                mu, raw, pm = (torch.where(on, t, other) for t, other in ((mu, 0.0), (raw, 1.0), (pm, 0.0)))
+                plv = torch.where(on, plv, 1.0 if "prior_logvar" in self.given.tensors else 0.0)
+            dtype = self.kl_dtype
+            if case.op == "multi_tensor_gaussian_kl":
+                dtype = wide(*(self.given.of_level(n, level) for n in ("mu", "raw", "prior_mu", "prior_logvar")))
+            terms = oracle.kl_terms(case, (mu, raw), (pm, plv), dtype, False)
+            nodes = [terms]
+            value = terms.value
+            if case.symmetric:
+                nodes.append(oracle.kl_terms(case, (mu, raw), (pm, plv), dtype, True))
+                value = value + nodes[1].value
+            if case.op == "kl_per_dim":
+                found = self._per_dim(value)
+            elif case.free_bits or case.capacity is not None:
+                found = oracle.bent(case, value, weight, oracle.TOLERANCE[dtype])
+            else:
+                found = oracle.plain(value, weight, case.reduction, case.batch_dims)
+            total = found.out if total is None else total + found.out
+            for node in nodes:
+                if case.balance is not None:
+                    shares = {n: case.balance if n.startswith("prior") else 1 - case.balance for n in node.partials}
+                    node = Terms(node.value, {n: g * shares[n] for n, g in node.partials.items()})
+                own = dict(zip(("mu", "raw", "prior_mu", "prior_logvar"), names))
+                self.paths.append(("kl", node, found, own))
+        assert total is not None
+        self.outputs["kl"] = total, None
+
+    def _per_dim(self, value: Near) -> Reduced:
+        leaf = value.value.clone().requires_grad_()
+        out = leaf.mean(0)
+
+        def factor(up: Tensor) -> tuple[Tensor, Tensor]:
+            found = torch.autograd.grad(out, leaf, up, retain_graph=True)[0]
+            return found, torch.zeros_like(found, dtype=torch.bool)
+
+        return Reduced(value.over(lambda t: t.mean(0)), factor)
+
+    def nll_inputs(self) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Of one shape, in float64, a mixture's planes along dim 1, and 1 in the place of what a weight hides."""
+        case, given = self.case, self.given
+        params = [given.get(f"recon{k}").detach().double() for k in range(case.count)]
+        x, weight = given.get("target").detach().double(), given.get("weight")
+        shape, planes = data_shape(case), bool(LIKELIHOODS[case.likelihood].planes)
+        if planes:  # along dim 1, behind one batch dimension
+            x, params = self._merged(x), [self._merged(params[0])]
+            shape = (params[0].shape[0], *params[0].shape[2:])
+        else:
+            params = [p.expand(x.shape) for p in params]
+        if weight is not None:
+            weight = weight.detach().double().expand(data_shape(case)).reshape(shape)
+            on = weight != 0
+            params = [torch.where(on.unsqueeze(1) if planes else on, p, 1.0) for p in params]
+            x = torch.where(on.unsqueeze(1) if x.dim() > on.dim() else on, x, 1.0)
+        return x, params, weight
+
+    def _merged(self, x: Tensor) -> Tensor:
+        return x.flatten(0, self.case.batch_dims - 1) if self.case.batch_dims > 1 else x
+
+    def _nll(self) -> None:
+        case, given = self.case, self.given
+        assert given.likelihood is not None
+        x, params, weight = self.nll_inputs()
+        tensors = [given.get(n) for n in ("recon0", "recon1", "recon2", "target", "weight")]
+        self.nll_dtype = wide(*tensors)
+        terms = self.nll = oracle.nll_terms(case, x, params, given.likelihood.options, self.nll_dtype)
+        self._nll_out(terms, weight)
+
+    def _nll_out(self, terms: Terms, weight: Tensor | None) -> None:
+        case = self.case
+        shape = data_shape(case)
+        value = terms.value.over(lambda t: t.reshape(shape))
+        w = None if weight is None else weight.reshape(shape)
+        found = oracle.plain(value, w, case.reduction, case.batch_dims)
+        self.outputs["nll"] = found.out, None
+        names = {"target": "target", **{f"recon{k}": f"recon{k}" for k in range(case.count)}}
+        self.paths = [path for path in self.paths if path[0] != "nll"]
+        self.paths.append(("nll", terms, found, names))
+
+    # -- doubts
+
+    def doubt(self, sites: Tensor) -> bool:
+        """Computes the sites in 50 digits; whether that changed anything."""
+        assert self.nll is not None and self.given.likelihood is not None
+        x, params, weight = self.nll_inputs()
+        terms, case = self.nll, self.case
+        planes = bool(LIKELIHOODS[case.likelihood].planes)
+        tolerance = oracle.TOLERANCE[self.nll_dtype]
+        changed = False
+        for index in sites.nonzero().tolist()[:MOST_DIGITS]:
+            at = tuple(index)
+            along = (at[0], slice(None), *at[1:]) if planes else at
+            own = x[along].reshape(-1).tolist() if x.dim() > sites.dim() else [x[at].item()]
+            numbers = params[0][along].tolist() if planes else [p[at].item() for p in params]
+            if not all(map(_finite, (*own, *numbers))):
+                continue
+            found = formulas.exact(case.likelihood, own, numbers, self.given.likelihood.options)
+            if found is None:
+                continue
+            value, slopes = found
+            changed = True
+            _set(terms.value, at, value, tolerance)
+            for k, slope in enumerate(slopes):
+                if planes:
+                    _set(terms.partials["recon0"], (at[0], k, *at[1:]), slope, tolerance)
+                else:
+                    _set(terms.partials[f"recon{k}"], at, slope, tolerance)
+        if changed:
+            self._nll_out(terms, weight)
+        return changed
+
+    def widen(self) -> None:
+        """By what a rounding of each input does: no result in that dtype can be nearer."""
+        assert self.nll is not None and self.given.likelihood is not None
+        x, params, weight = self.nll_inputs()
+        step = {torch.float32: 2.0**-23, torch.float64: 2.0**-49}[self.nll_dtype]
+        whole = LIKELIHOODS[self.case.likelihood].support in ("class", "count", "some of total", "bins")
+        f = functools.partial(formulas.NLL[self.case.likelihood], **self.given.likelihood.options)
+
+        def at(inputs: Sequence[Tensor]) -> list[Tensor]:
+            leaves = [t.detach().clone().requires_grad_() for t in inputs]
+            value = f(*leaves)
+            return [value.detach(), *torch.autograd.grad(value.sum(), leaves, materialize_grads=True)]
+
+        here = at((x, *params))
+        nears = [self.nll.value, *self.nll.partials.values()]
+        for seed in range(8):
+            g = torch.Generator().manual_seed(seed)
+            moved = [t * (1 + step * (2 * torch.rand(t.shape, generator=g, dtype=t.dtype) - 1)) for t in (x, *params)]
+            if whole:
+                moved[0] = x
+            for near, a, b in zip(nears, at(moved), here):
+                near.bound = torch.maximum(near.bound, 2 * (a - b).abs().nan_to_num(0.0, 0.0, 0.0))
+        self._nll_out(self.nll, weight)
+
+    # -- the results
+
+    def output(self, name: str, dtype: torch.dtype) -> Near:
+        if name == "loss":
+            nll, kl = self.outputs["nll"][0], self.outputs["kl"][0]
+            found = nll + kl * self.case.beta
+            least = 2.0**-22 * (nll.value.abs() + abs(self.case.beta) * kl.value.abs())
+            return replace(found, bound=found.bound + least).rounded(dtype)
+        return self.outputs[name][0].rounded(dtype)
+
+    def gradients(self, found: Found) -> dict[str, Near]:
+        case = self.case
+        # an output's upstream gradient, in which that of the loss is its terms' as well
+        ups: dict[str, Tensor] = {}
+        for name, out in found.outputs.items():
+            up = upstream(case, name, out).double()
+            for to, by in (("nll", 1.0), ("kl", case.beta)) if name == "loss" else ((name, 1.0),):
+                ups[to] = ups[to] + by * up if to in ups else by * up
+        sums: dict[str, Near] = {}
+        for output, terms, reduction, names in self.paths:
+            up = ups[output]
+            factor, jumps = up, torch.zeros(up.shape, dtype=torch.bool)
+            if reduction is not None:
+                factor, jumps = reduction.factor(up)
+            for own, name in names.items():
+                leaf = {"mu": "moments", "raw": "moments", "prior_mu": "prior_moments", "prior_logvar": "prior_moments"}
+                holder = leaf.get(name, name) if case.op == "packed" else name
+                if holder not in self.given.wanted:
+                    continue
+                sums[name] = self._add(sums.get(name), name, self.given.tensors[holder], terms.partials[own], factor, jumps)
+        if case.op == "packed":
+            return self._packed(sums)
+        return sums
+
+    def _add(
+        self, so_far: Near | None, name: str, leaf: Tensor, partial: Near, factor: Tensor, jumps: Tensor
+    ) -> Near:
+        case = self.case
+        if name.startswith("recon") or name == "target":
+            if LIKELIHOODS[case.likelihood].planes:
+                flat = (partial.value.shape[0], *partial.value.shape[2:])
+                factor, jumps = factor.reshape(flat), jumps.reshape(flat)
+                if partial.value.dim() > factor.dim():
+                    factor, jumps = factor.unsqueeze(1), jumps.unsqueeze(1)
+            shape = self.given.tensors[name].shape if not LIKELIHOODS[case.likelihood].planes else None
+        elif case.op == "packed":
+            shape = None
+        else:
+            shape = self.given.tensors[name].shape
+        found = partial * factor
+        most = torch.finfo(leaf.dtype).max
+        found = replace(found, free=found.free | jumps, loose=found.loose | (found.value.abs() > 0.99 * most))
+        if shape is not None and found.value.shape != shape:
+            size = found.value.abs().sum_to_size(shape)
+            found = found.over(lambda t: t.sum_to_size(shape))
+            # samples' gradients add up in their own dtype, as those of views do
+            step = oracle.ROUNDING[leaf.dtype if case.num_samples else torch.float32][0]
+            found = replace(found, bound=found.bound + step * size)
+        elif name in self.given.tensors:
+            found = found.over(lambda t: t.reshape(self.given.tensors[name].shape))
+        found = found.rounded(leaf.dtype)  # by each node, before they add up
+        return found if so_far is None else so_far + found
+
+    def _packed(self, sums: dict[str, Near]) -> dict[str, Near]:
+        found = {}
+        for name, halves in (("moments", ("mu", "raw")), ("prior_moments", ("prior_mu", "prior_logvar"))):
+            if name in self.given.wanted:
+                both = [sums[h] for h in halves]
+                found[name] = Near(*(torch.cat(parts, self.case.batch_dims) for parts in zip(*map(_fields, both))))
+        return found
+
+
+def _finite(x: float) -> bool:
+    return x == x and abs(x) != float("inf")
+
+
+def _fields(near: Near) -> tuple[Tensor, ...]:
+    return near.value, near.bound, near.loose, near.free
+
+
+def _set(near: Near, at: tuple[int, ...], value: float, tolerance: float) -> None:
+    near.value[at], near.bound[at] = value, tolerance * max(1.0, abs(value))
+
+
+# ---- the verdict
+
+
+def wrong(actual: Tensor, near: Near) -> Tensor:
+    a, e = actual.double(), near.value
+    most = torch.finfo(actual.dtype).max
+    good = (a == e) | (a.isnan() & e.isnan()) | ((a - e).abs() <= near.bound) | near.free
+    good = good | (near.loose & ~a.isfinite())
+    # an infinity that is none in float64, and sums on whose way there is one
+    over = (e.abs() + near.bound) * 1.01 >= most
+    return ~(good | (over & ~a.isfinite()))
+
+
+def verdicts(given: Arguments, found: Found, expected: Expected) -> dict[str, Tensor]:
+    results = {}
+    for name, out in found.outputs.items():
+        near = expected.output(name, out.dtype)
+        if out.shape != near.value.shape:
+            raise Wrong(f"{name} has shape {tuple(out.shape)}, not {tuple(near.value.shape)}")
+        results[name] = wrong(out, near)
+    for name, near in expected.gradients(found).items():
+        gradient = found.gradients.get(name)
+        leaf = given.tensors[name]
+        if gradient is None:
+            gradient = torch.zeros_like(leaf)
+        if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
+            raise Wrong(f"{name}'s gradient is {tuple(gradient.shape)} {gradient.dtype}, not as {name} is")
+        results[f"{name}'s gradient"] = wrong(gradient, near)
+    return {name: bad for name, bad in results.items() if bad.any()}
+
+
+def check(case: Case) -> None:
+    """Raises Wrong where a result is, and AssertionError where a call changed what it was not to."""
+    given = arguments(case)
+    kept = {name: t.detach().clone() for name, t in given.tensors.items()}
+    found = run(given)
+    for name, t in given.tensors.items():
+        assert torch.equal(t.detach().nan_to_num(1.5), kept[name].nan_to_num(1.5)), f"the call wrote to {name}"
+    expected = Expected(given)
+    bad = verdicts(given, found, expected)
+    if bad and expected.nll is not None:
+        if expected.doubt(doubtful(given, expected)):
+            bad = verdicts(given, found, expected)
+        if bad:
+            expected.widen()
+            bad = verdicts(given, found, expected)
+    if bad:
+        raise Wrong("; ".join(explained(name, mask, given, found, expected) for name, mask in bad.items()))
+
+
+def doubtful(given: Arguments, expected: Expected) -> Tensor:
+    """The sites at which elementwise values or gradients are not the textbook's."""
+    assert expected.nll is not None
+    sites = torch.ones_like(expected.nll.value.loose)
+    if sites.sum() <= MOST_DIGITS:
+        return sites
+    alone = replace(given.case, op="reconstruction_loss", shape=data_shape(given.case), reduction="none", overwrite=False)
+    copy = Arguments(alone, given.tensors, given.numbers, given.wanted, given.likelihood)
+    found = run(copy).outputs["nll"]
+    return (~((found.double().reshape(sites.shape) - expected.nll.value.value).abs() <= 0.2 * expected.nll.value.bound))
+
+
+def explained(name: str, mask: Tensor, given: Arguments, found: Found, expected: Expected) -> str:
+    at = tuple(mask.nonzero()[0].tolist())
+    if name.endswith("'s gradient"):
+        leaf = name.removesuffix("'s gradient")
+        near = expected.gradients(found)[leaf]
+        gradient = found.gradients.get(leaf)
+        actual = torch.zeros_like(given.tensors[leaf]) if gradient is None else gradient
+    else:
+        near, actual = expected.output(name, found.outputs[name].dtype), found.outputs[name]
+    return (
+        f"{name}{list(at)} is {actual[at].item()!r}, not {near.value[at].item()!r} to {near.bound[at].item():.2g} "
+        f"({int(mask.sum())} of {mask.numel()} wrong)"
+    )

@@ -1,0 +1,304 @@
+"""What a case must give: outputs and gradients in float64, and how far a right result may be from each.
+
+First come elementwise values, their derivatives and the bounds of both; options, weights and reductions are then written
+out from the documentation, and take the bounds along. A number is *loose* where an input is infinite or so large or
+small that its square may leave float32: there a result is right or not finite, but never finite and wrong. It is *free*
+where an input is NaN, or where the derivative jumps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaefast.reference import LIKELIHOODS
+
+from . import formulas
+from .cases import Case
+
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
+# a rounding or two, and the least number beside 0
+ROUNDING = {
+    torch.float16: (2.0**-10, 2.0**-24), torch.bfloat16: (2.0**-7, 2.0**-126), torch.float32: (2.0**-22, 2.0**-125),
+    torch.float64: (2.0**-50, 2.0**-1021),
+}  # fmt: skip
+NOISE = {torch.float32: 1e-5, torch.float64: 1e-12}
+HUGE, TINY, EXPONENT = 1e15, 1e-30, 80.0
+
+
+@dataclass
+class Near:
+    """Numbers in float64, and how near a result must be."""
+
+    value: Tensor
+    bound: Tensor
+    loose: Tensor
+    free: Tensor
+
+    def over(self, linear: Callable[[Tensor], Tensor]) -> Near:
+        """Through a map that adds numbers up or copies them, as it does of bounds."""
+
+        def some(mask: Tensor) -> Tensor:
+            return linear(mask.double()) > 0
+
+        return Near(linear(self.value), linear(self.bound), some(self.loose), some(self.free))
+
+    def __mul__(self, by: Tensor | float) -> Near:
+        by = torch.as_tensor(by, dtype=torch.float64)
+        none = by == 0
+        value, bound = torch.where(none, 0.0, self.value * by), torch.where(none, 0.0, self.bound * by.abs())
+        return Near(value, bound, self.loose.expand(value.shape), self.free.expand(value.shape))
+
+    def __add__(self, other: Near) -> Near:
+        return Near(
+            self.value + other.value, self.bound + other.bound, self.loose | other.loose, self.free | other.free
+        )
+
+    def rounded(self, dtype: torch.dtype) -> Near:
+        """Stored in a dtype."""
+        step, least = ROUNDING[dtype]
+        return Near(self.value, self.bound + step * self.value.abs() + least, self.loose, self.free)
+
+
+def near(value: Tensor, bound: Tensor, loose: Tensor, free: Tensor) -> Near:
+    """What is not finite is loose, but for the value that a NaN must give."""
+    loose = (loose | ~value.isfinite() | ~bound.isfinite()).expand(value.shape)
+    return Near(value.detach(), bound.detach().nan_to_num(0.0, 0.0, 0.0), loose, free.expand(value.shape))
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """0 where a is, beside infinity too."""
+    return torch.where(a == 0, 0.0, a * b)
+
+
+def beyond(*tensors: Tensor) -> Tensor:
+    return torch.stack([~(t.abs() <= HUGE) for t in torch.broadcast_tensors(*tensors)]).any(0)
+
+
+def undefined(*tensors: Tensor) -> Tensor:
+    return torch.stack([t.isnan() for t in torch.broadcast_tensors(*tensors)]).any(0)
+
+
+@dataclass
+class Terms:
+    """Elementwise values and, by the inputs' names, derivatives: of the values' shape, but for a mixture's planes."""
+
+    value: Near
+    partials: dict[str, Near]
+
+
+# ---- elementwise terms; inputs are float64, of one shape
+
+
+def kl_terms(case: Case, q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor], dtype: torch.dtype, reverse: bool) -> Terms:
+    """Of KL(q || p), or of KL(p || q)."""
+    own = case.op == "packed" and case.prior != "none"  # which has the posterior's clamp
+    of_prior = case.prior_parameterization if case.prior not in ("none", "mu only") else "logvar"
+    computed = case.parameterization != "logvar" or case.floor > 0, of_prior != "logvar"
+
+    def logvars(raw: Tensor, raw_p: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            formulas.logvar(case.parameterization, raw, case.clamp, case.floor),
+            formulas.logvar(of_prior, raw_p, case.clamp if own else None, 0.0),
+        )
+
+    leaves = [t.detach().clone().requires_grad_() for t in (q[0], q[1], p[0], p[1])]
+    lv, lvp = logvars(leaves[1], leaves[3])
+    slopes = torch.autograd.grad(lv.sum() + lvp.sum(), (leaves[1], leaves[3]), retain_graph=True, materialize_grads=True)
+    pair = ((leaves[0], lv), (leaves[2], lvp))
+    (m, a), (n, b) = pair[::-1] if reverse else pair
+    value = formulas.kl(m, a, n, b)
+    partials = torch.autograd.grad(value.sum(), leaves)
+    lv, lvp, a, b = (t.detach() for t in (lv, lvp, a, b))
+    relative = TOLERANCE[dtype] * (a - b).abs().clamp(min=1.0)
+    # a log variance that is computed is rounded, and its distance from the other is known no better
+    step = ROUNDING[dtype][0]
+    off = step * (lv.abs() * computed[0] + lvp.abs() * computed[1])
+    small, mass = torch.expm1(a - b).abs(), torch.exp(a - b)
+    square = ((q[0] - p[0]) * torch.exp(-b / 2)) ** 2
+    bound = relative * value.detach().abs() + times(off, small + square) + times(off**2, mass)
+    near_prior = relative * (small + square) + times(off, mass + square)
+    in_mean = (relative + off) * partials[0].abs()
+    bounds = in_mean, near_prior * slopes[0].abs(), in_mean, near_prior * slopes[1].abs()
+    inputs = q[0], q[1], p[0], p[1]
+    loose = beyond(*inputs) | (lv.abs() > EXPONENT) | (lvp.abs() > EXPONENT)
+    loose = loose | ((lv - lvp).abs() > EXPONENT - 20)
+    free, least = undefined(*inputs), 16 * ROUNDING[dtype][1]
+    names = ("mu", "raw", "prior_mu", "prior_logvar")
+    return Terms(
+        near(value, bound + least, loose & ~free, torch.zeros_like(free)),
+        {name: near(g, size + least, loose, free) for name, g, size in zip(names, partials, bounds)},
+    )
+
+
+def sample_terms(case: Case, mu: Tensor, raw: Tensor, eps: Tensor, dtype: torch.dtype, drawn: bool) -> Terms:
+    leaf = raw.detach().clone().requires_grad_()
+    std = formulas.std(case.parameterization, leaf, case.clamp, case.floor)
+    (slope,) = torch.autograd.grad(std.sum(), leaf)
+    std = std.detach()
+    noise = NOISE[dtype] if drawn else 0.0
+    tolerance, least = TOLERANCE[dtype], 16 * ROUNDING[dtype][1]
+    z = mu + std * eps
+    loose = beyond(mu, raw, eps, std) | ((std < TINY) & (std > 0)) | (slope > HUGE)
+    free = undefined(mu, raw, eps)
+    one = torch.ones_like(z)
+    bound = tolerance * (mu.abs() + (std * eps).abs()) + noise * std + least
+    return Terms(
+        near(z, bound, loose & ~free, torch.zeros_like(free)),
+        {
+            "mu": near(one, 0 * one, loose & False, free),
+            "raw": near(eps * slope, (tolerance * eps.abs() + noise) * slope.abs() + least, loose, free),
+            "eps": near(std.expand(z.shape), tolerance * std.expand(z.shape) + least, loose, free),
+        },
+    )
+
+
+def nll_terms(
+    case: Case, x: Tensor, params: list[Tensor], options: dict[str, float], dtype: torch.dtype
+) -> Terms:
+    """Of the textbook's formula, wherever float64 is enough for it."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, *params)]
+    with torch.enable_grad():
+        value = formulas.NLL[case.likelihood](*leaves, **options)
+    gradients = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
+    tolerance, least = TOLERANCE[dtype], 16 * ROUNDING[dtype][1]
+    loose = beyond_domain(case, x, params)
+    # a limit, if there is one, is docs/limits.md's to tell
+    infinite = sites(case, [t.isinf() for t in (x, *params)]) & value.isnan()
+    free = sites(case, [t.isnan() for t in (x, *params)])
+    outside = value.detach().isnan() | free
+    names = ("target", *(f"recon{k}" for k in range(len(params))))
+
+    def as_planes(mask: Tensor, like: Tensor) -> Tensor:
+        return mask.unsqueeze(1) if like.dim() > mask.dim() else mask
+
+    return Terms(
+        near(value, tolerance * value.abs().clamp(min=1.0), loose & ~free, infinite & ~free),
+        {
+            name: near(g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g))
+            for name, g in zip(names, gradients)
+        },
+    )
+
+
+def sites(case: Case, masks: list[Tensor]) -> Tensor:
+    """Where any of the masks is, of which a mixture's have planes."""
+    if LIKELIHOODS[case.likelihood].planes:
+        least = min(mask.dim() for mask in masks)
+        least -= "channels" in LIKELIHOODS[case.likelihood].options  # whose data have planes, too
+        masks = [mask.any(1) if mask.dim() > least else mask for mask in masks]
+    return torch.stack(torch.broadcast_tensors(*masks)).any(0)
+
+
+def beyond_domain(case: Case, x: Tensor, params: list[Tensor]) -> Tensor:
+    """Where an argument is larger, or a scale or a rate smaller, than what the documentation promises."""
+    domains = LIKELIHOODS[case.likelihood].domains
+    found = []
+    for p, domain in zip(params, domains):
+        far = ~(p.abs() <= HUGE)
+        if domain == "log":
+            far = far | (p.abs() > EXPONENT / 2)
+        elif domain in ("positive", "total"):
+            far = far | ~((p >= 1e-9) & (p <= 1e9))
+        elif domain == "planes":
+            far = far | (p.abs() > 1e4)
+        found.append(far)
+    if LIKELIHOODS[case.likelihood].support in ("count", "some of total"):
+        found.append(~(x.abs() <= 1e9))
+    elif LIKELIHOODS[case.likelihood].support == "positive":
+        found.append(~((x >= TINY) & (x <= HUGE)))
+    else:
+        found.append(~(x.abs() <= HUGE))
+    return sites(case, found)
+
+
+# ---- options and reductions
+
+
+def reduced(x: Tensor, reduction: str, batch_dims: int) -> Tensor:
+    if reduction == "none":
+        return x
+    if reduction in ("sum", "mean"):
+        return x.sum() if reduction == "sum" else x.mean()
+    rows = x.flatten(batch_dims).sum(-1) if x.dim() > batch_dims else x
+    return rows if reduction == "per_sample" else rows.mean()
+
+
+@dataclass
+class Reduced:
+    """An output, and of upstream gradients the elementwise terms' factors, with where those may jump."""
+
+    out: Near
+    factor: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def plain(value: Near, weight: Tensor | None, reduction: str, batch_dims: int) -> Reduced:
+    weighted = value if weight is None else value * weight
+    leaf = weighted.value.detach().clone().requires_grad_()
+    out = reduced(leaf, reduction, batch_dims)
+
+    def factor(upstream: Tensor) -> tuple[Tensor, Tensor]:
+        (found,) = torch.autograd.grad(out, leaf, upstream, retain_graph=True)
+        return (found if weight is None else found * weight), torch.zeros_like(found, dtype=torch.bool)
+
+    return Reduced(weighted.over(lambda t: reduced(t, reduction, batch_dims)), factor)
+
+
+def bent(case: Case, value: Near, weight: Tensor | None, tolerance: float) -> Reduced:
+    """The KL's free bits or capacity."""
+    bd, reduction, floor = case.batch_dims, case.reduction, case.free_bits
+    weighted = value if weight is None else value * weight
+    leaf = weighted.value.detach().clone().requires_grad_()
+    size = weighted.bound
+    if case.capacity is not None:
+        C = case.capacity
+        at = reduced(leaf, "per_sample" if reduction == "per_sample" else "batchmean", bd)
+        margin = reduced(size, "per_sample" if reduction == "per_sample" else "batchmean", bd)
+        unsure = ~((at - C).abs() > margin + 1e-6 * C)
+        out = (at - C).abs()
+        if reduction == "sum":  # of an empty batch, whose mean is none, 0
+            out = out * _rows(leaf, bd) if _rows(leaf, bd) else leaf.sum()
+        spread = _spread(unsure.detach(), leaf, bd)
+    elif case.free_bits_per == "dim":
+        unsure = ~((leaf - floor).abs() > size + 1e-6 * floor)
+        out = reduced(torch.where(leaf <= floor, floor, leaf), reduction, bd)
+        spread = unsure.detach()
+    elif case.free_bits_per == "sample":
+        rows, margin = reduced(leaf, "per_sample", bd), reduced(size, "per_sample", bd)
+        unsure = ~((rows - floor).abs() > margin + 1e-6 * floor)
+        rows = torch.where(rows <= floor, floor, rows)
+        out = rows if reduction == "per_sample" else rows.sum() if reduction == "sum" else rows.mean()
+        spread = _spread(unsure.detach(), leaf, bd)
+    else:
+        batch = _rows(leaf, bd)
+        sums = (leaf.flatten(0, bd - 1) if bd > 1 else leaf).sum(0)
+        margin = (size.flatten(0, bd - 1) if bd > 1 else size).sum(0)
+        unsure = ~((sums - floor * batch).abs() > margin + 1e-6 * floor * batch)
+        total = torch.where(sums <= floor * batch, floor * batch, sums).sum()
+        out = total if reduction == "sum" else total / batch if batch else total * torch.nan
+        spread = unsure.detach().expand(leaf.shape)
+
+    def factor(upstream: Tensor) -> tuple[Tensor, Tensor]:
+        (found,) = torch.autograd.grad(out, leaf, upstream, retain_graph=True, materialize_grads=True)
+        return (found if weight is None else found * weight), spread
+
+    sizes = weighted.over(lambda t: reduced(t, reduction, bd))
+    bound = sizes.bound + tolerance * out.detach().abs()
+    return Reduced(Near(out.detach(), bound, sizes.loose, sizes.free), factor)
+
+
+def _rows(x: Tensor, batch_dims: int) -> int:
+    rows = 1
+    for n in x.shape[:batch_dims]:
+        rows *= n
+    return rows
+
+
+def _spread(mask: Tensor, like: Tensor, batch_dims: int) -> Tensor:
+    """Of rows, or of all, to the elements."""
+    if mask.dim() == 0:
+        return mask.expand(like.shape)
+    return mask.reshape(*mask.shape, *(1,) * (like.dim() - batch_dims)).expand(like.shape)
