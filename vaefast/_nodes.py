@@ -89,7 +89,7 @@ def nll(
         on = weight != 0
         x, *params = (torch.where(on, t, 1.0) for t in (x, *params))
         values, _, factor, constant, found = evaluated(x, params, wanted)
-        gradients = [(g * weight, f) if yes else None for (g, f), yes in zip(found, wanted)]
+        gradients = [(g[0] * weight, g[1]) if g is not None and yes else None for g, yes in zip(found, wanted)]
         if total and constant:
             constant *= weight.sum().item() / weight.numel()
         elif constant:
@@ -98,17 +98,19 @@ def nll(
 
     def evaluated(
         x: Tensor, params: Sequence[Tensor], wanted: Sequence[bool]
-    ) -> tuple[Tensor, float, float, float, list[Scaled]]:
-        """Closed's, and the sum of the values, known of the CPU's. Where that is not finite, by the plain formula,
-        which has the limits."""
-        values, factor, constant, found = closed(x, *params, **options)
-        sum_of_values = values.sum().item() if values.is_cpu else 0.0
-        if not math.isfinite(sum_of_values):
-            values, found = differentiated(
-                functools.partial(LIKELIHOODS[likelihood.name].nll, x, **options), params, wanted
-            )
-            sum_of_values, factor, constant = values.sum().item(), 1.0, 0.0
-        return values, sum_of_values, factor, constant, found
+    ) -> tuple[Tensor, float, float, float, Sequence[Scaled | None]]:
+        """Closed's, and the sum of the values, known of the CPU's. Where that is not finite, or there is no closed form
+        for these, by the plain formula, which has the limits."""
+        of = closed(x, *params, wanted=wanted, **options)
+        if of is not None:
+            values, factor, constant, found = of
+            sum_of_values = values.sum().item() if values.is_cpu else 0.0
+            if math.isfinite(sum_of_values):
+                return values, sum_of_values, factor, constant, found
+        values, found = differentiated(
+            functools.partial(LIKELIHOODS[likelihood.name].nll, x, **options), params, wanted
+        )
+        return values, values.sum().item() if values.is_cpu else 0.0, 1.0, 0.0, found
 
     tensors = (*params, x) if w is None else (*params, x, w)
     value, gradients = _closed.term(formula, tensors, (*wanted[2:], False, False), reduction, dims)

@@ -3,7 +3,7 @@ tests hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,8 +53,8 @@ SUPPORTS: dict[str, tuple[float, ...]] = {
 }
 
 
-# values, factor, constant: the nll is values * factor + constant; and the parameters' gradients
-Closed = tuple[Tensor, float, float, list[tuple[Tensor, float]]]
+# values, factor, constant: the nll is values * factor + constant; and the parameters' gradients, or None
+Closed = tuple[Tensor, float, float, Sequence[tuple[Tensor, float] | None]]
 
 
 def _anything(**options: float) -> None:
@@ -77,8 +77,10 @@ class LikelihoodEntry:
     without ``dim``.
 
     ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
-    the same arguments the values, a number that they are to be multiplied by and one that is to be added, and then of
-    each parameter the gradient, a tensor times a number. Its tensors are its own, and nothing of it is differentiated.
+    the data, the parameters, which of their gradients are ``wanted``, and the options, it makes the values, a number
+    that they are to be multiplied by and one that is to be added, and of each parameter the gradient, a tensor times a
+    number; what is not wanted may be None. Its tensors are its own, and nothing of it is differentiated. Where it has
+    nothing for its arguments it is None, and ``nll`` is differentiated.
 
     Example::
 
@@ -96,4 +98,4 @@ class LikelihoodEntry:
     options: dict[str, float] = field(default_factory=dict)
     check: Callable[..., None] = _anything
     planes: dict[int, int] = field(default_factory=dict)
-    gradients: Callable[..., Closed] | None = None
+    gradients: Callable[..., Closed | None] | None = None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
+from . import _counts
 from ._distributions import (
     BetaBinomial,
     Classes,
@@ -45,7 +46,7 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 _FEW = 1 << 9
 
 
-def _bernoulli_gradients(x: Tensor, logits: Tensor) -> Closed:
+def _bernoulli_gradients(x: Tensor, logits: Tensor, wanted: Sequence[bool]) -> Closed:
     gradients = [(torch.sigmoid(logits).sub_(x), 1.0)]
     if logits.numel() <= _FEW and logits.is_cpu:
         # one operation for all, in float64: it has two terms of l (1 - x) that may cancel
@@ -67,7 +68,7 @@ def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
     return torch.where(inside, -x * torch.log(p) - (1 - x) * torch.log1p(-p), at_end)
 
 
-def _bernoulli_probs_gradients(x: Tensor, probs: Tensor) -> Closed:
+def _bernoulli_probs_gradients(x: Tensor, probs: Tensor, wanted: Sequence[bool]) -> Closed:
     x, other = in_unit(x), torch.sub(constant(1.0, probs), probs)
     logs = torch.log(probs).clamp_(min=-100), probs.neg().log1p_().clamp_(min=-100)
     gradient = (probs - x).div_(other.mul_(probs).clamp_(min=1e-12))
@@ -81,7 +82,9 @@ def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant
     return 0.5 * (constant * math.log(2 * math.pi) + beside(d**2 * inverse(logvar, d), logvar))
 
 
-def _gaussian_gradients(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Closed:
+def _gaussian_gradients(
+    x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, wanted: Sequence[bool], constant: float
+) -> Closed:
     d = mean - x
     if logvar is None:
         return d * d, 0.5, 0.5 * constant * math.log(2 * math.pi), [(d, 1.0)]
@@ -97,7 +100,9 @@ def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constan
     return constant * math.log(2) + beside(d.abs() * inverse(log_scale, d), log_scale)
 
 
-def _laplace_gradients(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float) -> Closed:
+def _laplace_gradients(
+    x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, wanted: Sequence[bool], constant: float
+) -> Closed:
     d = loc - x
     if log_scale is None:
         return d.abs(), 1.0, constant * math.log(2), [(d.sign_(), 1.0)]
@@ -132,7 +137,7 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 
 
 # from here on a difference of log-gammas is its first terms of 1 / n
-_LARGE = 1e5
+_LARGE = _counts.LARGE
 
 
 @_in_float64
@@ -269,7 +274,7 @@ def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
     return -picked.sum(-1) * torch.where(known.squeeze(-1), 1.0, math.nan)
 
 
-def _categorical_gradients(x: Tensor, logits: Tensor, dim: float) -> Closed:
+def _categorical_gradients(x: Tensor, logits: Tensor, wanted: Sequence[bool], dim: float) -> Closed:
     log_p = torch.log_softmax(logits, int(dim))
     index = x.long().clamp_(0, logits.shape[int(dim)] - 1)
     known = torch.where(x == index, 1.0, math.nan).to(x.dtype)
@@ -387,6 +392,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda log_rate, constant: Poisson(torch.exp(log_rate.double()), validate_args=False),
         domains=("log",),
         options={"constant": True},
+        gradients=_counts.poisson,
     ),
     "negative_binomial": LikelihoodEntry(
         ("mu", "theta"),
@@ -397,6 +403,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda mu, theta, constant, eps: NegativeBinomial.of_mean(mu + eps, theta),
         domains=("positive", "positive"),
         options={"constant": True, "eps": 1e-8},
+        gradients=_counts.negative_binomial,
     ),
     "zero_inflated_negative_binomial": LikelihoodEntry(
         ("mu", "theta", "pi_logits"),
@@ -407,6 +414,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda mu, theta, pi_logits, constant, eps: ZeroInflated(NegativeBinomial.of_mean(mu + eps, theta), pi_logits),
         domains=("positive", "positive", "real"),
         options={"constant": True, "eps": 1e-8},
+        gradients=_counts.zero_inflated_negative_binomial,
     ),
     "beta_binomial": LikelihoodEntry(
         ("alpha", "beta", "total_count"),
