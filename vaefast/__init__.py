@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import diagnostics, distributed, likelihoods, presets, reference, schedules
+from . import diagnostics, distributed, likelihoods, presets, priors, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
 from ._options import ELBOTerms, Likelihood, Parameterization
+from .disentanglement import TCTerms, beta_tcvae_loss, total_correlation
 from .functional import (
     elbo_loss,
     elbo_terms,
@@ -34,7 +35,9 @@ __all__ = [
     "LIKELIHOODS",
     "Likelihood",
     "Parameterization",
+    "TCTerms",
     "available_backends",
+    "beta_tcvae_loss",
     "check",
     "diagnostics",
     "distributed",
@@ -47,6 +50,7 @@ __all__ = [
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",
     "presets",
+    "priors",
     "reconstruction_loss",
     "reference",
     "reparameterize",
@@ -54,6 +58,7 @@ __all__ = [
     "sample_with_kl",
     "schedules",
     "show_config",
+    "total_correlation",
     "use_backend",
 ]
 
