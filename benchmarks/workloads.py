@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn import functional as F
 
 import vaefast
-from benchmarks import likelihoods
+from benchmarks import likelihoods, pairwise
 from benchmarks.workload import Draw, Function, Workload
 
 LOG_2PI = math.log(2 * math.pi)
@@ -356,5 +356,6 @@ REGISTERED = (
         posteriors=train_posterior, optimizer=True, modes=("fb",),
     ),
     *likelihoods.REGISTERED,
+    *pairwise.REGISTERED,
 )  # fmt: skip
 WORKLOADS: dict[str, Workload] = {w.name: w for w in REGISTERED}

@@ -15,10 +15,10 @@ struct Device {
                  Philox& philox) = nullptr;
   bool both = false;         // computes a KL and its gradients in one job
   bool synchronous = false;  // has done its work when run returns, so that what it wrote can be read
-  // Null where PyTorch computes them.
-  void (*marginals)(const MarginalsProblem&) = nullptr;
   // The graph that launches are being captured into, 0 for none; null where there is no such thing.
   uint64_t (*capture)(c10::Device device) = nullptr;
+  // Null where PyTorch computes them.
+  void (*marginals)(const MarginalsProblem&) = nullptr;
 };
 
 Device& device_for(c10::DeviceType type);

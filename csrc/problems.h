@@ -164,7 +164,7 @@ struct ReconstructionProblem {
 // The marginals of a batch's aggregate posterior: for each latent d and sample i
 //     marginals[d][i] = log sum_j W_ij e^(constant[d][j] - t^2),   t = (z[d][i] - mu[d][j]) slope[d][j],
 // W being 1 but in two columns of each row. Backward: from those and g the gradients of sum_di g[i] marginals[d][i] in
-// z, mu and in the log variance, of which slope is e^(-logvar / 2) / sqrt(2), and constant -logvar / 2 and more.
+// z, mu and in the log variance, of which slope is e^(-logvar / 2) / sqrt(2), and constant -logvar / 2.
 // Everything is contiguous, of the arithmetic type.
 struct MarginalsProblem {
   int64_t latents = 0, batch = 0;

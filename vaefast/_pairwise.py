@@ -98,16 +98,19 @@ DEVICES = ("cpu",)
 
 
 class Marginals:
-    """``log q(z_id)``, ``[D, B]``: what is added up over the batch lies side by side.
+    """``log q(z_id)`` less what all of them have in common, ``[D, B]``: what is added up over the batch lies side by
+    side.
 
-    The sums' terms are ``e^(constant - t^2)`` with ``t = (z - mu) slope``, the slope being ``e^(-logvar / 2) / sqrt 2``.
+    The sums' terms are ``e^(constant - t^2)`` with ``t = (z - mu) slope``, the slope being ``e^(-logvar / 2) / sqrt 2``
+    and the constant ``-logvar / 2``. What is in common would be rounded alike in each, and add up over the latents.
     """
 
     def __init__(self, z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights, native: bool) -> None:
         dtype = compute_dtype(z, mu, logvar)
         self.z, self.mu, lv = (t.to(dtype).t().contiguous() for t in (z, mu, logvar))
         self.slope = torch.exp(-0.5 * lv).mul_(math.sqrt(0.5))
-        self.constant = lv.add(LOG_2PI).mul_(-0.5).add_(weights.base)
+        self.constant = -0.5 * lv
+        self.common = weights.base - 0.5 * LOG_2PI
         self.weights = weights
         self.kernels = kernels if native and z.device.type in DEVICES else None
 
@@ -172,8 +175,10 @@ def value(
     computed from and by."""
     density = joint(z, mu, logvar, weights)
     found, kept = density.every()
-    marginals = Marginals(z, mu, logvar, weights, native).forward()
-    return found, marginals.sum(0, dtype=torch.float64), marginals, density, kept
+    of_each = Marginals(z, mu, logvar, weights, native)
+    marginals = of_each.forward()
+    whole = marginals.sum(0, dtype=torch.float64).add_(z.shape[1] * of_each.common)
+    return found, whole, marginals, density, kept
 
 
 def backward(

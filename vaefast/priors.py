@@ -19,7 +19,7 @@ from . import _closed, _mixtures, _options
 from ._checks import batch, floating, is_real, is_whole, like, number, same_device
 from ._closed import Term, Values
 from ._functorch import unseen
-from ._gaussian import compute_dtype, logvar_of, reduced
+from ._gaussian import compute_dtype, logvar_of, reduced, softplus
 from ._nodes import NONE, Loss
 from ._options import Parameterization
 
@@ -278,26 +278,33 @@ def _log_height(sigma: float, weight: float) -> float:
     return (math.log(weight) if weight else -math.inf) - math.log(sigma) - 0.5 * LOG_2PI
 
 
-def _elementwise(terms: Terms, squares: Tensor) -> Tensor:
+def _elementwise(terms: Terms, squares: Tensor) -> tuple[Tensor, Tensor | None]:
+    """log p, and the logit of the narrower Gaussian's share in it; None where there is one Gaussian alone."""
     narrow, of_narrow, broad, of_broad = terms
-    return torch.logaddexp(narrow - 0.5 * of_narrow * squares, broad - 0.5 * of_broad * squares)
+    if narrow == -math.inf or broad == -math.inf:
+        height, precision = (broad, of_broad) if narrow == -math.inf else (narrow, of_narrow)
+        return height - 0.5 * precision * squares, None
+    logit = (narrow - broad) - 0.5 * (of_narrow - of_broad) * squares
+    # not logaddexp, whose second derivative overflows
+    return softplus(logit).add(squares, alpha=-0.5 * of_broad) + broad, logit
 
 
 def _scale_mixture(terms: Terms, reduction: str, w: Tensor) -> Tensor:
     """In operations that autograd, transforms and compilers follow."""
-    return reduced(_elementwise(terms, w * w), reduction, w.dtype)
+    return reduced(_elementwise(terms, w * w)[0], reduction, w.dtype)
 
 
 def _with_gradient(terms: Terms, reduction: str, wanted: Sequence[bool], w: Tensor) -> Term:
-    narrow, of_narrow, broad, of_broad = terms
+    narrow, of_narrow, _, of_broad = terms
 
     def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
         x = tensors[0]
         squares = x * x
-        values = _elementwise(terms, squares)
+        values, logit = _elementwise(terms, squares)
         if not wanted[0]:
             return values, 1.0, 0.0, [None]
-        share = torch.sigmoid(narrow - broad - 0.5 * (of_narrow - of_broad) * squares)
-        return values, 1.0, 0.0, [(share.mul_(of_narrow - of_broad).add_(of_broad).mul_(x), -1.0)]
+        if logit is None:
+            return values, 1.0, 0.0, [(x, -(of_broad if narrow == -math.inf else of_narrow))]
+        return values, 1.0, 0.0, [(logit.sigmoid_().mul_(of_narrow - of_broad).add_(of_broad).mul_(x), -1.0)]
 
     return _closed.term(formula, (w,), wanted[:1], reduction, w.dim())

@@ -172,7 +172,7 @@ void marginals(const MarginalsProblem& p) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true, marginals};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true, nullptr, marginals};
   return true;
 }();
 

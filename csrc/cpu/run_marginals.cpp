@@ -10,7 +10,7 @@ namespace {
 
 // posteriors that are taken together: of a sum, and of the gradients, which keep two sums each
 constexpr int kSummed = 8, kTogether = 4;
-// samples whose gradients lie in the L1 cache, and posteriors after which they are added up in double
+// samples whose gradients lie in the L1 cache, and posteriors after which a sum is added to the others
 constexpr int kResident = 512;
 constexpr int64_t kFlushed = 1024;
 
@@ -20,7 +20,10 @@ struct Latent {
   T* marginals;
 
   Latent(const MarginalsProblem& p, int64_t d)
-      : z(row(p.z, p, d)), mu(row(p.mu, p, d)), slope(row(p.slope, p, d)), constant(row(p.constant, p, d)),
+      : z(row(p.z, p, d)),
+        mu(row(p.mu, p, d)),
+        slope(row(p.slope, p, d)),
+        constant(row(p.constant, p, d)),
         marginals(static_cast<T*>(p.marginals) + d * p.batch) {}
 
   static const T* row(const void* data, const MarginalsProblem& p, int64_t d) {
@@ -91,20 +94,41 @@ VF_HD V exponent(V t, const Latent<T>& of, int64_t j) {
   return fma_(lit<V>(0) - t, t, V(of.constant[j]));
 }
 
-template <bool WEIGHED, int N, class T, class V = Wide<T>>
-VF_HD void add_to_sum(V& top, V& total, V z, const Latent<T>& of, const Columns<T>& columns, int i, int64_t j) {
-  V x[N], most = top;
-  for (int k = 0; k < N; ++k) {
-    x[k] = exponent(standardized(z, of, j + k), of, j + k);
-    if constexpr (WEIGHED) x[k] = columns.weighed(x[k], i, j + k);
-    most = select(less(most, x[k]), x[k], most);
+// A sum of exponentials, as e^top times what has been added up: the last terms, and before them.
+template <class T>
+struct Exponentials {
+  using V = Wide<T>;
+  V top = V(std::numeric_limits<T>::lowest()), last = V(T(0)), before = V(T(0));
+
+  template <bool WEIGHED, int N>
+  VF_HD void add(V z, const Latent<T>& of, const Columns<T>& columns, int i, int64_t j) {
+    V x[N], most = top;
+    for (int k = 0; k < N; ++k) {
+      x[k] = exponent(standardized(z, of, j + k), of, j + k);
+      if constexpr (WEIGHED) x[k] = columns.weighed(x[k], i, j + k);
+      most = select(less(most, x[k]), x[k], most);
+    }
+    if (any(less(top, most))) {
+      const V down = exp_(top - most);
+      last = last * down;
+      before = before * down;
+      top = most;
+    }
+    V sum = exp_(x[0] - top);
+    for (int k = 1; k < N; ++k) sum = sum + exp_(x[k] - top);
+    last = last + sum;
   }
-  if (any(less(top, most))) {
-    total = total * exp_(top - most);
-    top = most;
+
+  template <int N>
+  VF_HD void add(V z, const Latent<T>& of, const Columns<T>& columns, int i, int64_t j) {
+    columns.meets(i, j, j + N) ? add<true, N>(z, of, columns, i, j) : add<false, N>(z, of, columns, i, j);
   }
-  for (int k = 0; k < N; ++k) total = total + exp_(x[k] - top);
-}
+
+  VF_HD void flush() {
+    before = before + last;
+    last = V(T(0));
+  }
+};
 
 template <class T>
 void forward(const MarginalsProblem& p, int64_t d, int64_t begin, int n) {
@@ -114,24 +138,16 @@ void forward(const MarginalsProblem& p, int64_t d, int64_t begin, int n) {
   const Resident<T> z(of.z + begin, n);
   T out[kResident + lanes<V>()];
   for_vectors<T>(n, [&](int i) {
-    V top(std::numeric_limits<T>::lowest()), total(T(0));
     const V own = at<T>(z.data, i);
-    int64_t j = 0;
-    for (; j + kSummed <= p.batch; j += kSummed) {
-      if (columns.meets(i, j, j + kSummed)) {
-        add_to_sum<true, kSummed>(top, total, own, of, columns, i, j);
-      } else {
-        add_to_sum<false, kSummed>(top, total, own, of, columns, i, j);
-      }
+    Exponentials<T> sum;
+    for (int64_t first = 0; first < p.batch; first += kFlushed) {
+      const int64_t end = first + kFlushed < p.batch ? first + kFlushed : p.batch;
+      int64_t j = first;
+      for (; j + kSummed <= end; j += kSummed) sum.template add<kSummed>(own, of, columns, i, j);
+      for (; j < end; ++j) sum.template add<1>(own, of, columns, i, j);
+      sum.flush();
     }
-    for (; j < p.batch; ++j) {
-      if (columns.meets(i, j, j + 1)) {
-        add_to_sum<true, 1>(top, total, own, of, columns, i, j);
-      } else {
-        add_to_sum<false, 1>(top, total, own, of, columns, i, j);
-      }
-    }
-    put(out, i, log_(total) + top);
+    put(out, i, log_(sum.before) + sum.top);
   });
   for (int i = 0; i < n; ++i) of.marginals[begin + i] = out[i];
 }
@@ -144,8 +160,10 @@ struct Samples {
 
   // beside the last sample stands one whose share is 0
   Samples(const MarginalsProblem& p, const Latent<T>& of, int64_t begin, int n)
-      : z(of.z + begin, n), marginals(of.marginals + begin, n, std::numeric_limits<T>::infinity()),
-        g(static_cast<const T*>(p.g) + begin, n, T(0)), columns(p, begin, n) {}
+      : z(of.z + begin, n),
+        marginals(of.marginals + begin, n, std::numeric_limits<T>::infinity()),
+        g(static_cast<const T*>(p.g) + begin, n, T(0)),
+        columns(p, begin, n) {}
 };
 
 template <int N, class T>

@@ -18,10 +18,10 @@ namespace {
 constexpr int64_t kSamples = 256, kChunks = 8;
 
 const void* data_of(const Tensor& t, const Tensor& like, at::IntArrayRef sizes) {
-  TORCH_CHECK_VALUE(t.sizes() == sizes && t.is_contiguous() && t.scalar_type() == like.scalar_type() &&
-                        t.device() == like.device(),
-                    "vaefast: the marginals take contiguous tensors of one dtype and device, got ", t.sizes(), " of ",
-                    t.scalar_type(), " for ", sizes);
+  TORCH_CHECK_VALUE(
+      t.sizes() == sizes && t.is_contiguous() && t.scalar_type() == like.scalar_type() && t.device() == like.device(),
+      "vaefast: the marginals take contiguous tensors of one dtype and device, got ", t.sizes(), " of ",
+      t.scalar_type(), " for ", sizes);
   return t.const_data_ptr();
 }
 
