@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import vaefast
 from benchmarks import bounds, likelihoods
+from benchmarks import likelihoods, pairwise
 from benchmarks.workload import Draw, Function, Workload
 
 LOG_2PI = math.log(2 * math.pi)
@@ -357,5 +358,6 @@ REGISTERED = (
     ),
     *bounds.REGISTERED,
     *likelihoods.REGISTERED,
+    *pairwise.REGISTERED,
 )  # fmt: skip
 WORKLOADS: dict[str, Workload] = {w.name: w for w in REGISTERED}

@@ -119,4 +119,16 @@ struct ReconstructionInputs {
   }
 };
 
+// What the marginals of a batch's aggregate posterior are made of; MarginalsProblem says what each is.
+struct MarginalsInputs {
+  Tensor z, mu, slope, constant;  // [D, B]
+  Tensors columns, logs;          // none, or two of [B]
+
+  static constexpr auto fields() {
+    using M = MarginalsInputs;
+    return std::make_tuple(field("z", &M::z), field("mu", &M::mu), field("slope", &M::slope),
+                           field("constant", &M::constant), field("columns", &M::columns), field("logs", &M::logs));
+  }
+};
+
 }  // namespace vaefast

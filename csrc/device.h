@@ -17,6 +17,8 @@ struct Device {
   bool synchronous = false;  // has done its work when run returns, so that what it wrote can be read
   // The graph that launches are being captured into, 0 for none; null where there is no such thing.
   uint64_t (*capture)(c10::Device device) = nullptr;
+  // Null where PyTorch computes them.
+  void (*marginals)(const MarginalsProblem&) = nullptr;
 };
 
 Device& device_for(c10::DeviceType type);

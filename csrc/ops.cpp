@@ -147,7 +147,7 @@ using RandomBelow = List<Below<posterior_forward>, Below<packed_forward>, Below<
 using BackwardBelow =
     List<Differentiable<posterior_backward>, Differentiable<packed_backward>, Differentiable<reconstruction_backward>>;
 using OthersBelow = List<Below<reconstruction_forward>, Below<elbo_forward>, Below<elbo_backward_>,
-                         Below<multi_backward>, Below<scale_>>;
+                         Below<multi_backward>, Below<scale_>, Below<marginals_forward>, Below<marginals_backward>>;
 
 using EveryForUsers = List<RandomForUsers, OthersForUsers>;
 using EveryBelow = List<RandomBelow, BackwardBelow, OthersBelow>;
@@ -190,6 +190,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("reconstruction", python<eager::reconstruction>, released);
   m.def("elbo", python<eager::elbo>, released);
   m.def("elbo_loss", python<eager::elbo_loss>, released);
+  m.def("marginals_forward", python<marginals_forward>, released);
+  m.def("marginals_backward", python<marginals_backward>, released);
   m.def("likelihoods", [] { return registry<LikelihoodIndex>().list; });
   m.def("parameterizations", [] { return registry<ParameterizationIndex>().list; });
   m.def("reductions", [] { return registry<Reduction>().list; });

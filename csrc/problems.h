@@ -161,6 +161,26 @@ struct ReconstructionProblem {
   int32_t chunk = 1;  // for the CUDA loops, set at launch: logits, of one site or of several, that move together
 };
 
+// The marginals of a batch's aggregate posterior: for each latent d and sample i
+//     marginals[d][i] = log sum_j W_ij e^(constant[d][j] - t^2),   t = (z[d][i] - mu[d][j]) slope[d][j],
+// W being 1 but in two columns of each row. Backward: from those and g the gradients of sum_di g[i] marginals[d][i] in
+// z, mu and in the log variance, of which slope is e^(-logvar / 2) / sqrt(2), and constant -logvar / 2.
+// Everything is contiguous, of the arithmetic type.
+struct MarginalsProblem {
+  int64_t latents = 0, batch = 0;
+  bool wide = false, backward = false;
+  const void *z = nullptr, *mu = nullptr, *slope = nullptr, *constant = nullptr;  // [latents, batch]
+  // [batch]: the columns, whole numbers in the arithmetic type, and log W there; null where there are none
+  const void* column[2] = {};
+  const void* log[2] = {};
+  void* marginals = nullptr;  // written forward, read backward
+  const void* g = nullptr;    // [batch]
+  void* dz = nullptr;
+  // [chunks, latents, batch]: chunks of the samples, whose sums are yet to be added up
+  int64_t chunks = 1;
+  void *dmu = nullptr, *dlogvar = nullptr;
+};
+
 // What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row]. Several
 // posteriors have one sum in common, over the rows that all of them have.
 struct Job {

@@ -115,6 +115,26 @@ def elbo_loss(
     overwrite_recon: bool,
     /,
 ) -> Tensor: ...
+def marginals_forward(
+    z: Tensor,
+    mu: Tensor,
+    slope: Tensor,
+    constant: Tensor,
+    columns: Sequence[Tensor],
+    logs: Sequence[Tensor],
+    /,
+) -> Tensor: ...
+def marginals_backward(
+    g: Tensor,
+    marginals: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    slope: Tensor,
+    constant: Tensor,
+    columns: Sequence[Tensor],
+    logs: Sequence[Tensor],
+    /,
+) -> list[Tensor]: ...
 def likelihoods() -> list[str]: ...
 def parameterizations() -> list[str]: ...
 def reductions() -> list[str]: ...

@@ -6,11 +6,13 @@ import importlib
 from typing import Any
 
 from . import bounds, diagnostics, distributed, likelihoods, presets, reference, schedules
+from . import diagnostics, distributed, likelihoods, presets, priors, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
 from ._experts import product_of_experts
 from ._options import ELBOTerms, Likelihood, Parameterization
+from .disentanglement import TCTerms, beta_tcvae_loss, total_correlation
 from .functional import (
     elbo_loss,
     elbo_terms,
@@ -35,8 +37,10 @@ __all__ = [
     "LIKELIHOODS",
     "Likelihood",
     "Parameterization",
+    "TCTerms",
     "available_backends",
     "bounds",
+    "beta_tcvae_loss",
     "check",
     "diagnostics",
     "distributed",
@@ -50,6 +54,7 @@ __all__ = [
     "multi_tensor_sample_with_kl",
     "presets",
     "product_of_experts",
+    "priors",
     "reconstruction_loss",
     "reference",
     "reparameterize",
@@ -57,6 +62,7 @@ __all__ = [
     "sample_with_kl",
     "schedules",
     "show_config",
+    "total_correlation",
     "use_backend",
 ]
 

@@ -84,6 +84,8 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
         batched_dims("mu", mu, found.batch_dims)
     if found.kl_weight is not None:
         weight("the KL's weight", found.kl_weight, "mu", mu, mu.shape)
+    if found.prior is not None:
+        other_prior(pair, found)
     if isinstance(found.capacity, Tensor):
         same_device("capacity", found.capacity, "mu", mu.device)
     if "prior_parameterization" in options and pair.prior_logvar is not None:
@@ -93,6 +95,24 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
             raw = torch.where(found.kl_weight != 0, raw, 1.0)  # what it hides has a log variance, too
         pair = pair._replace(prior_logvar=log_variance(raw, p, mu, pair.raw, pair.prior_mu))
     return pair, found
+
+
+def other_prior(pair: Pair, o: KLOptions) -> None:
+    """Of a prior that is no Gaussian: its samples are the last dimension."""
+    for name, given in (("prior_mu", pair.prior_mu), ("prior_logvar", pair.prior_logvar)):
+        if given is not None:
+            raise ValueError(f"prior and {name} were both given; prior stands in the place of the Gaussian's two")
+    mu, weight = pair.mu, o.kl_weight
+    if mu.dim() <= o.batch_dims:
+        raise ValueError(
+            f"prior takes samples along the last dimension, but mu of shape {tuple(mu.shape)} has none behind the "
+            f"batch ({batch_words(o.batch_dims)}); use mu.unsqueeze(-1)"
+        )
+    if weight is not None and weight.dim() > 0 and weight.shape[-1] != 1:
+        raise ValueError(
+            f"the KL's weight of shape {tuple(weight.shape)} weighs elements, but prior gives one log density for all "
+            "along the last dimension; the weight must have size 1 there"
+        )
 
 
 def batched_dims(name: str, x: Tensor, batch_dims: int) -> None:

@@ -6,7 +6,7 @@ What is reduced over the batch goes by a ``Mean``, so that the batch may be spre
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -17,9 +17,11 @@ from ._checks import wrapped
 from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of, wide
 from ._generators import Generators, each_its_own, torch_noise
-from ._options import PLAIN, ELBOTerms, KLOptions, Likelihood, Parameterization
+from ._options import PLAIN, Density, ELBOTerms, KLOptions, Likelihood, Parameterization
 from ._philox import philox_noise
 from .likelihoods import COMPOSED
+
+LOG_2PI = math.log(2 * math.pi)
 
 # half the squared error
 SQUARES = Likelihood("gaussian", constant=False)
@@ -142,41 +144,91 @@ def estimated(
     noise: str | None,
 ) -> tuple[Tensor, Tensor]:
     """A sample z, and in the KL's place log q(z) - log p(z), with the options."""
-    mu, raw, p = pair.mu, pair.raw, pair.p
+    mu = pair.mu
     dtype = compute_dtype(*pair[:4], eps)
     if eps is None:
-        # the noise that the sample alone would have had: in mu's memory order and, drawn by torch, of mu's dtype
-        torchs = (noise or engines.engine(mu).noise) == "torch"
-        zero = torch.zeros_like(mu, dtype=mu.dtype if torchs else dtype)
+        zero = unscaled(mu, dtype, noise or engines.engine(mu).noise)
         eps = sample(engines, zero, zero, PLAIN["logvar"], None, generator, noise)
-    z = sample(engines, mu.to(dtype), raw.to(dtype), p, eps, None, noise)
+
+    def draw(mu: Tensor, raw: Tensor) -> Tensor:
+        return sample(engines, mu.to(dtype), raw.to(dtype), pair.p, eps, None, noise)
+
+    return at_sample(draw, eps, pair, reduction, o, estimator)
+
+
+def unscaled(mu: Tensor, dtype: torch.dtype, noise: str) -> Tensor:
+    """What is moved and scaled to the noise that the sample alone would have had: in mu's memory order and, drawn by
+    torch, of mu's dtype."""
+    return torch.zeros_like(mu, dtype=mu.dtype if noise == "torch" else dtype)
+
+
+def at_sample(
+    draw: Callable[[Tensor, Tensor], Tensor],
+    eps: Tensor,
+    pair: Pair,
+    reduction: str,
+    o: KLOptions,
+    estimator: str,
+    mean: Mean | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sample that is drawn of mu and raw with that noise, and the KL estimated there."""
+    mu, raw, p = pair.mu, pair.raw, pair.p
+    dtype = compute_dtype(*pair[:4], eps)
+    z = draw(mu, raw)
     drawn_z = z.to(mu.dtype)
     begun, inner = begin(pair, reduction, o)
     if o.kl_weight is not None:
         mu, raw, *_ = begun
-        z = sample(engines, mu.to(dtype), raw.to(dtype), p, eps, None, noise)
+        z = draw(mu, raw)
     pm, plv = begun.prior_mu, begun.prior_logvar
     scale = std_of(raw.to(dtype), p.spec), logvar_of(raw.to(dtype), p.spec)
     e = eps.to(dtype)
 
     def log_ratio(z: Tensor, std: Tensor, logvar: Tensor, pm: Prior, plv: Prior) -> Tensor:
-        pm, plv = as_tensor(pm, z), as_tensor(plv, z)
         standard = e
         if estimator == "stl":
             # q's parameters stand still, and z alone moves: (z - mu) / std, which is eps, by dz / std
             standard, logvar = e + (z - z.detach()) / std.detach(), logvar.detach()
+        if o.prior is not None:
+            return -0.5 * (standard * standard + (logvar + LOG_2PI)).sum(-1) - log_density(o.prior, z)
+        pm, plv = as_tensor(pm, z), as_tensor(plv, z)
         return 0.5 * (((z - pm) * torch.exp(-0.5 * plv)) ** 2 - standard * standard + (plv - logvar))
 
     found = balanced(o.balance, log_ratio, (z, *scale), (pm, plv))
     batch = None
     if o.batch_dims != 1:
         batch = Batch(pair.mu, o.batch_dims)
-        found, o, mu = batch.flat(found, mu), batch.options(o, mu), batch.flat(mu, mu)
+        found, o, mu = batch.flat(found, found), batch.options(o, mu), batch.flat(mu, mu)
     found = reduced(found, inner, promoted(*pair[:4]) if inner == reduction else dtype)
     if o.kl_weight is not None:
-        found = weighted(found, o.kl_weight, reduction, o)
-    found = bounded(found, mu, reduction, o, None)
+        weight = o.kl_weight if o.prior is None or not o.kl_weight.dim() else o.kl_weight.squeeze(-1)
+        found = weighted(found, weight, reduction, o)
+    found = bounded(found, mu, reduction, o, mean)
     return drawn_z, found if batch is None else batch.restored(found, reduction)
+
+
+def log_density(prior: Density, z: Tensor) -> Tensor:
+    """One of each sample, as has to be."""
+    found = prior.log_prob(z)
+    if not isinstance(found, Tensor) or found.shape != z.shape[:-1]:
+        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"prior.log_prob gave {what} for z of shape {tuple(z.shape)}; it must give one log density for each sample "
+            f"along the last dimension, {tuple(z.shape[:-1])}"
+        )
+    return found
+
+
+def to_prior(engine: Engine, pair: Pair, reduction: str, o: KLOptions, mean: Mean | None) -> Tensor:
+    """The KL to a prior that is no Gaussian, at a sample drawn for it."""
+    dtype = compute_dtype(pair.mu, pair.raw)
+    zero = unscaled(pair.mu, dtype, engine.noise)
+    eps = engine.sample(zero, zero, PLAIN["logvar"], None, None)
+
+    def draw(mu: Tensor, raw: Tensor) -> Tensor:
+        return engine.sample(mu.to(dtype), raw.to(dtype), pair.p, eps, None)
+
+    return at_sample(draw, eps, pair, reduction, o, "mc", mean)[1]
 
 
 # ---- the KL
@@ -188,6 +240,8 @@ def kl(engine: Engine, pair: Pair, reduction: str, o: KLOptions, mean: Mean | No
         batch = Batch(pair.mu, o.batch_dims)
         found = kl(engine, batch.pair(pair), reduction, batch.options(o, pair.mu), mean)
         return batch.restored(found, reduction)
+    if o.prior is not None:
+        return to_prior(engine, pair, reduction, o, mean)
     begun, inner = begin(pair, reduction, o)
     return finish(engine, engine.kl(begun, inner, o.balance), pair, begun, inner, reduction, o, mean)
 
@@ -370,7 +424,9 @@ def elbo(
     of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu, beside=pair[1:4])
     if mean is not None:
         reduction = mean.reduction(pair.mu.shape[0])
-    composed = o.free_bits or o.capacity is not None or o.symmetric or o.kl_weight is not None
+    composed = (
+        o.free_bits or o.capacity is not None or o.symmetric or o.kl_weight is not None or o.prior is not None
+    )
     plain = not composed and of.likelihood.name not in COMPOSED
     if plain and of_nll is of_kl and not isinstance(beta, Tensor):
         terms = of_kl.elbo(of, pair, beta, reduction, o.balance)

@@ -242,6 +242,8 @@ class Functions(PosteriorFunctions):
                 al. 2018.
             kl_weight: the ``weight`` of :func:`gaussian_kl`.
             batch_dims: as for :func:`gaussian_kl`, of the data too: ``[B, T, ...]`` goes with latents ``[B, T, D]``.
+            prior: as for :func:`gaussian_kl`, at a sample drawn for the KL. At the sample that was decoded it is
+                ``sample_with_kl``'s, to be added to :func:`reconstruction_loss`.
             preset: None, or a name in ``vaefast.presets.PRESETS``: the convention of another project, its arguments and
                 its factors on the terms. An argument that is given wins over the preset's, also where it is the default
                 here: ``beta=1.0``.

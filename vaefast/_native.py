@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _build, _functorch
+from . import _build, _functorch, _pairwise
 from ._checks import is_real, wrapped
 from ._engine import Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior
@@ -38,6 +38,7 @@ def _load() -> None:
         return
     extension = _build.extension()
     _C, LIKELIHOODS, DEVICES = extension, frozenset(extension.likelihoods()), tuple(extension.devices())
+    _pairwise.kernels = extension
     from . import _batched, _double_backward  # noqa: F401  (registers the differentiable backward ops)
 
     _batched.register()

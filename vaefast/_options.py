@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -203,6 +203,13 @@ class ELBOTerms(NamedTuple):
         return cls(reconstruction + beta * kl, reconstruction, kl)
 
 
+class Density(Protocol):
+    """A prior that is no Gaussian: the objects of :mod:`vaefast.priors`, and others that have this."""
+
+    def log_prob(self, z: Tensor, /) -> Tensor:
+        """In nats, z ``[..., D]`` to ``[...]``."""
+
+
 class KLOptions(NamedTuple):
     """What the KL's keyword arguments ask for, checked; see :func:`vaefast.gaussian_kl`."""
 
@@ -214,6 +221,7 @@ class KLOptions(NamedTuple):
     prior_parameterization: str | Parameterization = "logvar"
     kl_weight: Tensor | None = None
     batch_dims: int = 1
+    prior: Density | None = None
 
     def changed(self) -> dict[str, Any]:
         """Those that are not the defaults."""
@@ -239,6 +247,7 @@ class Composed(TypedDict, total=False):
     prior_parameterization: str | Parameterization
     kl_weight: Tensor | None
     batch_dims: int
+    prior: Density | None
 
 
 def spelled_out(f: F, **own_names: str) -> F:
@@ -298,6 +307,7 @@ def kl_options(reduction: str, balance: object, options: Composed) -> KLOptions:
         of_prior if of_prior == "logvar" else parameterization(of_prior, "prior_parameterization"),
         options.get("kl_weight"),
         batch_dims(options["batch_dims"]) if "batch_dims" in options else 1,
+        None if options.get("prior") is None else kl_prior(options["prior"], reduction, balance, options),
     )
 
 
@@ -339,6 +349,39 @@ def kl_capacity(value: object, reduction: str, free_bits: float) -> Tensor | flo
             "so pass one of them"
         )
     return capacity
+
+
+def density(prior: object) -> Density:
+    if not callable(getattr(prior, "log_prob", None)):
+        raise TypeError(
+            f"prior must have a method log_prob(z), as the objects of vaefast.priors do, got {type(prior).__name__}; "
+            "a Gaussian's mean and log variance go into prior_mu and prior_logvar"
+        )
+    found: Any = prior
+    return found  # type: ignore[no-any-return]
+
+
+def kl_prior(prior: object, reduction: str, balance: object, options: Composed) -> Density:
+    """What samples alone know the KL to, so that it is one of whole samples."""
+    found = density(prior)
+    per = options.get("free_bits_per", "dim")
+    if reduction not in ELBO_REDUCTIONS:
+        raise ValueError(
+            f"prior does not go with reduction={reduction!r}: it gives one log density of a whole sample. "
+            f"Use one of {', '.join(map(repr, ELBO_REDUCTIONS))}"
+        )
+    if balance is not None:
+        raise ValueError(
+            f"prior does not go with balance={balance!r}, which divides the gradient between a posterior and a "
+            "Gaussian prior; use balance=None"
+        )
+    if options.get("symmetric", False):
+        raise ValueError("prior does not go with symmetric=True: samples of q estimate KL(q || p) alone")
+    if options.get("free_bits", 0.0) and per != "sample":
+        raise ValueError(
+            f"prior does not go with free_bits_per={per!r}: its KL is of whole samples, not of dimensions; use 'sample'"
+        )
+    return found
 
 
 def estimator(name: str, options: KLOptions) -> None:

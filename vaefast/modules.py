@@ -34,6 +34,7 @@ class ELBOLoss(nn.Module):
             :func:`vaefast.gaussian_kl`.
         kl_weight: its ``weight``, unless the call gives one.
         batch_dims: as for :func:`vaefast.elbo_terms`.
+        prior: as for :func:`vaefast.elbo_terms`; a module is then part of this one, and trained with it.
         preset: as for :func:`vaefast.elbo_terms`; the attributes are what it comes to.
         process_group: as for :func:`vaefast.elbo_terms`; ``"world"`` can be copied and pickled, a group cannot.
         overwrite_recon: as for :func:`vaefast.reconstruction_loss`.
@@ -83,6 +84,8 @@ class ELBOLoss(nn.Module):
         self._numbers: dict[str, Tensor] = {}  # of factors that are on the meta device, where a tensor has none
         self.parameterization = _options.parameterization(parameterization)
         self.kl_options = _options.kl_options(reduction, balance, options)
+        if isinstance(self.kl_options.prior, nn.Module):
+            self.prior = self.kl_options.prior
 
     def forward(
         self,

@@ -61,6 +61,10 @@ void reconstruction(const ReconstructionProblem& p, int64_t begin, int64_t end) 
   p.wide ? reconstruction_typed<double>(p, begin, end) : reconstruction_typed<float>(p, begin, end);
 }
 
+void marginals(const MarginalsProblem& p, int64_t begin, int64_t end) {
+  p.wide ? run_marginals<double>(p, begin, end) : run_marginals<float>(p, begin, end);
+}
+
 }  // namespace
 }  // namespace VF_ISA
 
@@ -68,7 +72,7 @@ void reconstruction(const ReconstructionProblem& p, int64_t begin, int64_t end) 
 #define VF_PASTE(a, b) VF_PASTE_(a, b)
 
 const CpuKernels& VF_PASTE(cpu_kernels_, CPU_CAPABILITY)() {
-  static const CpuKernels kernels{posterior, reconstruction};
+  static const CpuKernels kernels{posterior, reconstruction, marginals};
   return kernels;
 }
 

@@ -163,8 +163,16 @@ void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Te
   philox.offset = seed + 1;
 }
 
+// The tasks are fixed by the sizes alone, and each writes what no other does.
+void marginals(const MarginalsProblem& p) {
+  const int64_t pairs = p.batch * ((p.batch + p.chunks - 1) / p.chunks);
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, pairs));
+  at::parallel_for(0, p.latents * p.chunks, grain,
+                   [&](int64_t begin, int64_t end) { kernels().marginals(p, begin, end); });
+}
+
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true, nullptr, marginals};
   return true;
 }();
 

@@ -12,6 +12,8 @@ void run_posterior(const PosteriorProblem&, int64_t begin, int64_t end);
 // The likelihood at `index` of the list Group.
 template <class T, class Group>
 void run_reconstruction(int index, const ReconstructionProblem&, int64_t begin, int64_t end);
+template <class T>
+void run_marginals(const MarginalsProblem&, int64_t begin, int64_t end);
 
 }  // namespace VF_ISA
 }  // namespace vaefast

@@ -236,6 +236,24 @@ VF_HD void put(T* p, int i, V x) {
   store_lanes(x, p + i);
 }
 
+// The sum of a vector's lanes, in double and in an order of its own.
+template <class T, class V>
+double sum_of_lanes(const V& x) {
+  constexpr int kOwn = lanes<V>();
+  T lanes[kOwn];
+  store_lanes(x, lanes);
+  // one chain of additions would take as long as a sixth of a tile
+  constexpr int kChains = kOwn < 8 ? kOwn : 8;
+  double s[kChains] = {};
+  for (int l = 0; l < kOwn; l += kChains) {
+    for (int k = 0; k < kChains; ++k) s[k] += double(lanes[l + k]);
+  }
+  for (int half = kChains / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) s[k] += s[k + half];
+  }
+  return s[0];
+}
+
 // Vector partial sums of a tile, added up in double in an order of their own.
 template <class T, class V = Wide<T>>
 class Accumulator {
@@ -255,20 +273,7 @@ class Accumulator {
     sum_ = load_lanes<V>(lanes);
   }
 
-  double total() const {
-    T lanes[kOwn];
-    store_lanes(sum_, lanes);
-    // one chain of additions would take as long as a sixth of a tile
-    constexpr int kChains = kOwn < 8 ? kOwn : 8;
-    double s[kChains] = {};
-    for (int l = 0; l < kOwn; l += kChains) {
-      for (int k = 0; k < kChains; ++k) s[k] += double(lanes[l + k]);
-    }
-    for (int half = kChains / 2; half > 0; half /= 2) {
-      for (int k = 0; k < half; ++k) s[k] += s[k + half];
-    }
-    return s[0];
-  }
+  double total() const { return sum_of_lanes<T>(sum_); }
 
  private:
   static constexpr int kOwn = lanes<V>();

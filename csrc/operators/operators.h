@@ -59,6 +59,12 @@ Tensors elbo_backward_(const Written& kept, const MaybeTensor& dnll, const Maybe
                        const Mask& mask, const Mask& post_mask);
 VF_OPERATOR(elbo_backward_, "kept", "dnll", "dkl", "beta", "mask", "post_mask");
 
+// [D, B], and the gradients in z, mu and the log variance of the sum of g [B] times those.
+Tensor marginals_forward(const MarginalsInputs& in);
+VF_OPERATOR(marginals_forward);
+Tensors marginals_backward(const Tensor& g, const Tensor& marginals, const MarginalsInputs& in);
+VF_OPERATOR(marginals_backward, "g", "marginals");
+
 // Each of kept *= upstream (0-d or [B]), in place.
 void scale_(const Written& kept, const Tensor& upstream);
 VF_OPERATOR(scale_, "kept", "upstream");
