@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import diagnostics, distributed, likelihoods, presets, reference, schedules
+from . import bayesian, diagnostics, distributed, likelihoods, presets, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
@@ -35,6 +35,7 @@ __all__ = [
     "Likelihood",
     "Parameterization",
     "available_backends",
+    "bayesian",
     "check",
     "diagnostics",
     "distributed",
