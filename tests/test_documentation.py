@@ -19,7 +19,7 @@ import vaefast
 from vaefast import _backends, _options, presets
 
 README = ROOT / "README.md"
-MODULES = ("diagnostics", "distributed", "distributions", "likelihoods", "presets", "schedules")
+MODULES = ("bayesian", "diagnostics", "distributed", "distributions", "likelihoods", "presets", "schedules")
 INTEGRATIONS = ("diffusers", "pyro", "scvi", "torch_distributions")
 ALL = [block for page in PAGES for block in blocks_of(page)]
 NAMESPACES: dict[str, tuple[dict[str, Any], set[int]]] = {}
