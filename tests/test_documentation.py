@@ -19,7 +19,7 @@ import vaefast
 from vaefast import _backends, _options, presets
 
 README = ROOT / "README.md"
-MODULES = ("diagnostics", "distributed", "distributions", "likelihoods", "presets", "schedules")
+MODULES = ("bayesian", "diagnostics", "distributed", "distributions", "likelihoods", "presets", "schedules")
 INTEGRATIONS = ("diffusers", "pyro", "scvi", "torch_distributions")
 ALL = [block for page in PAGES for block in blocks_of(page)]
 NAMESPACES: dict[str, tuple[dict[str, Any], set[int]]] = {}
@@ -134,7 +134,7 @@ NO_ERRORS = (
     "distributions.Normal.sample", "distributions.Normal.rsample", "distributions.Normal.entropy",
     "diagnostics.CollapseReport", "diagnostics.CollapseMonitor.reset", "schedules.BetaSchedule.step",
     "schedules.BetaSchedule.reset_parameters", "likelihoods.Domain", "likelihoods.LikelihoodEntry",
-    "integrations", "presets.Preset.filled", "presets.Preset.weigh",
+    "integrations", "presets.Preset.filled", "presets.Preset.weigh", "bayesian.Prediction",
 )  # fmt: skip
 SHAPE = re.compile(r"``\[[^\]]*\]``|0-d|batch_shape|shape of|as for :|\bshape\b|Shape:")
 UNIT = re.compile(r"\bnats?\b")

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import bounds, diagnostics, distributed, likelihoods, presets, reference, schedules
 from . import diagnostics, distributed, likelihoods, presets, priors, reference, schedules
+from . import bayesian, diagnostics, distributed, likelihoods, presets, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
@@ -41,6 +42,7 @@ __all__ = [
     "available_backends",
     "bounds",
     "beta_tcvae_loss",
+    "bayesian",
     "check",
     "diagnostics",
     "distributed",
