@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import diagnostics, distributed, likelihoods, presets, reference, schedules
+from . import diagnostics, discrete, distributed, likelihoods, presets, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
 from ._options import ELBOTerms, Likelihood, Parameterization
+from .discrete import categorical_elbo_terms, categorical_kl, sample_categorical, sample_with_categorical_kl
 from .functional import (
     elbo_loss,
     elbo_terms,
@@ -35,8 +36,11 @@ __all__ = [
     "Likelihood",
     "Parameterization",
     "available_backends",
+    "categorical_elbo_terms",
+    "categorical_kl",
     "check",
     "diagnostics",
+    "discrete",
     "distributed",
     "elbo_loss",
     "elbo_terms",
@@ -50,7 +54,9 @@ __all__ = [
     "reconstruction_loss",
     "reference",
     "reparameterize",
+    "sample_categorical",
     "sample_likelihood",
+    "sample_with_categorical_kl",
     "sample_with_kl",
     "schedules",
     "show_config",
