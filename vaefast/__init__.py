@@ -8,12 +8,14 @@ from typing import Any
 from . import bounds, diagnostics, distributed, likelihoods, presets, reference, schedules
 from . import diagnostics, distributed, likelihoods, presets, priors, reference, schedules
 from . import bayesian, diagnostics, distributed, likelihoods, presets, reference, schedules
+from . import diagnostics, discrete, distributed, likelihoods, presets, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
 from ._experts import product_of_experts
 from ._options import ELBOTerms, Likelihood, Parameterization
 from .disentanglement import TCTerms, beta_tcvae_loss, total_correlation
+from .discrete import categorical_elbo_terms, categorical_kl, sample_categorical, sample_with_categorical_kl
 from .functional import (
     elbo_loss,
     elbo_terms,
@@ -43,8 +45,11 @@ __all__ = [
     "bounds",
     "beta_tcvae_loss",
     "bayesian",
+    "categorical_elbo_terms",
+    "categorical_kl",
     "check",
     "diagnostics",
+    "discrete",
     "distributed",
     "elbo_loss",
     "elbo_terms",
@@ -60,7 +65,9 @@ __all__ = [
     "reconstruction_loss",
     "reference",
     "reparameterize",
+    "sample_categorical",
     "sample_likelihood",
+    "sample_with_categorical_kl",
     "sample_with_kl",
     "schedules",
     "show_config",

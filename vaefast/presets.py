@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -32,6 +32,10 @@ class Preset:
         source: the project's repository, file and function.
         likelihood, parameterization, reduction, beta, free_bits, free_bits_per, balance, prior_parameterization: as for
             :func:`vaefast.elbo_terms`, with its defaults.
+        unimix, batch_dims: as for :func:`vaefast.categorical_elbo_terms`.
+        latents: ``"gaussian"``, for :func:`vaefast.elbo_terms` and its kin, or ``"categorical"``, for
+            :func:`vaefast.categorical_elbo_terms`.
+        symlog: of categorical latents, whether the target is squashed by :func:`vaefast.discrete.symlog`.
         scale: the reconstruction's factor under ``likelihood``; under another that the caller gives it is 1.
         per_dim: of ``"reconstruction"`` and ``"kl"``, the terms that are divided by the number of elements of a sample
             of ``target``; all their nats are then nats a dimension.
@@ -56,6 +60,10 @@ class Preset:
     scale: float = 1.0
     per_dim: tuple[str, ...] = ()
     prior_parameterization: str | Parameterization = "logvar"
+    unimix: float = 0.0
+    batch_dims: int = 1
+    latents: str = "gaussian"
+    symlog: bool = False
 
     def filled(self, given: dict[str, Any]) -> dict[str, Any]:
         """What the caller gave, and of what he did not the preset's own, where they are not the function's defaults."""
@@ -74,17 +82,28 @@ class Preset:
         return ELBOTerms(nll + (number(beta) if is_real(beta) else beta) * kl, nll, kl)
 
 
-_OPTIONS = {f.name: f.default for f in fields(Preset) if f.name not in ("source", "scale", "per_dim")}
+_NOT_OPTIONS = ("source", "scale", "per_dim", "latents", "symlog")
+_OPTIONS = {f.name: f.default for f in fields(Preset) if f.name not in _NOT_OPTIONS}
 
 
-def find(name: object) -> Preset:
+# which functions are for a preset's latents
+_TAKES = {"gaussian": "elbo_terms, elbo_loss and ELBOLoss", "categorical": "categorical_elbo_terms"}
+
+
+def find(name: object, latents: str = "gaussian") -> Preset:
     choice("preset", name, tuple(PRESETS))
-    return PRESETS[str(name)]
+    found = PRESETS[str(name)]
+    if found.latents != latents:
+        raise ValueError(
+            f"preset {name!r} is of {found.latents} latents, and goes with vaefast's {_TAKES[found.latents]}"
+        )
+    return found
 
 
 def filled_in(f: Callable[P, R]) -> Callable[P, R]:
     """Where ``f``'s argument ``preset`` is one, what the caller did not give comes from it."""
     signature = inspect.signature(f)
+    latents = "categorical" if "logits" in signature.parameters else "gaussian"
 
     @functools.wraps(f)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -92,7 +111,7 @@ def filled_in(f: Callable[P, R]) -> Callable[P, R]:
         if name is None:
             return f(*args, **kwargs)
         named: Callable[..., R] = f
-        return named(**find(name).filled(signature.bind(*args, **kwargs).arguments))
+        return named(**find(name, latents).filled(signature.bind(*args, **kwargs).arguments))
 
     return call
 
@@ -101,6 +120,20 @@ def filled_in(f: Callable[P, R]) -> Callable[P, R]:
 _SQUARED, _ABSOLUTE = Likelihood("gaussian", constant=False), Likelihood("laplace", constant=False)
 _CLAMPED = Parameterization("logvar", clamp=(-30.0, 20.0))
 _DYNAMICS, _REPRESENTATION = 0.5, 0.1
+
+# its dynamics loss weighs 1 and its representation loss 0.1, each of the KL clipped at a free nat
+_DREAMER_V3 = Preset(
+    "danijar/dreamerv3: rssm.py, RSSM.loss and RSSM._dist; configs.yaml, unimix, free_nats, loss_scales (v2)",
+    _SQUARED,
+    beta=1.0 + _REPRESENTATION,
+    free_bits=1.0,
+    free_bits_per="sample",
+    balance=1.0 / (1.0 + _REPRESENTATION),
+    scale=2.0,
+    unimix=0.01,
+    batch_dims=2,
+    latents="categorical",
+)
 
 PRESETS: dict[str, Preset] = {
     "pytorch_examples": Preset(
@@ -155,4 +188,6 @@ PRESETS: dict[str, Preset] = {
         balance=_DYNAMICS / (_DYNAMICS + _REPRESENTATION),
         scale=2.0,
     ),
+    "dreamer_v3": _DREAMER_V3,
+    "dreamer_v3_vectors": replace(_DREAMER_V3, symlog=True),
 }
