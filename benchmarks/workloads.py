@@ -16,8 +16,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn import functional as F
 
 import vaefast
-from benchmarks import bounds, likelihoods
-from benchmarks import likelihoods, pairwise
+from benchmarks import bounds, likelihoods, pairwise
 from benchmarks.workload import Draw, Function, Workload
 
 LOG_2PI = math.log(2 * math.pi)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import bounds, diagnostics, distributed, likelihoods, presets, reference, schedules
-from . import diagnostics, distributed, likelihoods, presets, priors, reference, schedules
-from . import bayesian, diagnostics, distributed, likelihoods, presets, reference, schedules
-from . import diagnostics, discrete, distributed, likelihoods, presets, reference, schedules
+from . import bayesian, bounds, diagnostics, discrete, distributed, likelihoods, presets, priors, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
 from ._experts import product_of_experts
 from ._options import ELBOTerms, Likelihood, Parameterization
-from .disentanglement import TCTerms, beta_tcvae_loss, total_correlation
 from .discrete import categorical_elbo_terms, categorical_kl, sample_categorical, sample_with_categorical_kl
+from .disentanglement import TCTerms, beta_tcvae_loss, total_correlation
 from .functional import (
     elbo_loss,
     elbo_terms,
@@ -42,9 +39,9 @@ __all__ = [
     "Parameterization",
     "TCTerms",
     "available_backends",
-    "bounds",
-    "beta_tcvae_loss",
     "bayesian",
+    "beta_tcvae_loss",
+    "bounds",
     "categorical_elbo_terms",
     "categorical_kl",
     "check",
@@ -60,8 +57,8 @@ __all__ = [
     "multi_tensor_gaussian_kl",
     "multi_tensor_sample_with_kl",
     "presets",
-    "product_of_experts",
     "priors",
+    "product_of_experts",
     "reconstruction_loss",
     "reference",
     "reparameterize",
