@@ -23,7 +23,8 @@ CHECKS = ("tools", "benchmarks", "tests")
 IMPORTS = """
 import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import vaefast; c = time.perf_counter()
 print(f"import torch {b - a:.2f} s, vaefast {1000 * (c - b):.0f} ms more")
-print(vaefast.__file__, vaefast.show_config(), sep="\n")
+print(vaefast.__file__)
+print(vaefast.show_config())
 assert "cpu" in vaefast.available_backends(), "no kernels"
 """
 

