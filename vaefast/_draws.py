@@ -9,10 +9,10 @@ from torch import Tensor
 
 from . import _arguments, _backends, _compose, _options
 from ._checks import floating, same_device
-from ._engine import Reconstruction
+from ._compose import SQUARES
+from ._engine import Engine, Reconstruction
 from ._functions import Recon
-from ._gaussian import Prior, compute_dtype, logvar_of, wide
-from ._log_ratio import log_ratio
+from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, wide
 from ._options import PER_DRAW, Likelihood, Parameterization
 from .likelihoods import COMPOSED, entry_of
 
@@ -39,18 +39,32 @@ class Draws(NamedTuple):
     def log_weights(self, frozen: bool = False) -> Tensor:
         """``[K, B]``: log p(x|z) + log p(z) - log q(z|x), of a q whose parameters stand still if it is ``frozen``."""
         mu, raw = (self.mu.detach(), self.raw.detach()) if frozen else (self.mu, self.raw)
-        given = self.prior_mu, self.prior_logvar
-        dtype = compute_dtype(self.z, mu, raw, *given)
-        pm, plv = (t.to(dtype) if isinstance(t, Tensor) else t for t in given)
-        logvar = logvar_of(raw.to(dtype), self.p.spec)
-        ratio = log_ratio(self.z.to(dtype), mu.to(dtype), logvar, self.log_prior is None, pm, plv)
+        pm, plv = self.prior_mu, self.prior_logvar
+        dtype = compute_dtype(self.z, mu, raw, pm, plv)
+        z, logvar = self.z.to(dtype), logvar_of(raw.to(dtype), self.p.spec)
+        engine = _backends.engine(z, beside=(mu, raw, pm, plv))
         if self.log_prior is not None:
-            ratio = ratio + self.log_prior
+            ratio = _nll(engine, z - mu.to(dtype), logvar, DENSITY) + self.log_prior
+        else:
+            apart = z - pm if isinstance(pm, Tensor) or pm else z
+            ratio = _nll(engine, z - mu.to(dtype), logvar, SQUARES) - _nll(engine, apart, plv, SQUARES)
         return ratio - _compose.engine_of(_backends, self.of).nll(self.of, PER_DRAW)
 
     def restored(self, x: Tensor) -> Tensor:
         """With the batch's own dimensions, which come last."""
         return x if len(self.batch) == 1 else x.unflatten(-1, self.batch)
+
+
+DENSITY = Likelihood("gaussian")
+
+
+def _nll(engine: Engine, apart: Tensor, logvar: Prior, likelihood: Likelihood) -> Tensor:
+    """-log N(apart; 0, e^logvar) of each draw: a gradient in what the difference is taken of comes by PyTorch."""
+    params = [apart]
+    if isinstance(logvar, Tensor) or logvar:
+        params.append(as_tensor(logvar, apart))
+    zero = constant(0.0, apart).expand(apart.shape)
+    return engine.nll(Reconstruction(params, zero, None, likelihood, False), PER_DRAW)
 
 
 def checked(
@@ -126,20 +140,26 @@ def reconstruction(recon: Any, target: Any, weight: Any, chosen: Likelihood, z: 
         )
     if isinstance(target, Tensor) and not target.is_floating_point():
         target = _arguments.indices(target, chosen)
-    params = _arguments.parameters(recon, chosen.name, entry_of(chosen.name))
+    entry = entry_of(chosen.name)
+    params = _arguments.parameters(recon, chosen.name, entry)
     first, target = params[0], floating("target", target)
     if first.dim() < 1 + dims or first.shape[: 1 + dims] != z.shape[: 1 + dims]:
         raise ValueError(
             f"recon has shape {tuple(first.shape)} but z is {tuple(z.shape)}; recon begins with "
             f"{tuple(z.shape[: 1 + dims])}, the draws and the batch: decode(z)"
         )
-    if "dim" not in chosen.options and target.shape != first.shape[1:]:
+    shown, shape = target.expand(first.shape[0], *target.shape), first.shape
+    if entry.planes:
+        shape = _arguments.mixture(first, shown, chosen, entry.planes)
+    elif target.shape != shape[1:]:
         raise ValueError(
-            f"target has shape {tuple(target.shape)} but a draw of recon has {tuple(first.shape[1:])}; they must be "
-            "equal: the target is that of the batch, without the draws"
+            f"target has shape {tuple(target.shape)} but a draw of recon has {tuple(shape[1:])}; they must be equal: the "
+            "target is that of the batch, without the draws"
         )
-    shown = target.expand(first.shape[0], *target.shape)
-    return _arguments.reconstruction(tuple(params), shown, weight, chosen, False)
+    same_device("target", target, "recon", first.device)
+    if weight is not None:
+        _arguments.weight("weight", weight, "recon's sites" if entry.planes else "recon", first, shape)
+    return Reconstruction(params, shown, weight, chosen, False)
 
 
 def _joined(of: Reconstruction, batch: torch.Size) -> Reconstruction:
