@@ -12,7 +12,7 @@ from ._checks import floating, same_device
 from ._compose import SQUARES
 from ._engine import Engine, Reconstruction
 from ._functions import Recon
-from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, wide
+from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, rows, wide
 from ._options import PER_DRAW, Likelihood, Parameterization
 from .likelihoods import COMPOSED, entry_of
 
@@ -44,10 +44,10 @@ class Draws(NamedTuple):
         z, logvar = self.z.to(dtype), logvar_of(raw.to(dtype), self.p.spec)
         engine = _backends.engine(z, beside=(mu, raw, pm, plv))
         if self.log_prior is not None:
-            ratio = _nll(engine, z - mu.to(dtype), logvar, DENSITY) + self.log_prior
+            ratio = rows(_nll(engine, z - mu.to(dtype), logvar, DENSITY), 2) + self.log_prior
         else:
             apart = z - pm if isinstance(pm, Tensor) or pm else z
-            ratio = _nll(engine, z - mu.to(dtype), logvar, SQUARES) - _nll(engine, apart, plv, SQUARES)
+            ratio = rows(_nll(engine, z - mu.to(dtype), logvar, SQUARES) - _nll(engine, apart, plv, SQUARES), 2)
         return ratio - _compose.engine_of(_backends, self.of).nll(self.of, PER_DRAW)
 
     def restored(self, x: Tensor) -> Tensor:
@@ -59,12 +59,13 @@ DENSITY = Likelihood("gaussian")
 
 
 def _nll(engine: Engine, apart: Tensor, logvar: Prior, likelihood: Likelihood) -> Tensor:
-    """-log N(apart; 0, e^logvar) of each draw: a gradient in what the difference is taken of comes by PyTorch."""
+    """-log N(apart; 0, e^logvar), elementwise: latents are few, and a kernel's sum of so few takes longer than they.
+    Gradients in what the difference is taken of come by PyTorch."""
     params = [apart]
     if isinstance(logvar, Tensor) or logvar:
         params.append(as_tensor(logvar, apart))
     zero = constant(0.0, apart).expand(apart.shape)
-    return engine.nll(Reconstruction(params, zero, None, likelihood, False), PER_DRAW)
+    return engine.nll(Reconstruction(params, zero, None, likelihood, False), "none")
 
 
 def checked(
