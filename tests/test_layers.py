@@ -26,7 +26,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("_compose", "_domains", "_importance", "_plain"),
     ("_nodes",),
     ("_torch",),
-    ("_experts", "_log_ratio", "_path", "_torch_direct", "_torch_philox"),
+    ("_experts", "_path", "_torch_direct", "_torch_philox"),
     ("_batched", "_double_backward"),
     ("_native",),
     ("_backends", "_posterior_functions"),

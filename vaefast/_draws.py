@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from . import _arguments, _backends, _compose, _options
+from . import _arguments, _backends, _options, _torch
 from ._checks import floating, same_device
-from ._engine import Reconstruction
+from ._compose import SQUARES
+from ._engine import Engine, Reconstruction
 from ._functions import Recon
-from ._gaussian import Prior, compute_dtype, logvar_of, wide
-from ._log_ratio import log_ratio
+from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, rows, wide
 from ._options import PER_DRAW, Likelihood, Parameterization
 from .likelihoods import COMPOSED, entry_of
 
@@ -39,18 +40,46 @@ class Draws(NamedTuple):
     def log_weights(self, frozen: bool = False) -> Tensor:
         """``[K, B]``: log p(x|z) + log p(z) - log q(z|x), of a q whose parameters stand still if it is ``frozen``."""
         mu, raw = (self.mu.detach(), self.raw.detach()) if frozen else (self.mu, self.raw)
-        given = self.prior_mu, self.prior_logvar
-        dtype = compute_dtype(self.z, mu, raw, *given)
-        pm, plv = (t.to(dtype) if isinstance(t, Tensor) else t for t in given)
-        logvar = logvar_of(raw.to(dtype), self.p.spec)
-        ratio = log_ratio(self.z.to(dtype), mu.to(dtype), logvar, self.log_prior is None, pm, plv)
+        of, pm, plv = self.of, self.prior_mu, self.prior_logvar
+        z, mu, raw = _in(compute_dtype(self.z, mu, raw, pm, plv), self.z, mu, raw)
+        first, rest = of.params[0], (*of.params[1:], z, mu, raw, pm, plv)
+        engine = _backends.engine(first, of.target, of.weight, likelihood=of.likelihood, beside=rest)
+        logvar = logvar_of(raw, self.p.spec)
+        apart = z - mu, z - pm if isinstance(pm, Tensor) or pm else z
         if self.log_prior is not None:
-            ratio = ratio + self.log_prior
-        return ratio - _compose.engine_of(_backends, self.of).nll(self.of, PER_DRAW)
+            ratio = rows(_nll(engine, apart[0], logvar, DENSITY), 2) + self.log_prior
+        else:
+            ratio = rows(_nll(engine, apart[0], logvar, SQUARES) - _nll(engine, apart[1], plv, SQUARES), 2)
+        return ratio - engine.nll(of, PER_DRAW)
 
     def restored(self, x: Tensor) -> Tensor:
         """With the batch's own dimensions, which come last."""
         return x if len(self.batch) == 1 else x.unflatten(-1, self.batch)
+
+
+LOG_2PI = math.log(2 * math.pi)
+DENSITY = Likelihood("gaussian")
+
+
+def _nll(engine: Engine, apart: Tensor, logvar: Prior, likelihood: Likelihood) -> Tensor:
+    """-log N(apart; 0, e^logvar), elementwise: latents are few, and a kernel's sum of so few takes longer than they.
+    Gradients in what the difference is taken of come by PyTorch."""
+    scaled = isinstance(logvar, Tensor) or logvar
+    if engine is not _torch:
+        params = [apart, as_tensor(logvar, apart)] if scaled else [apart]
+        zero = constant(0.0, apart).expand(apart.shape)
+        return engine.nll(Reconstruction(params, zero, None, likelihood, False), "none")
+    # as people write it: a node for each operation takes less time than one in Python for all
+    if not scaled:
+        twice = apart * apart
+    else:
+        logvar = as_tensor(logvar, apart)
+        twice = (apart * torch.exp(-0.5 * logvar)).square() + logvar
+    return 0.5 * (twice if likelihood is SQUARES else twice + LOG_2PI)
+
+
+def _in(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    return [t if t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
 def checked(
@@ -81,7 +110,7 @@ def checked(
         )
     if not z.shape[0]:
         raise ValueError("z has no draws; it takes at least one: reparameterize(mu, logvar, num_samples=K)")
-    same_device("z", z, "mu", mu.device)
+    same_device("mu", mu, "z", z.device)
     pm = _arguments.prior("prior_mu", prior_mu, mu)
     plv = _arguments.log_variance(
         _arguments.prior("prior_logvar", prior_logvar, mu),
@@ -89,6 +118,7 @@ def checked(
         mu,
     )
     of = reconstruction(recon, target, weight, _options.likelihood(likelihood), z, dims)
+    same_device("z", z, "recon", of.params[0].device)
     log_prior = None
     if prior is not None:
         if pm is not None or plv is not None:
@@ -126,20 +156,26 @@ def reconstruction(recon: Any, target: Any, weight: Any, chosen: Likelihood, z: 
         )
     if isinstance(target, Tensor) and not target.is_floating_point():
         target = _arguments.indices(target, chosen)
-    params = _arguments.parameters(recon, chosen.name, entry_of(chosen.name))
+    entry = entry_of(chosen.name)
+    params = _arguments.parameters(recon, chosen.name, entry)
     first, target = params[0], floating("target", target)
     if first.dim() < 1 + dims or first.shape[: 1 + dims] != z.shape[: 1 + dims]:
         raise ValueError(
             f"recon has shape {tuple(first.shape)} but z is {tuple(z.shape)}; recon begins with "
             f"{tuple(z.shape[: 1 + dims])}, the draws and the batch: decode(z)"
         )
-    if "dim" not in chosen.options and target.shape != first.shape[1:]:
+    shown, shape = target.expand(first.shape[0], *target.shape), first.shape
+    if entry.planes:
+        shape = _arguments.mixture(first, shown, chosen, entry.planes)
+    elif target.shape != shape[1:]:
         raise ValueError(
-            f"target has shape {tuple(target.shape)} but a draw of recon has {tuple(first.shape[1:])}; they must be "
-            "equal: the target is that of the batch, without the draws"
+            f"target has shape {tuple(target.shape)} but a draw of recon has {tuple(shape[1:])}; they must be equal: "
+            "the target is that of the batch, without the draws"
         )
-    shown = target.expand(first.shape[0], *target.shape)
-    return _arguments.reconstruction(tuple(params), shown, weight, chosen, False)
+    same_device("target", target, "recon", first.device)
+    if weight is not None:
+        _arguments.weight("weight", weight, "recon's sites" if entry.planes else "recon", first, shape)
+    return Reconstruction(params, shown, weight, chosen, False)
 
 
 def _joined(of: Reconstruction, batch: torch.Size) -> Reconstruction:

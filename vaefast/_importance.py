@@ -22,8 +22,13 @@ class Bound(NamedTuple):
     groups: int = 1
     mix: float = 0.0
 
-    def of(self, log_weights: Tensor) -> Tensor:
-        """``[B]``, in nats."""
+    def loss(self, log_weights: Tensor) -> Tensor:
+        """The negative bounds ``[B]``, in nats."""
+        if self.alpha == 0 and self.groups == 1 and not self.mix:
+            return math.log(log_weights.shape[0]) - torch.logsumexp(log_weights, 0)
+        return -self._bound(log_weights)
+
+    def _bound(self, log_weights: Tensor) -> Tensor:
         mean = log_weights.mean(0) if self.mix or self.alpha == 1 else None
         if self.mix == 1 or self.alpha == 1:
             assert mean is not None
@@ -88,9 +93,9 @@ def bound(alpha: object, groups: object, mix: object, draws: int) -> Bound:
     return Bound(alpha, int(groups), mix)
 
 
-def reduced(bounds: Tensor, reduction: str) -> Tensor:
-    """The negative bounds, by name."""
+def reduced(losses: Tensor, reduction: str) -> Tensor:
+    """Each sample's, by name."""
     choice("reduction", reduction, _options.ELBO_REDUCTIONS)
     if reduction == "per_sample":
-        return -bounds
-    return -(bounds.mean() if reduction == "batchmean" else bounds.sum())
+        return losses
+    return losses.mean() if reduction == "batchmean" else losses.sum()

@@ -122,7 +122,7 @@ def bound_of(
     if log_weights.dim() == 0 or not log_weights.shape[0]:
         raise ValueError(f"log_weights must be [K, B] with at least one draw, got shape {tuple(log_weights.shape)}")
     chosen = _importance.bound(alpha, groups, mix, log_weights.shape[0])
-    return _importance.reduced(chosen.of(log_weights), reduction)
+    return _importance.reduced(chosen.loss(log_weights), reduction)
 
 
 def iwae_loss(
@@ -196,7 +196,7 @@ def iwae_loss(
     if estimator != "iwae":
         share = chosen.share_of_path(log_w.detach()) if estimator == "dreg" else None
         scale_path(estimator, z, mu, logvar, recon, None if share is None else draws.restored(share))
-    return _importance.reduced(draws.restored(chosen.of(log_w)), reduction)
+    return _importance.reduced(draws.restored(chosen.loss(log_w)), reduction)
 
 
 class PIWAELosses(NamedTuple):

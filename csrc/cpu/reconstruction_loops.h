@@ -72,13 +72,14 @@ double reconstruction_tile(const ReconstructionProblem& p, const Tile& t) {
 
 template <class T, class L, int N>
 void reconstruction_units(const ReconstructionProblem& p, int64_t begin, int64_t end) {
-  for_units(p.space, p.sum.partial, kUnit, kTile, begin, end, [&](const Tile& t) {
+  const auto body = [&](const Tile& t) {
     if constexpr (!kFewLoops<T>) {
       if (!p.grad) return reconstruction_tile<T, L, N, true, false>(p, t);
       if (!p.nll) return reconstruction_tile<T, L, N, false, true>(p, t);
     }
     return reconstruction_tile<T, L, N, true, true>(p, t);
-  });
+  };
+  for_units(p.space, p.sum.partial, kUnit, kTile, begin, end, body, kLanes<T>);
 }
 
 template <class T, class L, int N>

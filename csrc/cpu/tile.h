@@ -282,17 +282,22 @@ class Accumulator {
 };
 
 // Runs body(tile), which returns the tile's sum, over the units [begin, end); a unit is so many tiles of so many
-// elements.
+// elements. What is left of a row behind its last `whole` elements, a vector's, is a tile of its own: its operands are
+// the only ones to be brought into buffers.
 template <class F>
-void for_units(const Space& space, double* partial, int64_t unit, int tile, int64_t begin, int64_t end, F body) {
+void for_units(const Space& space, double* partial, int64_t unit, int tile, int64_t begin, int64_t end, F body,
+               int whole = 1) {
   const int64_t cols = space.rows ? space.numel / space.rows : 0;
   const int64_t per_row = (cols + unit - 1) / unit;
   for (int64_t u = begin; u < end; ++u) {
     const int64_t row = u / per_row, first = row * cols + (u % per_row) * unit;
     const int64_t limit = first + unit < (row + 1) * cols ? first + unit : (row + 1) * cols;
     double sum = 0;
-    for (int64_t start = first; start < limit; start += tile) {
-      sum += body(Tile{space, start, int(limit - start < tile ? limit - start : tile)});
+    for (int64_t start = first; start < limit;) {
+      int n = int(limit - start < tile ? limit - start : tile);
+      if (n > whole) n -= n % whole;
+      sum += body(Tile{space, start, n});
+      start += n;
     }
     if (partial) partial[u] = sum;
   }

@@ -67,11 +67,16 @@ void Layout::add_order(Philox& philox, const at::Tensor& mu) {
 }
 
 void Layout::finish(Space& space) {
-  const auto sizes = lead_.sizes(), strides = lead_.strides();
-  at::DimVector order;
+  const auto sizes = lead_.sizes();
+  at::DimVector order, strides(lead_.strides());
+  bool broadcast = false;
   for (int64_t d = 0; d < lead_.dim(); ++d) {
-    if (sizes[d] != 1) order.push_back(d);
+    if (sizes[d] == 1) continue;
+    order.push_back(d);
+    broadcast = broadcast || strides[d] == 0;
   }
+  // the order of what is written, which has memory for every element
+  if (broadcast) strides = at::infer_dense_strides(sizes, strides);
   auto first = order.begin();
   while (first != order.end() && *first < batch_dims_) ++first;
   std::stable_sort(first, order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
