@@ -19,6 +19,7 @@ from ._closed import Scaled, Term, Values
 from ._functorch import alone
 from ._gaussian import Prior, Spec
 from ._options import Likelihood
+from ._supports import Asked
 from .likelihoods import LIKELIHOODS
 
 # no gradients are wanted, of as many arguments as there may be
@@ -75,6 +76,7 @@ def nll(
     """With the gradients in all arguments."""
     closed, options, count = LIKELIHOODS[likelihood.name].gradients, likelihood.options, len(params)
     assert closed is not None
+    once: list[Any] = []
 
     def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
         params, x = tensors[:count], tensors[count]
@@ -101,7 +103,7 @@ def nll(
     ) -> tuple[Tensor, float, float, float, Sequence[Scaled | None]]:
         """Closed's, and the sum of the values, known of the CPU's. Where that is not finite, or there is no closed form
         for these, by the plain formula, which has the limits."""
-        of = closed(x, *params, wanted=wanted, **options)
+        of = closed(Asked(wanted, once), x, *params, **options)
         if of is not None:
             values, factor, constant, found = of
             sum_of_values = values.sum().item() if values.is_cpu else 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from ._distributions import (
 )
 from ._gaussian import constant, softplus
 from ._limits import beside, in_unit, inverse, weighed
-from ._supports import DOMAINS, SUPPORTS, Closed, Domain, LikelihoodEntry
+from ._supports import DOMAINS, SUPPORTS, Asked, Closed, Domain, LikelihoodEntry
 
 __all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "SUPPORTS", "Domain", "LikelihoodEntry"]
 
@@ -46,7 +46,7 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 _FEW = 1 << 9
 
 
-def _bernoulli_gradients(x: Tensor, logits: Tensor, wanted: Sequence[bool]) -> Closed:
+def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
     gradients = [(torch.sigmoid(logits).sub_(x), 1.0)]
     if logits.numel() <= _FEW and logits.is_cpu:
         # one operation for all, in float64: it has two terms of l (1 - x) that may cancel
@@ -68,7 +68,7 @@ def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
     return torch.where(inside, -x * torch.log(p) - (1 - x) * torch.log1p(-p), at_end)
 
 
-def _bernoulli_probs_gradients(x: Tensor, probs: Tensor, wanted: Sequence[bool]) -> Closed:
+def _bernoulli_probs_gradients(asked: Asked, x: Tensor, probs: Tensor) -> Closed:
     x, other = in_unit(x), torch.sub(constant(1.0, probs), probs)
     logs = torch.log(probs).clamp_(min=-100), probs.neg().log1p_().clamp_(min=-100)
     gradient = (probs - x).div_(other.mul_(probs).clamp_(min=1e-12))
@@ -83,7 +83,7 @@ def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant
 
 
 def _gaussian_gradients(
-    x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, wanted: Sequence[bool], constant: float
+    asked: Asked, x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float
 ) -> Closed:
     d = mean - x
     if logvar is None:
@@ -101,7 +101,7 @@ def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constan
 
 
 def _laplace_gradients(
-    x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, wanted: Sequence[bool], constant: float
+    asked: Asked, x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float
 ) -> Closed:
     d = loc - x
     if log_scale is None:
@@ -274,7 +274,7 @@ def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
     return -picked.sum(-1) * torch.where(known.squeeze(-1), 1.0, math.nan)
 
 
-def _categorical_gradients(x: Tensor, logits: Tensor, wanted: Sequence[bool], dim: float) -> Closed:
+def _categorical_gradients(asked: Asked, x: Tensor, logits: Tensor, dim: float) -> Closed:
     log_p = torch.log_softmax(logits, int(dim))
     index = x.long().clamp_(0, logits.shape[int(dim)] - 1)
     known = torch.where(x == index, 1.0, math.nan).to(x.dtype)
