@@ -108,7 +108,7 @@ def negative_binomial(
         return None
     if few(x):
         return _few_negative_binomials(asked, x, mu, theta, constant, eps)
-    t, t_w, factor, term, slope = asked.of(theta, dispersion)
+    t, t_w, factor, term, slope = asked.of(dispersion, theta)
     wide, of = x.double(), mu.double()
     if eps:
         of = of.add_(eps)

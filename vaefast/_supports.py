@@ -60,11 +60,11 @@ class Asked(NamedTuple):
     wanted: Sequence[bool]
     once: list[Any]
 
-    def of(self, t: Tensor, make: Callable[[Tensor], Any]) -> Any:
-        """make(t): of a parameter that is no block's alone made once for all blocks of a call."""
-        if not self.once or self.once[0] is not t:
-            self.once[:] = t, make(t)
-        return self.once[1]
+    def of(self, make: Callable[..., Any], *tensors: Tensor) -> Any:
+        """make(*tensors): of parameters that are no block's alone made once for all blocks of a call."""
+        if len(self.once) != len(tensors) + 1 or any(a is not b for a, b in zip(tensors, self.once)):
+            self.once[:] = *tensors, make(*tensors)
+        return self.once[-1]
 
 
 # values, factor, constant: the nll is values * factor + constant; and the parameters' gradients, or None

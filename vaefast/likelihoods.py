@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from . import _counts
+from . import _counts, _densities
 from ._distributions import (
     BetaBinomial,
     Classes,
@@ -330,6 +330,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "log((e^l - 1) / l) - l x",
         _continuous_bernoulli,
         ContinuousBernoulli,
+        gradients=_densities.continuous_bernoulli,
     ),
     "gaussian": LikelihoodEntry(
         ("mean", "logvar"),
@@ -363,6 +364,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         _student_t,
         lambda loc, log_scale, df: StudentT(df, loc, torch.exp(log_scale)),
         domains=("real", "log", "positive"),
+        gradients=_densities.student_t,
     ),
     "log_normal": LikelihoodEntry(
         ("loc", "log_scale"),
@@ -436,6 +438,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         ),
         options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0},
         check=_check_bins,
+        gradients=_densities.discretized_logistic,
     ),
     "categorical": LikelihoodEntry(
         ("logits",),
@@ -461,6 +464,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0, "channels": 3, "dim": 1},
         check=_check_mixture,
         planes={1: 3, 3: 10},
+        gradients=_densities.discretized_logistic_mixture,
     ),
 }
 
