@@ -176,14 +176,14 @@ def discretized_logistic_mixture(
     dlogits, *drest = gradient.unflatten(along, (1 + int(channels) * columns, -1)).unbind(along)
     log_p = torch.log_softmax(logits, along)
     joint, parts, first = log_p.clone(), [], 0
-    couplings = [torch.tanh(t) for t in rest[2::3]] if columns == 3 else []
+    couplings = rest[2::3] if columns == 3 else []
     for channel in range(int(channels)):
         mean, log_scale = rest[columns * channel : columns * channel + 2]
         of = _bins(log_scale, half, floor)
         if of is None:
             return None
         for before in range(channel):
-            mean = torch.addcmul(mean, couplings[first + before], x.narrow(along, before, 1))
+            mean = torch.addcmul(mean, torch.tanh(couplings[first + before]), x.narrow(along, before, 1))
         first += channel
         nll, *slopes = logistic(x.narrow(along, channel, 1), mean, log_scale, of, half, low, high, floor)
         joint.sub_(nll)
@@ -200,8 +200,10 @@ def discretized_logistic_mixture(
         torch.mul(dmean, share, out=drest[columns * channel])
         torch.mul(dscale, share, out=drest[columns * channel + 1])
         for before in range(channel):
-            tanh, into = couplings[first + before], drest[2::3][first + before]
+            into = drest[2::3][first + before]
             torch.mul(drest[columns * channel], x.narrow(along, before, 1), out=into)
-            into.mul_(tanh.mul_(tanh).neg_().add_(1))
+            # tanh's slope, 4 e / (1 + e)^2 with e = e^-2|a|
+            e = couplings[first + before].abs().mul_(-2).exp_()
+            into.mul_(e).mul_(4).div_(e.add_(1).square_())
         first += channel
     return most.add_(whole.log_()).squeeze(along), -1.0, 0.0, [(gradient, 1.0)]

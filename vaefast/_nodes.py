@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _closed, _gaussian, _plain
+from ._arguments import loss_shape
 from ._closed import Scaled, Term, Values
 from ._functorch import alone
 from ._gaussian import Prior, Spec
@@ -88,10 +89,16 @@ def nll(
             return sum_of_values if as_number else values, factor, constant, gradients
         # what is masked is evaluated at 1, so that whatever it held reaches neither the loss nor a gradient
         weight = tensors[-1]
+        shape, dim = loss_shape(params[0], likelihood)
         on = weight != 0
-        x, *params = (torch.where(on, t, 1.0) for t in (x, *params))
+
+        def over(w: Tensor, t: Tensor) -> Tensor:
+            """A mixture's planes have a dimension more than its sites, which are what is weighed."""
+            return w.expand(shape).unsqueeze(dim) if dim and t.dim() > len(shape) else w
+
+        x, *params = (torch.where(over(on, t), t, 1.0) for t in (x, *params))
         values, _, factor, constant, found = evaluated(x, params, wanted)
-        gradients = [(g[0] * weight, g[1]) if g is not None and yes else None for g, yes in zip(found, wanted)]
+        gradients = [(g[0] * over(weight, g[0]), g[1]) if g is not None and yes else None for g, yes in zip(found, wanted)]
         if total and constant:
             constant *= weight.sum().item() / weight.numel()
         elif constant:
