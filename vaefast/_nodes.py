@@ -144,6 +144,9 @@ def elbo(
     x: Tensor, w: Tensor | None, mu: Tensor, raw: Tensor, pm: Prior, plv: Prior, *params: Tensor,
 ) -> Term:  # fmt: skip
     """The loss alone, with the gradients in all arguments."""
+    found = short_elbo(likelihood, reduction, beta, spec, balance, wanted, x, w, mu, raw, pm, plv, *params)
+    if found is not None:
+        return found
     loss, of_params = nll(likelihood, reduction, dims, (False, False, *wanted[6:]), x, w, *params)
     value, of_posterior = kl(spec, reduction, balance, wanted[2:6], mu, raw, pm, plv)
     if beta != 1:
@@ -153,6 +156,37 @@ def elbo(
     else:
         total = torch.add(loss, value, alpha=beta)
     return total, [None, None, *of_posterior, *of_params[2:]]
+
+
+def short_elbo(
+    likelihood: Likelihood, reduction: str, beta: float, spec: Spec, balance: float | None, wanted: Sequence[bool],
+    x: Tensor, w: Tensor | None, mu: Tensor, raw: Tensor, pm: Prior, plv: Prior, *params: Tensor,
+) -> Term | None:  # fmt: skip
+    """What most calls ask for, one number of few elements on the CPU, without what the others take; else None."""
+    closed, first = LIKELIHOODS[likelihood.name].gradients, params[0]
+    if reduction == "per_sample" or w is not None or isinstance(pm, Tensor) or isinstance(plv, Tensor):
+        return None
+    if closed is None or not first.is_cpu or max(first.numel(), mu.numel()) >= 2 * _closed.BLOCK:
+        return None
+    of = closed(Asked(wanted[6:], []), x, *params, **likelihood.options)
+    if of is None or of[0].shape != first.shape:
+        return None
+    values, factor, constant, of_params = of
+    total = values.sum().item() * factor + constant * values.numel()
+    if not math.isfinite(total):
+        return None
+    twice, of_posterior = _gaussian.kl_with_gradients(spec, mu, raw, pm, plv, False, True)
+    share = 1.0 if reduction == "sum" else 1 / first.shape[0]
+    value = torch.scalar_tensor((total + beta * 0.5 * twice) * share, dtype=first.dtype)
+    gradients: list[Scaled | None] = [None] * (6 + len(params))
+    for k, (g, f) in enumerate(of_posterior, 2):
+        if wanted[k]:
+            gradients[k] = g, f * beta * share
+    for k, scaled in enumerate(of_params, 6):
+        if scaled is not None and wanted[k]:
+            g, f = scaled
+            gradients[k] = (g if g.shape == params[k - 6].shape else _closed.fitted(g, params[k - 6])), f * share
+    return value, gradients
 
 
 class Loss(torch.autograd.Function):
