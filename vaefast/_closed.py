@@ -19,9 +19,6 @@ from ._gaussian import ROWS, constant, rows
 # elements: two threads' work, and half a megabyte in float32
 BLOCK = 1 << 17
 
-# elements: from here on a loop over them takes longer than to begin it
-_MANY = 1 << 13
-
 # a tensor times a number
 Scaled = tuple[Tensor, float]
 
@@ -179,8 +176,8 @@ def cut(tensors: Sequence[Tensor], batched: Sequence[bool] | None = None) -> Ite
 
 def times(kept: Tensor, factor: float, g: Tensor, own: bool, like: Tensor) -> Tensor:
     """A kept gradient times that of the loss, written over where it is our own, in its argument's shape and dtype."""
-    if own and g.dim() == 0 and kept.numel() > _MANY and g.is_cpu:
-        # a loop over them is worth a look at the number
+    if own and g.dim() == 0 and g.is_cpu:
+        # a loop over them, or an operation, is worth a look at the number
         factor = within(factor * g.item(), kept.dtype)
         found = kept.data if factor == 1 else kept.data.mul_(factor)
     else:

@@ -66,7 +66,7 @@ def half(x: Tensor) -> Tensor:
 
 
 PARAMETERIZATIONS: dict[str, Activation] = {
-    "logvar": Activation(lambda r: torch.exp(half(r)), lambda r: r, lambda r, s: (s, 0.5), lambda r: (None, 1.0)),
+    "logvar": Activation(lambda r: torch.exp(r * 0.5), lambda r: r, lambda r, s: (s, 0.5), lambda r: (None, 1.0)),
     "log_std": Activation(torch.exp, lambda r: 2 * r, lambda r, s: (s, 1.0), lambda r: (None, 2.0)),
     "std": Activation(
         lambda r: r, lambda r: 2 * torch.log(r), lambda r, s: (None, 1.0), lambda r: (torch.reciprocal(r), 2.0)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from . import _closed, _gaussian, _plain
+from ._arguments import loss_shape
 from ._closed import Scaled, Term, Values
 from ._functorch import alone
 from ._gaussian import Prior, Spec
 from ._options import Likelihood
+from ._supports import Asked
 from .likelihoods import LIKELIHOODS
 
 # no gradients are wanted, of as many arguments as there may be
@@ -75,6 +77,7 @@ def nll(
     """With the gradients in all arguments."""
     closed, options, count = LIKELIHOODS[likelihood.name].gradients, likelihood.options, len(params)
     assert closed is not None
+    once: list[Any] = []
 
     def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
         params, x = tensors[:count], tensors[count]
@@ -86,10 +89,16 @@ def nll(
             return sum_of_values if as_number else values, factor, constant, gradients
         # what is masked is evaluated at 1, so that whatever it held reaches neither the loss nor a gradient
         weight = tensors[-1]
+        shape, dim = loss_shape(params[0], likelihood)
         on = weight != 0
-        x, *params = (torch.where(on, t, 1.0) for t in (x, *params))
+
+        def over(w: Tensor, t: Tensor) -> Tensor:
+            """A mixture's planes have a dimension more than its sites, which are what is weighed."""
+            return w.expand(shape).unsqueeze(dim) if dim and t.dim() > len(shape) else w
+
+        x, *params = (torch.where(over(on, t), t, 1.0) for t in (x, *params))
         values, _, factor, constant, found = evaluated(x, params, wanted)
-        gradients = [(g[0] * weight, g[1]) if g is not None and yes else None for g, yes in zip(found, wanted)]
+        gradients = [(g[0] * over(weight, g[0]), g[1]) if g is not None and yes else None for g, yes in zip(found, wanted)]
         if total and constant:
             constant *= weight.sum().item() / weight.numel()
         elif constant:
@@ -101,7 +110,7 @@ def nll(
     ) -> tuple[Tensor, float, float, float, Sequence[Scaled | None]]:
         """Closed's, and the sum of the values, known of the CPU's. Where that is not finite, or there is no closed form
         for these, by the plain formula, which has the limits."""
-        of = closed(x, *params, wanted=wanted, **options)
+        of = closed(Asked(wanted, once), x, *params, **options)
         if of is not None:
             values, factor, constant, found = of
             sum_of_values = values.sum().item() if values.is_cpu else 0.0
@@ -135,6 +144,9 @@ def elbo(
     x: Tensor, w: Tensor | None, mu: Tensor, raw: Tensor, pm: Prior, plv: Prior, *params: Tensor,
 ) -> Term:  # fmt: skip
     """The loss alone, with the gradients in all arguments."""
+    found = short_elbo(likelihood, reduction, beta, spec, balance, wanted, x, w, mu, raw, pm, plv, *params)
+    if found is not None:
+        return found
     loss, of_params = nll(likelihood, reduction, dims, (False, False, *wanted[6:]), x, w, *params)
     value, of_posterior = kl(spec, reduction, balance, wanted[2:6], mu, raw, pm, plv)
     if beta != 1:
@@ -144,6 +156,37 @@ def elbo(
     else:
         total = torch.add(loss, value, alpha=beta)
     return total, [None, None, *of_posterior, *of_params[2:]]
+
+
+def short_elbo(
+    likelihood: Likelihood, reduction: str, beta: float, spec: Spec, balance: float | None, wanted: Sequence[bool],
+    x: Tensor, w: Tensor | None, mu: Tensor, raw: Tensor, pm: Prior, plv: Prior, *params: Tensor,
+) -> Term | None:  # fmt: skip
+    """What most calls ask for, one number of few elements on the CPU, without what the others take; else None."""
+    closed, first = LIKELIHOODS[likelihood.name].gradients, params[0]
+    if reduction == "per_sample" or w is not None or isinstance(pm, Tensor) or isinstance(plv, Tensor):
+        return None
+    if closed is None or not first.is_cpu or max(first.numel(), mu.numel()) >= 2 * _closed.BLOCK:
+        return None
+    of = closed(Asked(wanted[6:], []), x, *params, **likelihood.options)
+    if of is None or of[0].shape != first.shape:
+        return None
+    values, factor, constant, of_params = of
+    total = values.sum().item() * factor + constant * values.numel()
+    if not math.isfinite(total):
+        return None
+    twice, of_posterior = _gaussian.kl_with_gradients(spec, mu, raw, pm, plv, False, True)
+    share = 1.0 if reduction == "sum" else 1 / first.shape[0]
+    value = torch.scalar_tensor((total + beta * 0.5 * twice) * share, dtype=first.dtype)
+    gradients: list[Scaled | None] = [None] * (6 + len(params))
+    for k, (g, f) in enumerate(of_posterior, 2):
+        if wanted[k]:
+            gradients[k] = g, f * beta * share
+    for k, scaled in enumerate(of_params, 6):
+        if scaled is not None and wanted[k]:
+            g, f = scaled
+            gradients[k] = (g if g.shape == params[k - 6].shape else _closed.fitted(g, params[k - 6])), f * share
+    return value, gradients
 
 
 class Loss(torch.autograd.Function):

@@ -69,6 +69,23 @@ def covered(d: Normal) -> bool:
     return usable(d.loc) and _backends.native_for(d.loc)
 
 
+# numbers, of which PyTorch's operators take no longer on one CPU thread than a call of ours: of a density with its
+# backward, and alone
+FEW_TRAINED, FEW = 1 << 13, 1 << 16
+
+
+def few(*tensors: Tensor) -> bool:
+    """Whether so few numbers come of these, on the CPU, that PyTorch's operators are as fast. A graph is for any size."""
+    most = 0
+    for t in tensors:
+        if not t.is_cpu:
+            return False
+        most = max(most, t.numel())
+    if most >= FEW or torch.compiler.is_compiling():
+        return False
+    return most < FEW_TRAINED or not trained(*tensors)
+
+
 def _promoted(*tensors: Tensor) -> torch.dtype:
     """torch.result_type of floating tensors, which torch.compile does not trace: 0-d ones count among themselves."""
     dims = any(t.dim() for t in tensors)
@@ -110,9 +127,20 @@ def kl(p: Normal, q: Normal) -> Tensor:
 
     Plain ones of torch keep torch's formula where there are no kernels for them.
     """
+    if not hasattr(p, "_given") and not hasattr(q, "_given"):
+        loc, raw, prior_loc, prior_raw = found = p.loc, p.scale, q.loc, q.scale
+        if all(type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu for t in found):
+            # what most are: nothing to promote, and to expand only where the prior is larger
+            if loc.shape == raw.shape and prior_loc.dim() <= loc.dim() and _backends.native_for(loc):
+                if prior_loc.shape == loc.shape or not prior_loc.dim():
+                    return gaussian_kl(
+                        loc, raw, prior_loc, 2.0 * prior_raw.log(), parameterization="std", reduction="none"
+                    )
+        plain = True
+    else:
+        plain = False
     posterior, prior = parameters(p), parameters(q)
     loc, raw, given = posterior
-    plain = not (hasattr(p, "_given") or hasattr(q, "_given"))
     fit = posterior.usable and prior.usable and usable(loc, prior.loc)
     if not fit or (plain and not _backends.native_for(loc)):
         return _formula(p, q)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +54,19 @@ SUPPORTS: dict[str, tuple[float, ...]] = {
 }
 
 
+class Asked(NamedTuple):
+    """What a closed form is asked for: which parameters' gradients are ``wanted``. ``once`` is for :meth:`of`."""
+
+    wanted: Sequence[bool]
+    once: list[Any]
+
+    def of(self, make: Callable[..., Any], *tensors: Tensor) -> Any:
+        """make(*tensors): of parameters that are no block's alone made once for all blocks of a call."""
+        if len(self.once) != len(tensors) + 1 or any(a is not b for a, b in zip(tensors, self.once)):
+            self.once[:] = *tensors, make(*tensors)
+        return self.once[-1]
+
+
 # values, factor, constant: the nll is values * factor + constant; and the parameters' gradients, or None
 Closed = tuple[Tensor, float, float, Sequence[tuple[Tensor, float] | None]]
 
@@ -77,10 +91,10 @@ class LikelihoodEntry:
     without ``dim``.
 
     ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
-    the data, the parameters, which of their gradients are ``wanted``, and the options, it makes the values, a number
-    that they are to be multiplied by and one that is to be added, and of each parameter the gradient, a tensor times a
-    number; what is not wanted may be None. Its tensors are its own, and nothing of it is differentiated. Where it has
-    nothing for its arguments it is None, and ``nll`` is differentiated.
+    an :class:`Asked`, the data, the parameters and the options it makes the values, a number that they are to be
+    multiplied by and one that is to be added, and of each parameter the gradient, a tensor times a number; what is not
+    wanted may be None. Its tensors are its own, and nothing of it is differentiated. Where it has nothing for its
+    arguments it is None, and ``nll`` is differentiated.
 
     Example::
 

@@ -59,7 +59,7 @@ def one_nll(likelihood: Likelihood, reduction: str, x: Tensor, w: Tensor | None,
     if reduction == "none" and len(shape) == 1:
         reduction = "per_sample"  # which is the same there
     # a mixture's sites are fewer than its parameters', so that what is elementwise does not multiply them
-    if (dim and (w is not None or reduction == "none")) or not closed(likelihood, x, w, *params):
+    if (dim and reduction == "none") or not closed(likelihood, x, w, *params):
         return _plain.nll(likelihood, reduction, x, w, *params)
     compute = functools.partial(_nodes.nll, likelihood, reduction, len(shape))
     return loss(compute, functools.partial(_plain.nll, likelihood, reduction), x, w, *params)

@@ -37,6 +37,18 @@ def alike(x: Tensor, like: Tensor) -> bool:
     )
 
 
+def beside(x: object, first: Tensor) -> bool:
+    """A further parameter: one that broadcasts to the first."""
+    return (
+        (type(x) is Tensor or type(x) is Parameter)
+        and x.dtype is torch.float32
+        and x.layout is torch.strided
+        and x.device == first.device
+        and x.dim() <= first.dim()
+        and all(n in (1, size) for n, size in zip(reversed(x.shape), reversed(first.shape)))
+    )
+
+
 def number(prior: Prior) -> bool:
     return prior is None or type(prior) is float
 
@@ -79,35 +91,39 @@ class Direct:
         entry = LIKELIHOODS.get(chosen.name)
         if weight is not None or entry is None or entry.planes or not isinstance(target, Tensor):
             return None
-        if not isinstance(recon, Tensor) or not alike(target, recon) or entry.required != 1:
+        params = recon if isinstance(recon, (tuple, list)) else (recon,)
+        if not entry.required <= len(params) <= len(entry.params):
             return None
-        if target.requires_grad or recon.dim() == 0 or recon.numel() == 0:
+        first = params[0]
+        if not isinstance(first, Tensor) or not alike(target, first) or target.requires_grad or first.dim() == 0:
             return None
-        return (recon,)
+        if first.numel() == 0 or not all(beside(t, first) for t in params[1:]):
+            return None
+        return params
 
     def reconstruction(
         self, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood, overwrite: bool,
         reduction: str, /,
     ) -> Tensor:  # fmt: skip
-        (recon,) = params
         if reduction not in REDUCTIONS or not is_bool(overwrite):
             raise ValueError
-        if LIKELIHOODS[chosen.name].gradients is None:
-            return _plain.nll(chosen, reduction, target, None, recon)
-        if torch.is_grad_enabled() and recon.requires_grad:
-            compute = functools.partial(_nodes.nll, chosen, reduction, recon.dim())
+        dims = params[0].dim()
+        if LIKELIHOODS[chosen.name].gradients is None or (reduction == "none" and dims == 1):
+            return _torch.one_nll(chosen, reduction, target, None, *params)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in params):
+            compute = functools.partial(_nodes.nll, chosen, reduction, dims)
             loss: Tensor = _nodes.Loss.apply(
-                compute, functools.partial(_plain.nll, chosen, reduction), target, None, recon
+                compute, functools.partial(_plain.nll, chosen, reduction), target, None, *params
             )
             return loss
-        return _nodes.nll(chosen, reduction, recon.dim(), _nodes.NONE, target, None, recon)[0]
+        return _nodes.nll(chosen, reduction, dims, _nodes.NONE, target, None, *params)[0]
 
     def fused_elbo(
         self, loss_alone: bool, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood,
         overwrite: bool, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, p: Parameterization,
         beta: float, reduction: str, balance: float | None, /,
     ) -> Any:  # fmt: skip
-        (recon,) = params
+        recon = params[0]
         if (
             not loss_alone
             or LIKELIHOODS[chosen.name].gradients is None
@@ -122,9 +138,9 @@ class Direct:
             pair, _ = _arguments.kl(mu, raw, prior_mu, prior_logvar, p, reduction, balance, {})
             terms = _torch.elbo(of, pair, _number(_arguments.elbo(recon, mu, beta, reduction)), reduction, balance)
             return terms.loss if loss_alone else terms
-        arguments: tuple[Any, ...] = target, weight, mu, raw, prior_mu, prior_logvar, recon
+        arguments: tuple[Any, ...] = target, weight, mu, raw, prior_mu, prior_logvar, *params
         options = chosen, reduction, recon.dim(), float(beta), p.spec, balance
-        if torch.is_grad_enabled() and (recon.requires_grad or mu.requires_grad or raw.requires_grad):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (mu, raw, *params)):
             plain = functools.partial(_plain.elbo, chosen, reduction, beta, p.spec, balance)
             return _nodes.Loss.apply(functools.partial(_nodes.elbo, *options), plain, *arguments)
         return _nodes.elbo(*options, _nodes.NONE, *arguments)[0]

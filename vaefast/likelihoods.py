@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from . import _counts
+from . import _counts, _densities
 from ._distributions import (
     BetaBinomial,
     Classes,
@@ -29,7 +29,7 @@ from ._distributions import (
 )
 from ._gaussian import constant, softplus
 from ._limits import beside, in_unit, inverse, weighed
-from ._supports import DOMAINS, SUPPORTS, Closed, Domain, LikelihoodEntry
+from ._supports import DOMAINS, SUPPORTS, Asked, Closed, Domain, LikelihoodEntry
 
 __all__ = ["COMPOSED", "DOMAINS", "LIKELIHOODS", "SUPPORTS", "Domain", "LikelihoodEntry"]
 
@@ -46,15 +46,23 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 _FEW = 1 << 9
 
 
-def _bernoulli_gradients(x: Tensor, logits: Tensor, wanted: Sequence[bool]) -> Closed:
-    gradients = [(torch.sigmoid(logits).sub_(x), 1.0)]
+# as far as that, l - l x is right to 1.5e-6
+_NEAR = 24.0
+
+
+def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
+    sigmoid = torch.sigmoid(logits)
+    gradients = [(sigmoid - x, 1.0)]
     if logits.numel() <= _FEW and logits.is_cpu:
         # one operation for all, in float64: it has two terms of l (1 - x) that may cancel
         wide = F.binary_cross_entropy_with_logits(logits.double(), x.double(), reduction="none")
         return wide, 1.0, 0.0, gradients
+    if logits.is_cpu and logits.dtype == torch.float32 and max(-logits.min().item(), logits.max().item()) <= _NEAR:
+        # log(1 + e^-|l|) is that of the sigmoid on the side where it is above 1/2
+        rest = sigmoid.sub_(0.5).abs_().add_(0.5).log_()
+        return F.relu(logits).addcmul_(logits, x, value=-1).sub_(rest), 1.0, 0.0, gradients
     nll = F.relu(logits).mul_(torch.sub(constant(1.0, x), x)).addcmul_(logits.clamp(max=0), x, value=-1)
-    # log(1 + e^-|l|) by the logarithm, which takes a third of log1p's time: to 1e-7, as far as a float32 near 1 goes
-    return nll.add_(logits.abs().neg_().exp_().add_(1.0).log_()), 1.0, 0.0, gradients
+    return nll.add_(_counts.log1p_exp(logits)), 1.0, 0.0, gradients
 
 
 def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
@@ -68,7 +76,7 @@ def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
     return torch.where(inside, -x * torch.log(p) - (1 - x) * torch.log1p(-p), at_end)
 
 
-def _bernoulli_probs_gradients(x: Tensor, probs: Tensor, wanted: Sequence[bool]) -> Closed:
+def _bernoulli_probs_gradients(asked: Asked, x: Tensor, probs: Tensor) -> Closed:
     x, other = in_unit(x), torch.sub(constant(1.0, probs), probs)
     logs = torch.log(probs).clamp_(min=-100), probs.neg().log1p_().clamp_(min=-100)
     gradient = (probs - x).div_(other.mul_(probs).clamp_(min=1e-12))
@@ -83,7 +91,7 @@ def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant
 
 
 def _gaussian_gradients(
-    x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, wanted: Sequence[bool], constant: float
+    asked: Asked, x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float
 ) -> Closed:
     d = mean - x
     if logvar is None:
@@ -101,7 +109,7 @@ def _laplace(x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constan
 
 
 def _laplace_gradients(
-    x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, wanted: Sequence[bool], constant: float
+    asked: Asked, x: Tensor, loc: Tensor, log_scale: Tensor | None = None, *, constant: float
 ) -> Closed:
     d = loc - x
     if log_scale is None:
@@ -274,7 +282,7 @@ def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
     return -picked.sum(-1) * torch.where(known.squeeze(-1), 1.0, math.nan)
 
 
-def _categorical_gradients(x: Tensor, logits: Tensor, wanted: Sequence[bool], dim: float) -> Closed:
+def _categorical_gradients(asked: Asked, x: Tensor, logits: Tensor, dim: float) -> Closed:
     log_p = torch.log_softmax(logits, int(dim))
     index = x.long().clamp_(0, logits.shape[int(dim)] - 1)
     known = torch.where(x == index, 1.0, math.nan).to(x.dtype)
@@ -330,6 +338,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         "log((e^l - 1) / l) - l x",
         _continuous_bernoulli,
         ContinuousBernoulli,
+        gradients=_densities.continuous_bernoulli,
     ),
     "gaussian": LikelihoodEntry(
         ("mean", "logvar"),
@@ -363,6 +372,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         _student_t,
         lambda loc, log_scale, df: StudentT(df, loc, torch.exp(log_scale)),
         domains=("real", "log", "positive"),
+        gradients=_densities.student_t,
     ),
     "log_normal": LikelihoodEntry(
         ("loc", "log_scale"),
@@ -436,6 +446,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         ),
         options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0},
         check=_check_bins,
+        gradients=_densities.discretized_logistic,
     ),
     "categorical": LikelihoodEntry(
         ("logits",),
@@ -461,6 +472,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         options={"bins": 256, "low": -1.0, "high": 1.0, "floor": -7.0, "channels": 3, "dim": 1},
         check=_check_mixture,
         planes={1: 3, 3: 10},
+        gradients=_densities.discretized_logistic_mixture,
     ),
 }
 

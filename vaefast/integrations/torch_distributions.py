@@ -75,7 +75,8 @@ def replace_methods(undo: ExitStack, cls: type[Normal], noise: str | None) -> No
 
     def log_prob(self: Normal, value: Tensor) -> Tensor:
         found = None
-        if _normal.covered(self):
+        few = isinstance(value, Tensor) and _normal.few(self.loc, self.scale, value)
+        if not few and _normal.covered(self):
             if self._validate_args:
                 self._validate_sample(value)
             found = _normal.log_prob(self, value)
