@@ -67,7 +67,8 @@ def near(value: Tensor, bound: Tensor, loose: Tensor, free: Tensor) -> Near:
     """What is not finite is loose; what is loose and finite is right to a ten thousandth."""
     value, shape = value.detach(), value.shape
     loose = (loose | ~value.isfinite() | ~bound.isfinite()).expand(shape)
-    bound = torch.where(loose, 1e-4 * value.abs(), bound.detach()).nan_to_num(0.0, 0.0, 0.0)
+    bound = bound.detach().nan_to_num(0.0, 0.0, 0.0)
+    bound = torch.where(loose, bound.maximum(1e-4 * value.abs().nan_to_num(0.0, 0.0, 0.0)), bound)
     return Near(value, bound, loose, free.expand(shape))
 
 
