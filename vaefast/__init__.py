@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import diagnostics, distributed, likelihoods, presets, reference, schedules
+from . import debug, diagnostics, distributed, likelihoods, presets, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
@@ -36,6 +36,7 @@ __all__ = [
     "Parameterization",
     "available_backends",
     "check",
+    "debug",
     "diagnostics",
     "distributed",
     "elbo_loss",

@@ -1,6 +1,6 @@
 """``PYTHONPATH=tests python -m fuzz [--minutes N] [--seed N] [--isa avx2 ...]``, or ``--case "Case(...)"`` for one again.
 
-Each round is 2,000 cases of a seed of its own, on one of the instruction sets, in a process of its own. What fails is
+Each round is 500 cases of a seed of its own, on one of the instruction sets, in a process of its own. What fails is
 made small and printed, and its text is what ``--case`` takes.
 """
 
@@ -38,7 +38,7 @@ def round_of(seed: int, count: int) -> int:
         if error is not None:
             failed += 1
             kind = type(error)
-            least = smallest(case, lambda other, kind=kind: type(failure_of(other)) is kind)
+            least = smallest(case, lambda other, kind=kind: type(failure_of(other)) is kind, 80)
             print(f"case {k} of seed {seed}: {least!r}\n  {kind.__name__}: {failure_of(least)}", flush=True)
     return failed
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--minutes", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0, help="of the first round; each round takes the next")
-    p.add_argument("--cases", type=int, default=2000, help="of a round")
+    p.add_argument("--cases", type=int, default=500, help="of a round")
     p.add_argument("--isa", nargs="*", choices=ISAS, help="instruction sets, by turns (default: this machine's)")
     p.add_argument("--case", help="run one case by its text")
     p.add_argument("--round", action="store_true", help=argparse.SUPPRESS)

@@ -310,6 +310,8 @@ class Expected:
             found = replace(found, bound=found.bound + step * size)
         elif name in self.given.tensors:
             found = found.over(lambda t: t.reshape(self.given.tensors[name].shape))
+        if found.value.shape == leaf.shape:  # whose own factor may come last, after a sum of nothing
+            found = replace(found, loose=found.loose | ~(leaf.detach().abs() <= oracle.HUGE))
         found = found.rounded(leaf.dtype)  # by each node, before they add up
         return found if so_far is None else so_far + found
 

@@ -68,7 +68,7 @@ def near(value: Tensor, bound: Tensor, loose: Tensor, free: Tensor) -> Near:
     value, shape = value.detach(), value.shape
     loose = (loose | ~value.isfinite() | ~bound.isfinite()).expand(shape)
     bound = bound.detach().nan_to_num(0.0, 0.0, 0.0)
-    bound = torch.where(loose, bound.maximum(1e-4 * value.abs().nan_to_num(0.0, 0.0, 0.0)), bound)
+    bound = torch.where(loose, bound.maximum(1e-4 * value.abs().nan_to_num(0.0, 0.0, 0.0) + TINY), bound)
     return Near(value, bound, loose, free.expand(shape))
 
 
