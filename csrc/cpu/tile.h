@@ -244,7 +244,13 @@ class Accumulator {
 
   VF_HD void add(int i, V x) {
     if (n_ - i >= kOwn) {
-      sum_ = sum_ + x;
+      // equal numbers are rounded alike, all in one direction: so that no chain of additions is long
+      if (i % (kChain * kOwn) == 0) {
+        chains_ = chains_ + sum_;
+        sum_ = x;
+      } else {
+        sum_ = sum_ + x;
+      }
       return;
     }
     // what stands behind the tile's end is not of the sum
@@ -257,7 +263,7 @@ class Accumulator {
 
   double total() const {
     T lanes[kOwn];
-    store_lanes(sum_, lanes);
+    store_lanes(chains_ + sum_, lanes);
     // one chain of additions would take as long as a sixth of a tile
     constexpr int kChains = kOwn < 8 ? kOwn : 8;
     double s[kChains] = {};
@@ -271,9 +277,9 @@ class Accumulator {
   }
 
  private:
-  static constexpr int kOwn = lanes<V>();
+  static constexpr int kOwn = lanes<V>(), kChain = 32;
   int n_;
-  V sum_ = V(T(0));
+  V sum_ = V(T(0)), chains_ = V(T(0));
 };
 
 // Runs body(tile), which returns the tile's sum, over the units [begin, end); a unit is so many tiles of so many
