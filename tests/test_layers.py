@@ -31,7 +31,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("_backends", "_posterior_functions"),
     ("_functions",),
     ("functional", "reference"),
-    ("_normal", "diagnostics", "generation", "modules", "packed", "schedules"),
+    ("_normal", "debug", "diagnostics", "generation", "modules", "packed", "schedules"),
     ("distributions", "integrations._integration"),
     ("integrations.torch_distributions", "integrations.diffusers"),
     ("integrations.pyro", "integrations.scvi"),

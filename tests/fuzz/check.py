@@ -75,6 +75,8 @@ class Expected:
             if self.case.op.startswith("multi"):
                 own = (self.given.of_level(n, level) for n in ("mu", "raw", "prior_mu", "prior_logvar"))
                 dtype = wide(*own)
+            if self.case.engine == "reference":  # which does not draw with the prior beside it
+                dtype = wide(mu_of(self.given, level), raw_of(self.given, level))
             if not drawn:
                 dtype = wide(eps, *(self.given.get(n) for n in ("mu", "raw")))
             terms = oracle.sample_terms(
@@ -310,8 +312,9 @@ class Expected:
             found = replace(found, bound=found.bound + step * size)
         elif name in self.given.tensors:
             found = found.over(lambda t: t.reshape(self.given.tensors[name].shape))
-        if found.value.shape == leaf.shape:  # whose own factor may come last, after a sum of nothing
-            found = replace(found, loose=found.loose | ~(leaf.detach().abs() <= oracle.HUGE))
+        if found.value.shape == leaf.shape:  # a sum of nothing may have its factor, which is infinite, afterwards
+            nothing = not partial.value.numel()
+            found = replace(found, loose=found.loose | ~(leaf.detach().abs() <= oracle.HUGE) | nothing)
         found = found.rounded(leaf.dtype)  # by each node, before they add up
         return found if so_far is None else so_far + found
 
@@ -322,6 +325,14 @@ class Expected:
                 both = [sums[h] for h in halves]
                 found[name] = Near(*(torch.cat(parts, self.case.batch_dims) for parts in zip(*map(_fields, both))))
         return found
+
+
+def mu_of(given: Arguments, level: int) -> object:
+    return given.of_level("mu", level) if given.case.op != "packed" else given.get("moments")
+
+
+def raw_of(given: Arguments, level: int) -> object:
+    return given.of_level("raw", level)
 
 
 def promoted(tensors: Sequence[object]) -> torch.dtype:
