@@ -5,6 +5,9 @@ VENV   ?= .venv
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ARGS   ?=
+# of make fuzz, and the instruction sets that it goes through; a machine that lacks one takes the next below
+MINUTES ?= 5
+ISAS    ?= default avx2 avx512
 # processes of make ddp
 RANKS  ?= 2
 # for the CUDA kernels, on a machine that has nvcc of the same major version, with or without a GPU
@@ -22,7 +25,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples docs docs-serve ddp test test-install test-torches test-pypi programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history lint format clean FORCE
+.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-torches test-pypi programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +95,9 @@ ddp: $(VENV)/.with-demo  ## a VAE on two processes (out/ddp); make ddp RANKS=4 A
 test: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench  ## the tests; make test ARGS='-k kl' runs some
 	$(BIN)/pytest -m 'not install and not cuda_build' $(ARGS)
 
+fuzz: $(VENV)/.with-test  ## random calls against float64, as long as MINUTES says; make fuzz MINUTES=60 ARGS='--seed 7'
+	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES) --isa $(ISAS) $(ARGS)
+
 test-install: $(VENV)/.with-test  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
 	$(BIN)/pytest -m install $(ARGS)
 
@@ -140,6 +146,9 @@ results: $(VENV)/.with-bench  ## from benchmarks/results/ to the pages' tables a
 
 history: $(VENV)/.with-bench  ## results by commit into benchmarks/history.json, and what got slower since the one before
 	$(BIN)/python -m benchmarks.history $(ARGS)
+
+edges: $(VENV)/.built  ## docs/edges.md, what the functions give at infinity, NaN and nothing, beside PyTorch
+	$(BIN)/python -m tools.edges
 
 lint: $(VENV)/.with-lint $(VENV)/.with-test  ## ruff, mypy, clang-format: look only
 	$(BIN)/ruff check

@@ -49,6 +49,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("bayesian._drawing",),
     ("bayesian.mean_field",),
     ("bayesian",),
+    ("_normal", "debug", "diagnostics", "generation", "modules", "packed", "schedules"),
     ("distributions", "integrations._integration"),
     ("integrations.torch_distributions", "integrations.diffusers"),
     ("integrations.pyro", "integrations.scvi"),

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from . import bayesian, bounds, diagnostics, discrete, distributed, likelihoods, presets, priors, reference, schedules
+from . import debug, diagnostics, distributed, likelihoods, presets, reference, schedules
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
@@ -45,6 +46,7 @@ __all__ = [
     "categorical_elbo_terms",
     "categorical_kl",
     "check",
+    "debug",
     "diagnostics",
     "discrete",
     "distributed",

@@ -15,7 +15,7 @@ from torch import Tensor
 from ._batch import Batch
 from ._checks import wrapped
 from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
-from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of, wide
+from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._generators import Generators, each_its_own, torch_noise
 from ._options import PLAIN, Density, ELBOTerms, KLOptions, Likelihood, Parameterization
 from ._philox import philox_noise
@@ -114,6 +114,8 @@ def sample_with_kl(
         z = engine.sample(mu_of_one_pass(pair, engine.noise, eps), pair.raw, pair.p, eps, generator)
         return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
     begun, inner = begin(pair, reduction, o)
+    if eps is None and engine.noise == "torch" and begun.mu is not pair.mu:
+        eps, generator = torch_noise(pair.mu, generator), None  # which PyTorch draws otherwise for another dtype
     z, found = engine.sample_with_kl(begun, inner, o.balance, eps, generator)
     return z.to(pair.mu.dtype), finish(engine, found, pair, begun, inner, reduction, o)
 
@@ -289,14 +291,11 @@ def finish(
 def hidden(pair: Pair, weight: Tensor) -> Pair:
     """The pair with 0 and 1 wherever the weight is 0: whatever stood there reaches neither the KL nor a gradient."""
     on = weight != 0
-    mu, raw, pm, plv, p = pair
 
     def shown(x: Prior, other: float) -> Prior:
-        if not isinstance(x, Tensor):
-            return x
-        # a half's gradient is yet to be added up over what is broadcast
-        return torch.where(on, x if x.shape == mu.shape else wide(x), other)
+        return torch.where(on, x, other) if isinstance(x, Tensor) else x
 
+    mu, raw, pm, plv, p = pair
     return Pair(torch.where(on, mu, 0.0), torch.where(on, raw, 1.0), shown(pm, 0.0), shown(plv, 0.0), p)
 
 

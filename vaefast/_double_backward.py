@@ -78,7 +78,7 @@ def _posterior_backward(
     def forward(mu: Tensor, raw: Tensor, pm: Tensor | None, plv: Tensor | None) -> list[Tensor]:
         out = []
         if dz is not None:
-            out.append(_torch.sample(mu, raw, p, eps, None, seed))
+            out.append(_torch.sample(mu, raw, p, eps, None, seed, (prior_mu, prior_logvar)))
         if dkl is not None:
             prior = (prior_mu_value if pm is None else pm, prior_logvar_value if plv is None else plv)
             out.append(_torch.kl(Pair(mu, raw, *prior, p), _REDUCTIONS[reduction], balance))

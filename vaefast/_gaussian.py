@@ -60,11 +60,6 @@ def constant(value: float, like: Tensor) -> Tensor:
     return found
 
 
-def half(x: Tensor) -> Tensor:
-    """x / 2, in an operation that need not make a tensor of the number."""
-    return torch.add(x, x, alpha=-0.5)
-
-
 PARAMETERIZATIONS: dict[str, Activation] = {
     "logvar": Activation(lambda r: torch.exp(r * 0.5), lambda r: r, lambda r, s: (s, 0.5), lambda r: (None, 1.0)),
     "log_std": Activation(torch.exp, lambda r: 2 * r, lambda r, s: (s, 1.0), lambda r: (None, 2.0)),
@@ -193,7 +188,7 @@ def kl_with_gradients(
         logvar = logvar - prior_logvar
     d = dmu = mu - prior_mu if isinstance(prior_mu, Tensor) or prior_mu else mu
     if isinstance(prior_logvar, Tensor):
-        inverse = torch.exp(half(prior_logvar).neg_())
+        inverse = torch.exp(prior_logvar * -0.5)
         d = d * inverse
         dmu = d * inverse
     elif prior_logvar:
@@ -223,8 +218,8 @@ def expm1_and_sum_of_h(x: Tensor) -> tuple[Tensor, float]:
     if x.dtype == torch.float32:
         w, n = x.double(), x.numel()
         total = torch.exp(w).sub_(w).sum().item() - n
-        # what float64 loses of each is nothing beside the sum, unless that is about as small
-        if total > 1e-8 * n or total != total:
+        # what float64 loses of each is nothing beside the sum, unless that is about as small; and infinity leaves none
+        if total > 1e-8 * n:
             return torch.expm1(x), total
     m, each = expm1_and_h(x)
     return m, each.sum().item()

@@ -94,9 +94,11 @@ def sample(
     eps: Tensor | None,
     generator: torch.Generator | None,
     seed: Tensor | None = None,
+    beside: Sequence[Prior] = (),
 ) -> Tensor:
-    """``seed`` is a kernel's, whose noise it is."""
-    dtype = compute_dtype(mu, raw, eps)
+    """``seed`` is a kernel's, whose noise it is; ``beside`` is the prior that went in with it, for a kernel draws in the
+    dtype in which it computes all that it is asked."""
+    dtype = compute_dtype(mu, raw, eps, *beside)
     if seed is not None:
         eps = normal(seed, mu, dtype)
     elif eps is None:
@@ -166,9 +168,8 @@ def packed(
     mu, raw = of.moments.chunk(2, of.dim)
     out = []
     if with_sample:
-        # a kernel's noise is of the dtype in which it computes all that is asked
-        wide = seed is not None and with_kl and of.prior is not None and of.prior[0].dtype == torch.float64
-        out.append(sample(mu.double() if wide else mu, raw, of.p, None, generator, seed).to(mu.dtype))
+        beside = () if seed is None or of.prior is None else of.prior[:1]
+        out.append(sample(mu, raw, of.p, None, generator, seed, beside))
     if with_kl:
         prior: tuple[Prior, Prior] = (None, None)
         if of.prior is not None:

@@ -37,7 +37,9 @@ def sample_with_kl(
 def multi_sample_with_kl(
     many: Posteriors, reduction: str, generator: torch.Generator | None
 ) -> tuple[list[Tensor], Tensor]:
-    dtypes = [compute_dtype(mu, raw) for mu, raw in zip(many.mus, many.raws)]
+    count = len(many.mus)
+    priors = zip(many.prior_mus or [None] * count, many.prior_logvars or [None] * count)
+    dtypes = [compute_dtype(mu, raw, *prior) for mu, raw, prior in zip(many.mus, many.raws, priors)]
     return _torch.samples(many, philox_noises(many.mus, dtypes, generator)), multi_kl(many, reduction)
 
 

@@ -262,7 +262,13 @@ class Accumulator {
 
   VF_HD void add(int i, V x) {
     if (n_ - i >= kOwn) {
-      sum_ = sum_ + x;
+      // equal numbers are rounded alike, all in one direction: so that no chain of additions is long
+      if (i % (kChain * kOwn) == 0) {
+        chains_ = chains_ + sum_;
+        sum_ = x;
+      } else {
+        sum_ = sum_ + x;
+      }
       return;
     }
     // what stands behind the tile's end is not of the sum
@@ -273,12 +279,12 @@ class Accumulator {
     sum_ = load_lanes<V>(lanes);
   }
 
-  double total() const { return sum_of_lanes<T>(sum_); }
+  double total() const { return sum_of_lanes<T>(chains_ + sum_); }
 
  private:
-  static constexpr int kOwn = lanes<V>();
+  static constexpr int kOwn = lanes<V>(), kChain = 32;
   int n_;
-  V sum_ = V(T(0));
+  V sum_ = V(T(0)), chains_ = V(T(0));
 };
 
 // Runs body(tile), which returns the tile's sum, over the units [begin, end); a unit is so many tiles of so many

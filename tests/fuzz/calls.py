@@ -309,7 +309,8 @@ def noises(given: Arguments) -> list[Tensor]:
         mus = [given.of_level("mu", k).detach() for k in range(case.levels)]
         if torchs:
             return _generators.torch_noises(mus, None)
-        dtypes = [wide(mu, given.of_level("raw", k)) for k, mu in enumerate(mus)]
+        priors = given.get("prior_mu"), given.get("prior_logvar")
+        dtypes = [wide(mu, given.of_level("raw", k), *priors) for k, mu in enumerate(mus)]
         return _philox.philox_noises(mus, dtypes, None)
     mu = given.get("mu") if case.op != "packed" else given.get("moments").chunk(2, case.batch_dims)[0]
     mu = mu.detach()

@@ -73,7 +73,10 @@ class Expected:
             drawn = "eps" not in self.given.tensors
             dtype = self.kl_dtype if self.case.op != "reparameterize" else wide(self.given.get("mu"), self.given.get("raw"))
             if self.case.op.startswith("multi"):
-                dtype = torch.float32 if dtype == torch.float32 else wide(self.given.of_level("mu", level), self.given.of_level("raw", level))
+                own = (self.given.of_level(n, level) for n in ("mu", "raw", "prior_mu", "prior_logvar"))
+                dtype = wide(*own)
+            if self.case.engine == "reference":  # which does not draw with the prior beside it
+                dtype = wide(mu_of(self.given, level), raw_of(self.given, level))
             if not drawn:
                 dtype = wide(eps, *(self.given.get(n) for n in ("mu", "raw")))
             terms = oracle.sample_terms(
@@ -81,11 +84,6 @@ class Expected:
             )
             if drawn and self.given.reordered():
                 terms = Terms(replace(terms.value, free=terms.value.free | True), {n: replace(g, free=g.free | True) for n, g in terms.partials.items()})
-            elif drawn and self.case.engine == "reference":
-                # with some options a half's noise is drawn in float32
-                step = oracle.ROUNDING[eps.dtype][0] if eps.dtype in (torch.float16, torch.bfloat16) else 0.0
-                terms.value.bound += step * (terms.value.value - mu).abs()
-                terms.partials["raw"].bound += step * terms.partials["raw"].value.abs()
             name = f"z@{level}" if level else "z"
             self.outputs[name] = terms.value, None
             self.paths.append((name, terms, None, {"mu": names[0], "raw": names[1], "eps": "eps"}))
@@ -243,6 +241,24 @@ class Expected:
             return replace(found, bound=found.bound + least).rounded(dtype)
         return self.outputs[name][0].rounded(dtype)
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """As the documentation has it: a sample's is mu's, elements' the promoted one, a sum's at least float32."""
+        case, get = self.case, self.given.get
+        if name.startswith("z"):
+            return self.given.of_level("mu", int(name[2:] or 0)).dtype if case.op != "packed" else get("moments").dtype  # type: ignore[no-any-return]
+        of_nll = [get(n) for n in ("recon0", "recon1", "recon2", "target")]
+        of_kl = [self.given.of_level(n, k) for k in range(case.levels) for n in ("mu", "raw", "prior_mu", "prior_logvar")]
+        of_kl += [get("moments"), get("prior_moments")]
+        if name == "nll" and case.reduction == "none":
+            return promoted(of_nll)
+        if name == "kl" and case.op != "kl_per_dim" and case.reduction == "none":
+            raw = get("prior_logvar")
+            if raw is not None and case.prior_parameterization != "logvar":
+                of_kl.append(torch.empty(0, dtype=wide(*of_kl)))
+            return promoted(of_kl)
+        # an ELBO's terms come in one dtype
+        return wide(*of_kl, *of_nll, get("weight") if case.has_nll else None)
+
     def gradients(self, found: Found) -> dict[str, Near]:
         case = self.case
         # an output's upstream gradient, in which that of the loss is its terms' as well
@@ -288,11 +304,17 @@ class Expected:
         if shape is not None and found.value.shape != shape:
             size = found.value.abs().sum_to_size(shape)
             found = found.over(lambda t: t.sum_to_size(shape))
-            # samples' gradients add up in their own dtype, as those of views do
-            step = oracle.ROUNDING[leaf.dtype if case.num_samples else torch.float32][0]
+            # what is expanded before a kernel sees it, in PyTorch, is added up from gradients of its own dtype
+            expanded = case.num_samples or case.batch_dims != 1 or "kl_weight" in self.given.tensors
+            step = oracle.ROUNDING[leaf.dtype if expanded else torch.float32][0]
+            if leaf.dtype == torch.float16 and expanded:
+                found = replace(found, bound=found.bound + oracle.ROUNDING[leaf.dtype][1] * partial.value.numel() / max(1, leaf.numel()))
             found = replace(found, bound=found.bound + step * size)
         elif name in self.given.tensors:
             found = found.over(lambda t: t.reshape(self.given.tensors[name].shape))
+        if found.value.shape == leaf.shape:  # a sum of nothing may have its factor, which is infinite, afterwards
+            nothing = not partial.value.numel()
+            found = replace(found, loose=found.loose | ~(leaf.detach().abs() <= oracle.HUGE) | nothing)
         found = found.rounded(leaf.dtype)  # by each node, before they add up
         return found if so_far is None else so_far + found
 
@@ -305,6 +327,18 @@ class Expected:
         return found
 
 
+def mu_of(given: Arguments, level: int) -> object:
+    return given.of_level("mu", level) if given.case.op != "packed" else given.get("moments")
+
+
+def raw_of(given: Arguments, level: int) -> object:
+    return given.of_level("raw", level)
+
+
+def promoted(tensors: Sequence[object]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors if isinstance(t, Tensor)))
+
+
 def _finite(x: float) -> bool:
     return x == x and abs(x) != float("inf")
 
@@ -314,7 +348,7 @@ def _fields(near: Near) -> tuple[Tensor, ...]:
 
 
 def _set(near: Near, at: tuple[int, ...], value: float, tolerance: float) -> None:
-    near.value[at], near.bound[at] = value, tolerance * max(1.0, abs(value))
+    near.value[at], near.bound[at], near.free[at] = value, tolerance * max(1.0, abs(value)), False
 
 
 # ---- the verdict
@@ -334,6 +368,9 @@ def verdicts(given: Arguments, found: Found, expected: Expected) -> dict[str, Te
     results = {}
     for name, out in found.outputs.items():
         near = expected.output(name, out.dtype)
+        dtype = expected.dtype_of(name)
+        if out.dtype != dtype:
+            raise Wrong(f"{name} is {out.dtype}, not {dtype}")
         if out.shape != near.value.shape:
             raise Wrong(f"{name} has shape {tuple(out.shape)}, not {tuple(near.value.shape)}")
         results[name] = wrong(out, near)

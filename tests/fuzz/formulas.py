@@ -232,8 +232,8 @@ def exact(
             return DIGITS[likelihood](xs[0], *p, **options)
 
     def in_float64(value: mpf) -> float:
-        if mpmath.im(value) != 0:
-            raise ValueError(f"{value} is complex")
+        if mpmath.im(value) != 0 or not mpmath.isfinite(value):
+            raise ValueError(f"{value} is no real number")
         return float(mpmath.re(value))
 
     try:

@@ -64,9 +64,12 @@ class Near:
 
 
 def near(value: Tensor, bound: Tensor, loose: Tensor, free: Tensor) -> Near:
-    """What is not finite is loose, but for the value that a NaN must give."""
-    loose = (loose | ~value.isfinite() | ~bound.isfinite()).expand(value.shape)
-    return Near(value.detach(), bound.detach().nan_to_num(0.0, 0.0, 0.0), loose, free.expand(value.shape))
+    """What is not finite is loose; what is loose and finite is right to a ten thousandth."""
+    value, shape = value.detach(), value.shape
+    loose = (loose | ~value.isfinite() | ~bound.isfinite()).expand(shape)
+    bound = bound.detach().nan_to_num(0.0, 0.0, 0.0)
+    bound = torch.where(loose, bound.maximum(1e-4 * value.abs().nan_to_num(0.0, 0.0, 0.0) + TINY), bound)
+    return Near(value, bound, loose, free.expand(shape))
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
@@ -98,6 +101,8 @@ def kl_terms(case: Case, q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor], dty
     own = case.op == "packed" and case.prior != "none"  # which has the posterior's clamp
     of_prior = case.prior_parameterization if case.prior not in ("none", "mu only") else "logvar"
     computed = case.parameterization != "logvar" or case.floor > 0, of_prior != "logvar"
+    # of a standard deviation that is computed, which is rounded itself
+    through_std = (case.parameterization == "softplus" or case.floor > 0) + (of_prior == "softplus")
 
     def logvars(raw: Tensor, raw_p: Tensor) -> tuple[Tensor, Tensor]:
         return (
@@ -116,7 +121,7 @@ def kl_terms(case: Case, q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor], dty
     relative = TOLERANCE[dtype] * (a - b).abs().clamp(min=1.0)
     # a log variance that is computed is rounded, and its distance from the other is known no better
     step = ROUNDING[dtype][0]
-    off = step * (lv.abs() * computed[0] + lvp.abs() * computed[1])
+    off = step * (lv.abs() * computed[0] + lvp.abs() * computed[1] + through_std)
     small, mass = torch.expm1(a - b).abs(), torch.exp(a - b)
     square = ((q[0] - p[0]) * torch.exp(-b / 2)) ** 2
     bound = relative * value.detach().abs() + times(off, small + square) + times(off**2, mass)
@@ -130,7 +135,7 @@ def kl_terms(case: Case, q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor], dty
     names = ("mu", "raw", "prior_mu", "prior_logvar")
     return Terms(
         near(value, bound + least, loose & ~free, torch.zeros_like(free)),
-        {name: near(g, size + least, loose, free) for name, g, size in zip(names, partials, bounds)},
+        {name: near(g, size + least, loose, free | g.isnan()) for name, g, size in zip(names, partials, bounds)},
     )
 
 
@@ -170,6 +175,13 @@ def nll_terms(
     infinite = sites(case, [t.isinf() for t in (x, *params)]) & value.isnan()
     free = sites(case, [t.isnan() for t in (x, *params)])
     outside = value.detach().isnan() | free
+    if LIKELIHOODS[case.likelihood].support in ("count", "some of total"):  # of log-gammas that large nothing is left
+        large = sites(case, [~(t.abs() <= 1e9) for t in (x, *params)])
+        outside, infinite = outside | large, infinite | large
+    if "floor" in options:  # a scale whose inverse leaves float32 is no number's to be held to
+        scales = params[1:] if case.likelihood == "discretized_logistic" else params
+        far = sites(case, [x != x, *(p.abs() > EXPONENT / 2 for p in scales)])
+        outside, infinite = outside | far, infinite | far
     names = ("target", *(f"recon{k}" for k in range(len(params))))
 
     def as_planes(mask: Tensor, like: Tensor) -> Tensor:
@@ -178,7 +190,7 @@ def nll_terms(
     return Terms(
         near(value, tolerance * value.abs().clamp(min=1.0), loose & ~free, infinite & ~free),
         {
-            name: near(g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g))
+            name: near(g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g) | g.isnan())
             for name, g in zip(names, gradients)
         },
     )
@@ -261,17 +273,18 @@ def bent(case: Case, value: Near, weight: Tensor | None, tolerance: float) -> Re
         out = (at - C).abs()
         if reduction == "sum":  # of an empty batch, whose mean is none, 0
             out = out * _rows(leaf, bd) if _rows(leaf, bd) else leaf.sum()
-        spread = _spread(unsure.detach(), leaf, bd)
+        doubt = weighted.loose.any() if unsure.dim() == 0 else _some(weighted.loose, bd)
+        spread = _spread(unsure.detach() | doubt, leaf, bd)
     elif case.free_bits_per == "dim":
         unsure = ~((leaf - floor).abs() > size + 1e-6 * floor)
         out = reduced(torch.where(leaf <= floor, floor, leaf), reduction, bd)
-        spread = unsure.detach()
+        spread = unsure.detach() | weighted.loose
     elif case.free_bits_per == "sample":
         rows, margin = reduced(leaf, "per_sample", bd), reduced(size, "per_sample", bd)
         unsure = ~((rows - floor).abs() > margin + 1e-6 * floor)
         rows = torch.where(rows <= floor, floor, rows)
         out = rows if reduction == "per_sample" else rows.sum() if reduction == "sum" else rows.mean()
-        spread = _spread(unsure.detach(), leaf, bd)
+        spread = _spread(unsure.detach() | _some(weighted.loose, bd), leaf, bd)
     else:
         batch = _rows(leaf, bd)
         sums = (leaf.flatten(0, bd - 1) if bd > 1 else leaf).sum(0)
@@ -279,7 +292,8 @@ def bent(case: Case, value: Near, weight: Tensor | None, tolerance: float) -> Re
         unsure = ~((sums - floor * batch).abs() > margin + 1e-6 * floor * batch)
         total = torch.where(sums <= floor * batch, floor * batch, sums).sum()
         out = total if reduction == "sum" else total / batch if batch else total * torch.nan
-        spread = unsure.detach().expand(leaf.shape)
+        columns = (weighted.loose.flatten(0, bd - 1) if bd > 1 else weighted.loose).any(0)
+        spread = (unsure.detach() | columns).expand(leaf.shape)
 
     def factor(upstream: Tensor) -> tuple[Tensor, Tensor]:
         (found,) = torch.autograd.grad(out, leaf, upstream, retain_graph=True, materialize_grads=True)
@@ -288,6 +302,11 @@ def bent(case: Case, value: Near, weight: Tensor | None, tolerance: float) -> Re
     sizes = weighted.over(lambda t: reduced(t, reduction, bd))
     bound = sizes.bound + tolerance * out.detach().abs()
     return Reduced(Near(out.detach(), bound, sizes.loose, sizes.free), factor)
+
+
+def _some(mask: Tensor, batch_dims: int) -> Tensor:
+    """Of each sample, whether anything is."""
+    return reduced(mask.double(), "per_sample", batch_dims) > 0
 
 
 def _rows(x: Tensor, batch_dims: int) -> int:
