@@ -170,4 +170,6 @@ def test_includes_make_no_circle() -> None:
 
 def test_the_layers_are_documented() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    assert not [name for name in HEIGHT if f"`{name}`" not in text and not name.startswith(("integrations", "bayesian.", "__"))]
+    assert not [
+        name for name in HEIGHT if f"`{name}`" not in text and not name.startswith(("integrations", "bayesian.", "__"))
+    ]
