@@ -1,7 +1,7 @@
-"""Bayesian networks of other libraries beside ``vaefast.bayesian.MeanField`` on the same networks: a training step's time,
-what it keeps for backward, and the most memory that it holds.
+"""Bayesian networks of other libraries beside ``vaefast.bayesian.MeanField`` on the same networks: a training step's
+time, what it keeps for backward, and the most memory that it holds.
 
-``python -m benchmarks.bayesian``, in the environment that ``make test-pypi`` makes; a library that is missing is left out.
+``python -m benchmarks.bayesian``, in the environment that ``make test-pypi`` makes; what is missing is left out.
 All weights and biases have a posterior, the batch one draw, and the KL its own formula. The steps take turns, so that
 what else a machine does falls on all; ``batch 1`` is nearly all sampling and KL.
 """

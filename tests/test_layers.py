@@ -34,7 +34,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("_normal", "diagnostics", "generation", "modules", "packed", "schedules", "bayesian._sites", "bayesian._priors"),
     ("bayesian._start", "bayesian._low_rank", "bayesian._prediction", "bayesian._estimators"),
     ("bayesian._drawing",),
-    ("bayesian.mean_field",),
+    ("bayesian.mean_field", "bayesian.ivon"),
     ("bayesian",),
     ("distributions", "integrations._integration"),
     ("integrations.torch_distributions", "integrations.diffusers"),

@@ -32,7 +32,7 @@ def same_posterior(model: MeanField, layer: nn.Module, names: dict[str, tuple[st
     [("Linear", (6, 4), (5, 6)), ("Conv2d", (2, 3, 3), (5, 2, 6, 6)), ("Conv1d", (2, 3, 3), (5, 2, 6))],
 )
 def test_bayesian_torchs_layers(kind: str, args: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """The KL is theirs, times the weights that theirs is the mean over; so is the output with the noise that they drew."""
+    """The KL is theirs, which is a mean, times the weights; and so is the output with the noise that they drew."""
     layers = library("bayesian_torch.layers", "bayesian-torch")
     model = MeanField(getattr(nn, kind)(*args), where="all", prior=(0.0, 0.5), init=0.1)
     layer = getattr(layers, f"{kind}Reparameterization")(*args, prior_variance=0.5)
