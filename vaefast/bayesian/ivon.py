@@ -76,7 +76,7 @@ class IVON(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As :meth:`torch.optim.Optimizer.add_param_group`; the options are checked, and each parameter's state is made."""
+        """As :meth:`torch.optim.Optimizer.add_param_group`; options are checked, and each parameter's state is made."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for name in ("lr", "ess", "weight_decay", "hess_init", "clip_radius"):
@@ -103,6 +103,8 @@ class IVON(torch.optim.Optimizer):
     @contextmanager
     def sampled_params(self, train: bool = False, generator: torch.Generator | None = None) -> Iterator[None]:
         """Within the ``with`` block the parameters are a draw from the posterior; behind it they are its mean again.
+
+        The tensors stay the same, each of its own shape, and are written to in place.
 
         Args:
             train: whether the gradients that are there at the end of the block are this draw's: forward and backward
