@@ -13,10 +13,13 @@ from sphinx_gallery.scrapers import figure_rst
 matplotlib.use("Agg")
 
 OUT = Path(__file__).resolve().parents[2] / "out" / "gallery"
-ORDER = ("digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "ppca_identity", "ddp_vae")
+ORDER = (
+    "digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "bayesian_digits", "bayesian_linear",
+    "ppca_identity", "ddp_vae",
+)  # fmt: skip
 # the picture by which the index shows an example
 FIRST = ("latent.png", "levels.png", "counts.png", "scale.png")
-EPOCHS = {"digits_vae": 30, "hierarchical_vae": 20, "counts_vae": 20, "discretized_vae": 20}
+EPOCHS = {"digits_vae": 30, "hierarchical_vae": 20, "counts_vae": 20, "discretized_vae": 20, "bayesian_digits": 60}
 
 
 class Order:
@@ -35,10 +38,12 @@ class Order:
 
 def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
     name = Path(script_vars["src_file"]).stem
+    shutil.rmtree(OUT / name, ignore_errors=True)
+    if name == "bayesian_linear":
+        return ["--out", str(OUT / name)]
     epochs = EPOCHS.get(name)
     if epochs is None:
         return []
-    shutil.rmtree(OUT / name, ignore_errors=True)
     return ["--epochs", str(epochs), "--out", str(OUT / name), *(["--rounds", "50"] if name == "digits_vae" else [])]
 
 
