@@ -25,7 +25,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-torches test-pypi programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges lint format clean FORCE
+.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-torches test-pypi bayesian programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,11 +75,15 @@ build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV
 demo: $(VENV)/.with-demo  ## train a small VAE on digits and draw from it (out/demo)
 	$(BIN)/python examples/digits_vae.py --out out/demo $(ARGS)
 
-examples: demo  ## the demo, and hierarchical, count, lossless and importance-weighted VAEs (out/); two minutes
+examples: demo  ## the demo, VAEs of other kinds, Bayesian networks (out/); four minutes
 	$(BIN)/python examples/hierarchical_vae.py $(ARGS)
 	$(BIN)/python examples/counts_vae.py $(ARGS)
 	$(BIN)/python examples/discretized_vae.py $(ARGS)
 	$(BIN)/python examples/importance_vae.py $(ARGS)
+	$(BIN)/python examples/priors_vae.py $(ARGS)
+	$(BIN)/python examples/discrete_vae.py $(ARGS)
+	$(BIN)/python examples/bayesian_digits.py $(ARGS)
+	$(BIN)/python examples/bayesian_linear.py
 	$(BIN)/python examples/ppca_identity.py
 
 docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, under three minutes
@@ -108,6 +112,9 @@ test-torches:  ## what a torch could break: torch.compile, training loops, autog
 test-pypi:  ## with scvi-tools, diffusers, Pyro, Lightning and accelerate themselves, in $(PYPI_VENV); minutes
 	$(MAKE) $(PYPI_VENV)/.with-test $(PYPI_VENV)/.with-pypi VENV=$(PYPI_VENV)
 	$(PYPI_VENV)/bin/pytest -m pypi $(ARGS)
+
+bayesian: test-pypi  ## bayesian-torch and blitz beside vaefast.bayesian: time and memory of a step
+	$(PYPI_VENV)/bin/python -m benchmarks.bayesian $(ARGS)
 
 programs: test-pypi  ## Pyro's, diffusers', scvi-tools' and pytorch/examples' VAEs, unchanged, with and without vaefast
 	$(PYPI_VENV)/bin/python -m benchmarks.programs $(ARGS)

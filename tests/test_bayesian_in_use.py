@@ -1,5 +1,5 @@
-"""Posteriors over modules in real programs: compiled, in half precision, checkpointed, copied, averaged, distributed; and
-what becomes of them after training."""
+"""Posteriors over modules in real programs: compiled, in half precision, checkpointed, copied, averaged, distributed;
+and what becomes of them after training."""
 
 from __future__ import annotations
 

@@ -195,3 +195,48 @@ def test_discretized_numbers_are_all_there_is() -> None:
     recon = tuple(t.expand(17, 64) for t in example.DiscretizedVAE(3).decode(torch.randn(1, 3)))
     nll = vaefast.reconstruction_loss(recon, numbers, likelihood=example.LIKELIHOOD, reduction="none")
     torch.testing.assert_close(torch.exp(-nll).sum(0), torch.ones(64))
+
+
+def test_bayesian_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = load_example("bayesian_digits").main(["--epochs", "20", "--draws", "8", "--out", str(tmp_path)])
+    assert_files(tmp_path, metrics, "reliability")
+    assert list(metrics["held_out"]) == ["plain", "5 networks", "posterior", "cold posterior"]
+    printed = capsys.readouterr().out
+    for found in metrics["held_out"].values():
+        assert found["accuracy"] > 0.8 and found["unknown_auroc"] > 0.7
+        assert f"{found['noisy_nll']:.3f}" in printed
+
+
+def test_calibration_and_ranks_of_known_predictions() -> None:
+    example = load_example("bayesian_digits")
+    p = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.05, 0.95]])
+    assert example.calibration_error(p, torch.tensor([0, 0, 0, 1, 1])) == pytest.approx(0.01)
+    share, confidence, accuracy = example.reliability(p, torch.tensor([0, 0, 1, 1, 0]))
+    assert share[[7, 9]].tolist() == pytest.approx([0.8, 0.2]) and accuracy[[7, 9]].tolist() == [0.5, 0.0]
+    assert confidence[[7, 9]].tolist() == pytest.approx([0.75, 0.95])
+    assert example.area_under_roc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])) == 0.875
+
+
+def test_bayesian_linear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The identity for every q; the best mean-field q, and what it leaves; a low-rank one leaves nothing."""
+    metrics = load_example("bayesian_linear").main(["--steps", "300", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert_files(tmp_path, metrics, "posterior")
+    for name, q in metrics["q"].items():
+        assert abs(q["difference"]) < 1e-10, name
+        assert f"{q['elbo']:.6f}" in printed
+    gaps = {name: q["gap"] for name, q in metrics["q"].items()}
+    assert gaps["mean field"] == pytest.approx(metrics["least_gap"], abs=1e-9)
+    assert metrics["least_gap"] < gaps["minibatches"] < 0.1 * gaps["untrained"]
+    assert gaps["mean field"] > gaps["rank 1"] > gaps["rank 2"] > gaps["rank 9"]
+    assert gaps["rank 9"] < 1e-5
+
+
+def test_the_best_mean_field_posterior_is_the_known_one() -> None:
+    example = load_example("bayesian_linear")
+    data = example.read()
+    model = example.model_of(data)
+    example.climb(model, data, 4)
+    torch.testing.assert_close(model.module.weight[0], data.posterior.mean, rtol=0, atol=1e-7)
+    expected = data.posterior.precision_matrix.diagonal().reciprocal()
+    torch.testing.assert_close(example.covariance(model).diagonal(), expected, rtol=1e-5, atol=0)

@@ -47,7 +47,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("bounds", "bayesian._priors", "bayesian._sites"),
     ("bayesian._estimators", "bayesian._low_rank", "bayesian._prediction", "bayesian._start"),
     ("bayesian._drawing",),
-    ("bayesian.mean_field",),
+    ("bayesian.mean_field", "bayesian.ivon"),
     ("bayesian",),
     ("_normal", "debug", "diagnostics", "generation", "modules", "packed", "schedules"),
     ("distributions", "integrations._integration"),

@@ -14,11 +14,15 @@ matplotlib.use("Agg")
 
 OUT = Path(__file__).resolve().parents[2] / "out" / "gallery"
 ORDER = (
-    "digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "importance_vae", "ppca_identity", "ddp_vae",
+    "digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "priors_vae", "importance_vae", "discrete_vae",
+    "bayesian_digits", "bayesian_linear", "ppca_identity", "ddp_vae",
 )  # fmt: skip
 # the picture by which the index shows an example
-FIRST = ("latent.png", "levels.png", "counts.png", "scale.png", "bounds.png")
-EPOCHS = {"digits_vae": 30, "hierarchical_vae": 20, "counts_vae": 20, "discretized_vae": 20, "importance_vae": 5}
+FIRST = ("latent.png", "levels.png", "counts.png", "scale.png", "priors.png", "bounds.png", "classes.png")
+EPOCHS = {
+    "digits_vae": 30, "hierarchical_vae": 20, "counts_vae": 20, "discretized_vae": 20, "priors_vae": 20,
+    "importance_vae": 5, "discrete_vae": 20, "bayesian_digits": 60,
+}  # fmt: skip
 
 
 class Order:
@@ -37,10 +41,12 @@ class Order:
 
 def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
     name = Path(script_vars["src_file"]).stem
+    shutil.rmtree(OUT / name, ignore_errors=True)
+    if name == "bayesian_linear":
+        return ["--out", str(OUT / name)]
     epochs = EPOCHS.get(name)
     if epochs is None:
         return []
-    shutil.rmtree(OUT / name, ignore_errors=True)
     return ["--epochs", str(epochs), "--out", str(OUT / name), *(["--rounds", "50"] if name == "digits_vae" else [])]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._prediction import Prediction
 from ._priors import Gaussian
+from .ivon import IVON
 from .mean_field import MeanField, blundell_weights
 
-__all__ = ["Gaussian", "MeanField", "Prediction", "blundell_weights"]
+__all__ = ["IVON", "Gaussian", "MeanField", "Prediction", "blundell_weights"]

@@ -267,10 +267,10 @@ class Beside(nn.Module):
 def _beside(sites: Sequence[Site], values: Sequence[Tensor]) -> tuple[nn.Module, list[tuple[nn.Module, str]]]:
     """A tree of modules with a parameter for each site, under the site's own name; and where they stand."""
     root = Beside()
-    found = []
+    found: list[tuple[nn.Module, str]] = []
     for site, value in zip(sites, values):
         *path, leaf = site.name.split(".")
-        at = root
+        at: nn.Module = root
         for part in path:
             if part not in at._modules:
                 at.add_module(part, nn.Module())

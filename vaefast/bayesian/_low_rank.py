@@ -34,16 +34,28 @@ def displaced(weights: Sequence[Tensor], factors: Sequence[Tensor], c: Tensor) -
 def extra_kl(factors: Sequence[Tensor], rhos: Sequence[Tensor], logvars: Sequence[Tensor | float]) -> Tensor:
     """KL(N(mu, D + V V^T) || p) - KL(N(mu, D) || p), where p is diagonal with the variances P:
     ``(tr(P^-1 V V^T) - log|I + V^T D^-1 V|) / 2``."""
-    rank = factors[0].shape[-1]
-    first = wide(factors[0])
-    gram = torch.eye(rank, dtype=first.dtype, device=first.device)
-    trace = first.new_zeros(())
+    scaled, trace = [], wide(factors[0]).new_zeros(())
     for v, rho, logvar in zip(factors, rhos, logvars):
-        rows = wide(v).reshape(-1, rank)
-        scaled = rows / softplus(wide(rho)).reshape(-1, 1)
-        gram = gram + scaled.T @ scaled
+        rows = wide(v).reshape(-1, v.shape[-1])
+        scaled.append(rows / softplus(wide(rho)).reshape(-1, 1))
         inverse = torch.exp(-torch.as_tensor(logvar, dtype=rows.dtype, device=rows.device)).expand(rho.shape)
         trace = trace + (rows.square() * inverse.reshape(-1, 1)).sum()
-    # which is positive definite, its eigenvalues at least 1
-    logdet: Tensor = 2 * torch.linalg.cholesky(gram).diagonal().log().sum()
-    return (trace - logdet) / 2
+    return (trace - log_det(scaled).to(trace.dtype)) / 2
+
+
+def log_det(blocks: Sequence[Tensor]) -> Tensor:
+    """log|I + A^T A| of A in blocks of rows.
+
+    A row whose standard deviation goes to 0, as at the maximum of many a factor analysis (Heywood 1931), is so large
+    that a product in A's own precision has nothing left of the others: it is computed in float64, and A of float64 is
+    made triangular without a product.
+    """
+    one = torch.eye(blocks[0].shape[-1], dtype=torch.float64, device=blocks[0].device)
+    if blocks[0].dtype == torch.float64:
+        triangle = torch.linalg.qr(torch.cat((one, *blocks)))[1]
+        found: Tensor = 2 * triangle.diagonal().abs().log().sum()
+        return found
+    gram = sum((a.double().T @ a.double() for a in blocks), one)
+    # positive definite, its eigenvalues at least 1
+    found = 2 * torch.linalg.cholesky(gram).diagonal().log().sum()
+    return found

@@ -62,7 +62,7 @@ class Gaussian(nn.Module):
         else:
             self.logvar = logvar
 
-    def check(self, name: str, p: Tensor) -> None:
+    def _check(self, name: str, p: Tensor) -> None:
         """That this can be the prior of that parameter."""
         for what, value in (("mean", self.mean), ("std", self.logvar)):
             if isinstance(value, Tensor):
@@ -96,7 +96,7 @@ def priors_of(given: Given, names: Sequence[str], parameters: Sequence[nn.Parame
         found = [_prior(given)] * len(names)
     for name, p, prior in zip(names, parameters, found):
         if isinstance(prior, Gaussian):
-            prior.check(name, p)
+            prior._check(name, p)
             prior.to(p.device)
     return found
 

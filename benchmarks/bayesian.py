@@ -1,0 +1,147 @@
+"""Bayesian networks of other libraries beside ``vaefast.bayesian.MeanField`` on the same networks: a training step's
+time, what it keeps for backward, and the most memory that it holds.
+
+``python -m benchmarks.bayesian``, in the environment that ``make test-pypi`` makes; what is missing is left out.
+All weights and biases have a posterior, the batch one draw, and the KL its own formula. The steps take turns, so that
+what else a machine does falls on all; ``batch 1`` is nearly all sampling and KL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.harness import peak_bytes
+from vaefast.bayesian import MeanField
+
+EXAMPLES = 60_000
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def lenet() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def mlp() -> nn.Sequential:
+    """10 million weights."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 2400), nn.ReLU(), nn.Linear(2400, 2400), nn.ReLU(), nn.Linear(2400, 1000),
+        nn.ReLU(), nn.Linear(1000, 10),
+    )  # fmt: skip
+
+
+def vaefast_of(network: nn.Module) -> tuple[nn.Module, Loss]:
+    model = MeanField(network, where="all", prior=(0.0, 1.0), init=0.02)
+    return model, lambda x, y: model.elbo_loss(model(x), y, dataset_size=EXAMPLES, likelihood="categorical")
+
+
+def bayesian_torch_of(network: nn.Module) -> tuple[nn.Module, Loss]:
+    of_models = importlib.import_module("bayesian_torch.models.dnn_to_bnn")
+    options = {
+        "prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -3.9,
+        "type": "Reparameterization", "moped_enable": False,
+    }  # fmt: skip
+    of_models.dnn_to_bnn(network, options)
+    return network, lambda x, y: F.cross_entropy(network(x), y) + of_models.get_kl_loss(network) / EXAMPLES
+
+
+def blitz_of(network: nn.Module) -> tuple[nn.Module, Loss]:
+    modules = importlib.import_module("blitz.modules")
+    kl_of = importlib.import_module("blitz.losses").kl_divergence_from_nn
+    layers = []
+    for layer in network.children():
+        if isinstance(layer, nn.Linear):
+            layer = modules.BayesianLinear(layer.in_features, layer.out_features, prior_sigma_1=1.0)
+        elif isinstance(layer, nn.Conv2d):
+            layer = modules.BayesianConv2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size, prior_sigma_1=1.0
+            )  # fmt: skip
+        layers.append(layer)
+    model = nn.Sequential(*layers)
+    return model, lambda x, y: F.cross_entropy(model(x), y) + kl_of(model) / EXAMPLES
+
+
+LIBRARIES: dict[str, Callable[[nn.Module], tuple[nn.Module, Loss]]] = {
+    "vaefast": vaefast_of, "bayesian-torch": bayesian_torch_of, "blitz": blitz_of,
+}  # fmt: skip
+NETWORKS = {"LeNet": (lenet, (1, 64)), "MLP of 10 million": (mlp, (1, 64))}
+
+
+def kept_bytes(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> int:
+    """What forward keeps for backward beside the parameters and the data."""
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), x, y)}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(t.detach())  # an address is not used twice
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss(x, y)
+    return sum(kept.values())
+
+
+def compare(make: Callable[[], nn.Module], batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds, bytes kept and bytes at the peak of a step, forward and backward, by library."""
+    x, y = torch.rand(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
+    steps: dict[str, Callable[[], None]] = {}
+    found: dict[str, dict[str, float]] = {}
+    for name, of in LIBRARIES.items():
+        try:
+            model, loss = of(make())
+        except ImportError:
+            continue
+
+        def step(model: nn.Module = model, loss: Loss = loss) -> None:
+            model.zero_grad(set_to_none=True)
+            loss(x, y).backward()
+
+        for _ in range(2):
+            step()
+        model.zero_grad(set_to_none=True)
+        found[name] = {"kept": kept_bytes(model, loss, x, y), "peak": peak_bytes(step, x.device)}
+        steps[name] = step
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    for name in steps:
+        found[name]["seconds"] = statistics.median(times[name])
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args(argv)
+    torch.manual_seed(0)
+    print(f"{'network':20}{'batch':>6}  {'library':16}{'ms':>9}{'ratio':>7}{'kept MB':>10}{'peak MB':>10}")
+    for network, (make, batches) in NETWORKS.items():
+        for batch in batches:
+            found = compare(make, batch, args.rounds)
+            for name, row in found.items():
+                ratio = row["seconds"] / found["vaefast"]["seconds"]
+                print(
+                    f"{network:20}{batch:6}  {name:16}{1e3 * row['seconds']:9.2f}{ratio:7.2f}"
+                    f"{row['kept'] / 1e6:10.1f}{row['peak'] / 1e6:10.1f}"
+                )
+
+
+if __name__ == "__main__":
+    main()
