@@ -27,8 +27,8 @@ DIFFERENCES = 1 << 16
 # responsibilities, as many numbers as are kept for backward
 KEPT = 1 << 20
 
-# differences from here down are as fast as matrix products
-FEW = 1 << 13
+# differences from here down are as fast as matrix products, all at once
+FEW = 1 << 16
 
 # what the terms of an exponent may come to, so that the rounding of their sum, some 1e-16 of it, is below 1e-7
 LARGEST = 1e8
@@ -77,11 +77,11 @@ class Density:
         weigh: Callable[[slice, Tensor], object] | None = None,
     ) -> None:  # fmt: skip
         self.weigh = weigh
-        few = z.shape[0] * mus.numel() <= FEW or compute_dtype(z, mus, logvars, logits) == torch.float64
-        centre = 0.0 if few else mus.mean(0, dtype=torch.float64)
-        self.z = z.double() if few else z.double() - centre
+        wide = compute_dtype(z, mus, logvars, logits) == torch.float64
+        centre = 0.0 if wide else mus.mean(0, dtype=torch.float64)
+        self.z = z.double() - centre
         self.of = components(mus, logvars, logits, centre)
-        self.products = not few and z.numel() > 0 and by_products(self.z, self.of)
+        self.products = not wide and z.numel() > 0 and by_products(self.z, self.of)
         if self.products:
             self.exponents = torch.cat((-0.5 * self.of.w, self.of.mw), 1)
             self.constant = self.of.constant - 0.5 * (self.of.m * self.of.mw).sum(1)
@@ -157,6 +157,39 @@ class Density:
         return dz, dm, dlv
 
 
+class Few:
+    """The same of so few pairs that all differences are taken at once, in few operations."""
+
+    def __init__(self, z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> None:
+        half = logvars.double() * -0.5
+        self.scale = torch.exp(half)
+        self.t = (z.double().unsqueeze(1) - mus).mul_(self.scale)
+        self.x = torch.addcmul(half, self.t, self.t, value=-0.5).sum(2)
+        self.common = 0.5 * LOG_2PI * mus.shape[1] + (math.log(len(mus)) if logits is None else 0.0)
+        self.weights = None
+        if logits is not None:
+            self.weights = torch.log_softmax(logits, 0, dtype=torch.float64)
+            self.x += self.weights
+        self.value = torch.logsumexp(self.x, 1, keepdim=True)
+
+    def log_prob(self, dtype: torch.dtype) -> Tensor:
+        return (self.value.squeeze(1) - self.common).to(dtype)
+
+    def gradients(self, g: Tensor, wanted: tuple[bool, bool, bool, bool]) -> list[Tensor | None]:
+        r = (self.x - self.value).exp_().mul_(g.unsqueeze(1))
+        moved, counts = r.unsqueeze(2) * self.t, r.sum(0)
+        found: list[Tensor | None] = [None] * 4
+        if wanted[0]:
+            found[0] = (moved * self.scale).sum(1).neg_()
+        if wanted[1]:
+            found[1] = moved.sum(0).mul_(self.scale)
+        if wanted[2]:
+            found[2] = moved.mul_(self.t).sum(0).sub_(counts.unsqueeze(1)).mul_(0.5)
+        if wanted[3] and self.weights is not None:
+            found[3] = counts - self.weights.exp() * g.sum()
+        return found
+
+
 def gradients(
     z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, g: Tensor, kept: Sequence[Tensor],
     wanted: tuple[bool, bool, bool, bool], density: Density | None = None,
@@ -200,6 +233,11 @@ class LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
+        z, mus, _, _ = arguments
+        ctx.few = Few(*arguments) if len(z) * mus.numel() <= FEW else None
+        if ctx.few is not None:
+            ctx.save_for_backward(*arguments)
+            return ctx.few.log_prob(compute_dtype(*arguments))  # type: ignore[no-any-return]
         found, kept, ctx.density = value(*arguments)
         ctx.save_for_backward(*arguments, *kept)
         return found
@@ -209,6 +247,9 @@ class LogProb(torch.autograd.Function):
         *arguments, kept = *ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled():
             return differentiable(ctx.needs_input_grad, arguments, g)
+        if ctx.few is not None:
+            found = ctx.few.gradients(g, ctx.needs_input_grad)
+            return (*(t if t is None else t.to(like.dtype) for t, like in zip(found, arguments)),)
         return (*gradients(*arguments, g, kept, ctx.needs_input_grad, ctx.density),)
 
 

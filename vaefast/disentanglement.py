@@ -15,7 +15,6 @@ from ._arguments import posterior
 from ._checks import Real, batch, choice, factor, flag, is_whole, like
 from ._compose import log_density
 from ._gaussian import compute_dtype, logvar_of
-from ._mixtures import LOG_2PI
 from ._options import Density, Likelihood, Parameterization
 from .functional import Recon, reconstruction_loss
 
@@ -94,15 +93,13 @@ def total_correlation(
     lv, rows = logvar_of(raw, spec), (z.shape[0], -1)
     if z.dim() != 2:
         z, mu, lv = (t.reshape(rows) for t in (z, mu, lv))
-    joint, marginals = _pairwise.log_sums(z, mu, lv, weights, _backends.native_for(z))
-    # what is left of large terms: in float64
-    wide, wide_lv = z.double(), lv.double()
-    standard = (wide - mu.double()) * torch.exp(-0.5 * wide_lv)
-    own = -0.5 * (standard * standard + (wide_lv + LOG_2PI)).sum(1)
-    log_prior = -0.5 * (wide * wide + LOG_2PI).sum(1) if prior is None else log_density(prior, z.to(dtype)).double()
-    means = own.mean(), joint.mean(), marginals.mean(), log_prior.mean()
-    terms = (means[0] - means[1], means[1] - means[2], means[2] - means[3])
-    return TCTerms(*(t.to(dtype) for t in terms))
+    # against a prior that comes apart, what is left of large terms: in float64
+    of = dtype if prior is None else torch.float64
+    mi, tc, last = _pairwise.terms_of(z, mu, lv, weights, _backends.native_for(z), prior is None, of)
+    if prior is None:
+        return TCTerms(mi, tc, last)
+    last = last - log_density(prior, z.to(dtype)).double().mean()
+    return TCTerms(mi.to(dtype), tc.to(dtype), last.to(dtype))
 
 
 def _weights(z: Tensor, dataset_size: int, estimator: str, published: bool) -> Weights:
