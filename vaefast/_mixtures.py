@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._functorch import unseen
+from ._functorch import alone, unseen
 from ._gaussian import compute_dtype
 
 LOG_2PI = math.log(2 * math.pi)
@@ -48,6 +48,11 @@ def plain(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Ten
     weights = -math.log(mus.shape[0]) if logits is None else torch.log_softmax(logits, 0)
     squares = ((z.unsqueeze(1) - mus) * torch.exp(-0.5 * logvars)) ** 2
     return torch.logsumexp(weights - 0.5 * (squares + logvars + LOG_2PI).sum(2), 1)
+
+
+def in_one_dtype(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Tensor:
+    dtype = compute_dtype(z, mus, logvars, logits)
+    return plain(z.to(dtype), mus.to(dtype), logvars.to(dtype), None if logits is None else logits.to(dtype))
 
 
 def components(mus: Tensor, logvars: Tensor, logits: Tensor | None, centre: Tensor | float) -> Components:
@@ -219,9 +224,7 @@ def gradients(
     return found
 
 
-def value(
-    z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None
-) -> tuple[Tensor, list[Tensor], Density]:
+def value(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> tuple[Tensor, list[Tensor], Density]:
     """log p(z), the responsibilities, unless they are too many, and what both were computed from."""
     density = Density(z, mus, logvars, logits)
     found, kept = density.every()
@@ -244,22 +247,24 @@ class LogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        *arguments, kept = *ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        if torch.is_grad_enabled():
+        z, mus, logvars, logits, *kept = ctx.saved_tensors
+        arguments = z, mus, logvars, logits
+        if torch.is_grad_enabled() or not alone():
             return differentiable(ctx.needs_input_grad, arguments, g)
         if ctx.few is not None:
             found = ctx.few.gradients(g, ctx.needs_input_grad)
             return (*(t if t is None else t.to(like.dtype) for t, like in zip(found, arguments)),)
-        return (*gradients(*arguments, g, kept, ctx.needs_input_grad, ctx.density),)
+        return (*gradients(z, mus, logvars, logits, g, kept, ctx.needs_input_grad, ctx.density),)
 
 
-def differentiable(wanted: tuple[bool, ...], arguments: list[Any], g: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients by what is plain, which can be differentiated again."""
+def differentiable(wanted: Sequence[bool], arguments: Sequence[Any], g: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients by what is plain, which can be differentiated again, and for many g at once."""
     # views are new nodes: where one argument was computed from another, its share must not be counted twice
-    own = [t.view_as(t) if yes else t for t, yes in zip(arguments, wanted)]
-    dtype = compute_dtype(*own)
-    value = plain(*(None if t is None else t.to(dtype) for t in own))
-    found = iter(torch.autograd.grad(value, [t for t, yes in zip(own, wanted) if yes], g, create_graph=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [t.view_as(t) if yes else t for t, yes in zip(arguments, wanted)]
+        value = in_one_dtype(*own)
+        found = iter(torch.autograd.grad(value, [t for t, yes in zip(own, wanted) if yes], g, create_graph=again))
     return tuple(next(found) if yes else None for yes in wanted)
 
 
@@ -317,8 +322,7 @@ def log_prob(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> 
         found: Tensor = _log_prob_op(z, mus, logvars, logits)
         return found
     if not unseen(*given):
-        dtype = compute_dtype(*given)
-        return plain(*(t.to(dtype) for t in (z, mus, logvars)), None if logits is None else logits.to(dtype))
+        return in_one_dtype(z, mus, logvars, logits)
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         found = LogProb.apply(z, mus, logvars, logits)
         return found

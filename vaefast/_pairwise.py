@@ -233,9 +233,7 @@ class Many:
         return [t.mul_(by_sample).add_(a).add_(b) for t, a, b in zip(own, joint, found) if a is not None]
 
 
-def terms(
-    rows: Rows, z: Tensor, weights: Weights, standard: bool, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def terms(rows: Rows, z: Tensor, weights: Weights, standard: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Mutual information, total correlation and dimension-wise KL, the last against N(0, I) if the prior is standard
     and else without the prior's share."""
     own, joint, marginals = rows
@@ -266,9 +264,9 @@ class Terms(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         z, mu, logvar, *saved = ctx.saved_tensors
         wanted = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():
-            return None, None, None, None, *differentiable(*ctx.options, wanted, [z, mu, logvar], upstream)
-        g_mi, g_tc, g_last = (g.item() if g.is_cpu and alone() else g for g in upstream)
+        if torch.is_grad_enabled() or not alone():
+            return None, None, None, None, *differentiable(ctx.options, wanted, (z, mu, logvar), upstream)
+        g_mi, g_tc, g_last = (g.item() if g.is_cpu else g for g in upstream)
         b = len(z)
         found = ctx.sums.backward(saved, g_mi / b, (g_tc - g_mi) / b, (g_last - g_tc) / b)
         if ctx.options[1]:
@@ -280,15 +278,20 @@ class Terms(torch.autograd.Function):
 
 
 def differentiable(
-    weights: Weights, standard: bool, dtype: torch.dtype, wanted: tuple[bool, ...], arguments: list[Tensor],
+    options: tuple[Weights, bool, torch.dtype],
+    wanted: Sequence[bool],
+    arguments: tuple[Tensor, Tensor, Tensor],
     upstream: tuple[Tensor, ...],
-) -> list[Tensor | None]:  # fmt: skip
-    """The gradients by what is plain, which can be differentiated again."""
-    # views are new nodes: where one argument was computed from another, its share must not be counted twice
-    own = [t.view_as(t) if yes else t for t, yes in zip(arguments, wanted)]
-    values = terms(plain(*(t.double() for t in own), weights), own[0], weights, standard, dtype)
-    trained = [t for t, yes in zip(own, wanted) if yes]
-    found = iter(torch.autograd.grad(values, trained, upstream, create_graph=True, allow_unused=True))
+) -> list[Tensor | None]:
+    """The gradients by what is plain, which can be differentiated again, and for many upstream at once."""
+    again, weights = torch.is_grad_enabled(), options[0]
+    with torch.enable_grad():
+        # views are new nodes: where one argument was computed from another, its share must not be counted twice
+        own = [t.view_as(t) if yes else t for t, yes in zip(arguments, wanted)]
+        z, mu, logvar = (t.double() for t in own)
+        values = terms(plain(z, mu, logvar, weights), own[0], *options)
+        trained = [t for t, yes in zip(own, wanted) if yes]
+        found = iter(torch.autograd.grad(values, trained, upstream, create_graph=again))
     return [next(found) if yes else None for yes in wanted]
 
 

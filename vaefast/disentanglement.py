@@ -1,5 +1,5 @@
-"""The aggregate posterior q(z) = E_x q(z|x): how much it knows of x, how far its latents hang together, and how far they
-are from the prior; and the losses that weigh these apart.
+"""The aggregate posterior q(z) = E_x q(z|x): how much it knows of x, how far its latents hang together, and how far
+they are from the prior; and the loss that weighs these apart.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def total_correlation(
         mu, logvar: the same shape, the posteriors.
         dataset_size: N, the data of which this batch was drawn.
         estimator: ``"mws"``, minibatch-weighted sampling, ``W_ij = 1 / (N B)`` (equation 3), which is biased: q(z) is
-            too small, by a factor between B and N. ``"mss"``, minibatch-stratified sampling (appendix C.2), whose sum is
-            without bias: W is 1 / N for the own posterior, i = j, (N - B + 1) / (N (B - 1)) for one other, 1 / (B - 1)
+            too small, by a factor between B and N. ``"mss"``, minibatch-stratified sampling (appendix C.2), whose sum
+            is without bias: W is 1 / N for the own posterior, i = j, (N - B + 1) / (N (B - 1)) for one other, 1 / (B - 1)
             for the rest. It needs 2 <= B <= N.
         parameterization: what ``logvar`` means; see :class:`vaefast.Parameterization`.
         prior: an object of :mod:`vaefast.priors`, or another with ``log_prob(z)``; None is N(0, I).
@@ -74,8 +74,8 @@ def total_correlation(
         and float64 where an input is. Differentiable in z, mu, logvar and the prior.
 
     Raises:
-        TypeError, ValueError: an argument of wrong type, dtype, shape or device, an unknown name, or a dataset_size that
-            the estimator does not take.
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, an unknown name, or a dataset_size
+            that the estimator does not take.
 
     Example::
 
@@ -143,8 +143,8 @@ def beta_tcvae_loss(
 ) -> Tensor:
     """The loss of a beta-TCVAE: ``nll + alpha MI + beta TC + gamma dimension-wise KL``, a mean over the batch, in nats.
 
-    Chen et al. 2018 (arXiv:1802.04942), equation 4, whose alpha and gamma are 1. With beta 1 too it is the negative ELBO
-    with the KL estimated at z.
+    Chen et al. 2018 (arXiv:1802.04942), equation 4, whose alpha and gamma are 1. With beta 1 too it is the negative
+    ELBO with the KL estimated at z.
 
     Args:
         recon, target, likelihood, weight: as for :func:`vaefast.reconstruction_loss`; ``[B, ...]``.

@@ -1,4 +1,5 @@
-"""Priors that are no one Gaussian, for ``prior=`` of :func:`vaefast.sample_with_kl`, :func:`vaefast.elbo_loss` and others.
+"""Priors that are no one Gaussian, for ``prior=`` of :func:`vaefast.sample_with_kl`, :func:`vaefast.elbo_loss` and
+others.
 
 A prior is anything with ``log_prob(z)``, in nats: z ``[..., D]`` to ``[...]``, such as a ``torch.distributions`` object
 whose event is a sample. Its KL has no closed form, and is estimated at a sample of the posterior.
@@ -213,7 +214,8 @@ class VampPrior(nn.Module):
 class ScaleMixture:
     """A prior of weights: each element alike from ``pi N(0, sigma1^2) + (1 - pi) N(0, sigma2^2)``.
 
-    Blundell et al. 2015 (arXiv:1505.05424), equation 7. Elementwise, block by block, with the gradient in the same pass.
+    Blundell et al. 2015 (arXiv:1505.05424), equation 7. Elementwise, block by block, with the gradient in the same
+    pass.
 
     Args:
         sigma1, sigma2: the two standard deviations, above 0.
