@@ -67,10 +67,11 @@ build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV
 demo: $(VENV)/.with-demo  ## train a small VAE on digits and draw from it (out/demo)
 	$(BIN)/python examples/digits_vae.py --out out/demo $(ARGS)
 
-examples: demo  ## the demo, and hierarchical, count and lossless VAEs (out/); two minutes
+examples: demo  ## the demo, hierarchical, count and lossless VAEs, and priors (out/); two minutes
 	$(BIN)/python examples/hierarchical_vae.py $(ARGS)
 	$(BIN)/python examples/counts_vae.py $(ARGS)
 	$(BIN)/python examples/discretized_vae.py $(ARGS)
+	$(BIN)/python examples/priors_vae.py $(ARGS)
 	$(BIN)/python examples/ppca_identity.py
 
 docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, under three minutes

@@ -3,8 +3,8 @@
 
 One network, three priors, and the evidence of digits that it never saw. And a beta-TCVAE, whose latents come apart.
 
-With two latents the aggregate posterior of handwritten digits lies in clusters, and N(0, I) does not: a third of its
-samples are from between them, and no digits. A mixture of Gaussians that is trained with the model, and the VampPrior
+With two latents the aggregate posterior of handwritten digits lies in clusters, and N(0, I) does not: what is drawn
+from between them is no digit. A mixture of Gaussians that is trained with the model, and the VampPrior
 (Tomczak & Welling 2018, arXiv:1705.07120), whose components are the posteriors of pseudo-inputs, follow it. ``prior=``
 takes them; the KL to them is estimated at the sample. The evidence of each model is estimated by importance sampling
 from its posterior,
@@ -155,8 +155,9 @@ def draw_priors(models: dict[str, VAE], digits: Digits, path: Path, seed: int) -
         if model.latent == 2:
             ticks = torch.linspace(-1.1, 1.1, 160) * mu.abs().max()
             grid = torch.cartesian_prod(ticks, ticks).to(digits.held_out.device)
-            density = model.log_prior(grid).exp().view(160, 160).T.cpu()
-            above.contourf(ticks, ticks, density, levels=12, cmap="Greys", alpha=0.55)
+            density = model.log_prior(grid).view(160, 160).T.cpu()
+            levels = density.max() - torch.linspace(7.0, 0.0, 15)  # a thousandth of the peak is in
+            above.contourf(ticks, ticks, density, levels=levels, cmap="Greys", alpha=0.6)
         for digit in range(10):
             points = mu[digits.held_out_class == digit]
             above.scatter(points[:, 0], points[:, 1], s=9, color=f"C{digit}", label=str(digit))

@@ -380,7 +380,7 @@ def test_scale_mixture_in_every_way() -> None:
     ):
         with pytest.raises(error):
             priors.ScaleMixture(*wrong)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="w must be a torch[.]Tensor"):
+    with pytest.raises(TypeError, match=r"w must be a torch\.Tensor"):
         prior.total([1.0])  # type: ignore[arg-type]
     assert repr(prior) == "ScaleMixture(1.0, 0.05, 0.25)"
     assert vaefast.priors.ScaleMixture is priors.ScaleMixture

@@ -25,7 +25,8 @@ ESTIMATORS = ("mws", "mss")
 
 
 class TCTerms(NamedTuple):
-    """The KL's three parts, in nats, 0-d each; their sum is the estimate of KL(q || p) at the sample.
+    """The KL's three parts, in nats, 0-d each; their sum is the estimate of KL(q || p) at the sample. Chen et al.
+    2018 (arXiv:1802.04942), equation 2.
 
     ``mutual_information`` of x and z under q; ``total_correlation``, KL(q(z) || prod_d q(z_d)); and ``dimension_kl``,
     KL(prod_d q(z_d) || p(z)), in which the prior comes in.
@@ -62,8 +63,8 @@ def total_correlation(
         dataset_size: N, the data of which this batch was drawn.
         estimator: ``"mws"``, minibatch-weighted sampling, ``W_ij = 1 / (N B)`` (equation 3), which is biased: q(z) is
             too small, by a factor between B and N. ``"mss"``, minibatch-stratified sampling (appendix C.2), whose sum
-            is without bias: W is 1 / N for the own posterior, i = j, (N - B + 1) / (N (B - 1)) for one other, 1 / (B - 1)
-            for the rest. It needs 2 <= B <= N.
+            is without bias: W is 1 / N for the own posterior, i = j, (N - B + 1) / (N (B - 1)) for one other, and
+            1 / (B - 1) for the rest. It needs 2 <= B <= N.
         parameterization: what ``logvar`` means; see :class:`vaefast.Parameterization`.
         prior: an object of :mod:`vaefast.priors`, or another with ``log_prob(z)``; None is N(0, I).
         published_weights: of ``"mss"``, those of the published code, for numbers that are to be compared with it. It
