@@ -103,6 +103,7 @@ def test_terms_and_gradients(
     assert found[0].dtype == dtype
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("size", [(16, 10), (130, 33)], ids=str)
 def test_on_a_device(size: tuple[int, int], estimator: str, device: str) -> None:
@@ -303,6 +304,7 @@ def test_memory() -> None:
     assert peak(step) < 24e6
 
 
+@pytest.mark.isa
 def test_threads_leave_every_bit() -> None:
     """What kernels add up, they add up in an order of their own."""
     require_native()
