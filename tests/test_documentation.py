@@ -19,7 +19,10 @@ import vaefast
 from vaefast import _backends, _options, presets
 
 README = ROOT / "README.md"
-MODULES = ("bayesian", "diagnostics", "distributed", "distributions", "likelihoods", "presets", "schedules")
+MODULES = (
+    "bayesian", "bounds", "debug", "diagnostics", "discrete", "distributed", "distributions", "likelihoods", "presets",
+    "priors", "schedules",
+)  # fmt: skip
 INTEGRATIONS = ("diffusers", "pyro", "scvi", "torch_distributions")
 ALL = [block for page in PAGES for block in blocks_of(page)]
 NAMESPACES: dict[str, tuple[dict[str, Any], set[int]]] = {}
@@ -130,7 +133,7 @@ NO_FORMULA = (
 )  # fmt: skip
 # what cannot be called wrongly, or takes what its class took
 NO_ERRORS = (
-    "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "DiagonalGaussian.mode",
+    "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "TCTerms", "DiagonalGaussian.mode",
     "distributions.Normal.sample", "distributions.Normal.rsample", "distributions.Normal.entropy",
     "diagnostics.CollapseReport", "diagnostics.CollapseMonitor.reset", "schedules.BetaSchedule.step",
     "schedules.BetaSchedule.reset_parameters", "likelihoods.Domain", "likelihoods.LikelihoodEntry",

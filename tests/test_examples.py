@@ -189,6 +189,31 @@ def test_importance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert snr["IWAE"][128] < 0.5 * snr["IWAE"][8] and snr["doubly reparameterized"][128] > 2 * snr["IWAE"][8]
 
 
+def test_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--epochs", "1", "--batch-size", "256", "--samples", "40", "--components", "5")
+    metrics = load_example("priors_vae").main([*few, "--out", str(tmp_path)])
+    assert_files(tmp_path, metrics, "priors traversals")
+    printed = capsys.readouterr().out
+    for name in ("N(0, I)", "mixture", "VampPrior"):
+        found = metrics["priors"][name]
+        assert f"{found['log_evidence']:.2f}" in printed and found["log_evidence"] > found["elbo"]
+    assert metrics["priors"]["N(0, I)"]["gain"] == 0 and set(metrics["parts"]) == {"VAE", "beta-TCVAE"}
+
+
+def test_the_evidence_of_a_model_that_ignores_its_latents() -> None:
+    """There the ELBO is tight at q = p, and any number of samples of any posterior tells it."""
+    example = load_example("priors_vae")
+    model = example.VAE(2, "mixture", 3, torch.zeros(3, 64))
+    with torch.no_grad():
+        model.decoder[-1].weight.zero_()
+    x = torch.randint(0, 17, (6, 64)) / 8 - 1.0
+    expected = -vaefast.reconstruction_loss(
+        model.decode(torch.zeros(6, 2)), x, likelihood=example.LIKELIHOOD, reduction="per_sample"
+    )
+    torch.manual_seed(0)
+    torch.testing.assert_close(example.log_evidence(model, x, 4000), expected.detach(), rtol=0.0, atol=0.2)
+
+
 def test_discretized_numbers_are_all_there_is() -> None:
     example = load_example("discretized_vae")
     numbers = (torch.arange(17.0) / 8 - 1).unsqueeze(1).expand(17, 64)

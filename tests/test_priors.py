@@ -48,6 +48,12 @@ def assert_same(found: list[Tensor], expected: list[Tensor], bound: float) -> No
         assert float(error.max()) <= bound, (name, float(error.max()))
 
 
+@pytest.fixture(params=[True, False], ids=["few", "many"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size: all differences at once, or products."""
+    monkeypatch.setattr(_mixtures, "FEW", 1 << 30 if request.param else 0)
+
+
 SIZES = [(1, 1, 1), (1, 5, 3), (7, 1, 4), (33, 17, 5), (64, 100, 16), (200, 300, 40), (3, 2, 1500)]
 
 
@@ -55,7 +61,7 @@ SIZES = [(1, 1, 1), (1, 5, 3), (7, 1, 4), (33, 17, 5), (64, 100, 16), (200, 300,
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (WIDE, 1e-13)])
 def test_values_and_gradients(
-    size: tuple[int, int, int], logits: bool, dtype: torch.dtype, bound: float, device: str
+    size: tuple[int, int, int], logits: bool, dtype: torch.dtype, bound: float, device: str, few: None
 ) -> None:
     arguments = drawn(1, *size, logits, dtype)
     arguments = tuple(None if t is None else t.to(device) for t in arguments)  # type: ignore[assignment]
@@ -89,7 +95,7 @@ def ways() -> list[tuple[str, Arguments]]:
 
 
 @pytest.mark.parametrize("case", ways(), ids=lambda case: case[0])
-def test_extremes(case: tuple[str, Arguments]) -> None:
+def test_extremes(case: tuple[str, Arguments], few: None) -> None:
     """Each gradient is held to 1e-6 of the largest of its kind, or of 1."""
     _, arguments = case
     upstream = torch.randn(len(arguments[0]), generator=torch.Generator().manual_seed(5))
@@ -131,15 +137,17 @@ def test_against_fifty_digits() -> None:
 
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, upstream = drawn(6, 150, 40, 8), torch.randn(150)
+    monkeypatch.setattr(_mixtures, "FEW", 0)
     whole = with_gradients(priors.mixture_log_prob, arguments, upstream)
     monkeypatch.setattr(_mixtures, "BLOCK", 1000)
+    monkeypatch.setattr(_mixtures, "KEPT", 1000)
     assert_same(with_gradients(priors.mixture_log_prob, arguments, upstream), [t.double() for t in whole], 1e-6)
     monkeypatch.setattr(_mixtures, "LARGEST", 0.0)
     monkeypatch.setattr(_mixtures, "DIFFERENCES", 100)
     assert_same(with_gradients(priors.mixture_log_prob, arguments, upstream), [t.double() for t in whole], 1e-6)
 
 
-def test_each_gradient_alone() -> None:
+def test_each_gradient_alone(few: None) -> None:
     arguments, upstream = drawn(7, 150, 40, 8), torch.ones(150)
     every = with_gradients(priors.mixture_log_prob, arguments, upstream)
     for n in range(4):
@@ -149,14 +157,15 @@ def test_each_gradient_alone() -> None:
 
 
 @pytest.mark.parametrize("size", [(3, 4, 2), (40, 30, 8)], ids=str)
-def test_gradcheck(size: tuple[int, int, int]) -> None:
+def test_gradcheck(size: tuple[int, int, int], few: None) -> None:
     arguments = [t.requires_grad_() for t in drawn(8, *size, dtype=WIDE) if t is not None]
     assert gradcheck(priors.mixture_log_prob, arguments, fast_mode=True)
+    assert gradcheck(priors.mixture_log_prob, arguments, check_batched_grad=size[0] < 10, fast_mode=size[0] > 10)
     assert gradgradcheck(priors.mixture_log_prob, arguments, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype: torch.dtype) -> None:
+def test_half_precision(dtype: torch.dtype, few: None) -> None:
     arguments, upstream = drawn(8, 100, 30, 8, dtype=dtype), torch.ones(100)
     found = with_gradients(priors.mixture_log_prob, arguments, upstream)
     assert found[0].dtype == torch.float32 and all(g.dtype == dtype for g in found[1:])
@@ -165,7 +174,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert_same(found[:1], with_gradients(of_torch, wide, upstream)[:1], 1e-6)  # type: ignore[arg-type]
 
 
-def test_leading_dimensions_strides_and_empty_batches() -> None:
+def test_leading_dimensions_strides_and_empty_batches(few: None) -> None:
     z, mus, logvars, logits = drawn(9, 60, 7, 4)
     expected = priors.mixture_log_prob(z, mus, logvars, logits)
     assert torch.equal(priors.mixture_log_prob(z.view(3, 4, 5, 4), mus, logvars, logits), expected.view(3, 4, 5))
@@ -179,7 +188,7 @@ def test_leading_dimensions_strides_and_empty_batches() -> None:
     assert all(t.grad is not None and not t.grad.any() for t in leaves)
 
 
-def test_not_finite_flows_through() -> None:
+def test_not_finite_flows_through(few: None) -> None:
     z, mus, logvars, logits = drawn(10, 100, 20, 8)
     z[3, 2], z[4, 2] = math.nan, math.inf
     found = priors.mixture_log_prob(z, mus, logvars, logits)
@@ -335,7 +344,9 @@ def blundell(w: Tensor, sigma1: float, sigma2: float, pi: float) -> Tensor:
     return torch.logsumexp(torch.stack(parts), 0)
 
 
-@pytest.mark.parametrize("given", [(1.0, 0.0025, 0.25), (0.1, 3.0, 0.5), (1.0, 1.0, 0.3), (1.0, 0.1, 1.0), (1.0, 0.1, 0.0)])
+@pytest.mark.parametrize(
+    "given", [(1.0, 0.0025, 0.25), (0.1, 3.0, 0.5), (1.0, 1.0, 0.3), (1.0, 0.1, 1.0), (1.0, 0.1, 0.0)]
+)
 @pytest.mark.parametrize("shape", [(5,), (30, 7), (700, 500)])
 def test_scale_mixture(given: tuple[float, float, float], shape: tuple[int, ...]) -> None:
     w = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -346,7 +357,9 @@ def test_scale_mixture(given: tuple[float, float, float], shape: tuple[int, ...]
         torch.testing.assert_close(found.double(), of, rtol=1e-6, atol=1e-5)
         upstream = torch.randn(found.shape)
         (grad,) = torch.autograd.grad(found, w, upstream)
-        torch.testing.assert_close(grad.double(), *torch.autograd.grad(of, wide, upstream.double(), retain_graph=True), rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(
+            grad.double(), *torch.autograd.grad(of, wide, upstream.double(), retain_graph=True), rtol=2e-6, atol=1e-6
+        )
 
 
 def test_scale_mixture_in_every_way() -> None:
@@ -359,10 +372,15 @@ def test_scale_mixture_in_every_way() -> None:
     compiled = torch.compile(prior.log_prob, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(z), prior.log_prob(z))
     assert prior.total(torch.tensor([1e10, -1e15])).isfinite()
-    for wrong, error in (((0.0, 1.0), ValueError), ((1.0, math.inf), ValueError), ((1.0, 1.0, 1.5), ValueError), (("a", 1.0), TypeError)):
+    for wrong, error in (
+        ((0.0, 1.0), ValueError),
+        ((1.0, math.inf), ValueError),
+        ((1.0, 1.0, 1.5), ValueError),
+        (("a", 1.0), TypeError),
+    ):
         with pytest.raises(error):
             priors.ScaleMixture(*wrong)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="w must be a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"w must be a torch\.Tensor"):
         prior.total([1.0])  # type: ignore[arg-type]
     assert repr(prior) == "ScaleMixture(1.0, 0.05, 0.25)"
     assert vaefast.priors.ScaleMixture is priors.ScaleMixture

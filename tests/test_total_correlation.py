@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from conftest import require_native
 from test_priors import peak
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -71,6 +72,16 @@ def assert_same(found: list[Tensor], expected: list[Tensor], bound: float) -> No
         assert float(error.max()) <= bound, (n, float(error.max()))
 
 
+@pytest.fixture(params=["few", "kernels", "blocks"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever the size: all pairs at once, by kernels, or block by block in PyTorch."""
+    monkeypatch.setattr(_pairwise, "FEW", 1 << 30 if request.param == "few" else 0)
+    if request.param == "kernels":
+        require_native()
+    with vaefast.use_backend("native" if request.param == "kernels" else "reference"):
+        yield
+
+
 EVERY = [("mws", False), ("mss", False), ("mss", True)]
 
 
@@ -78,18 +89,30 @@ EVERY = [("mws", False), ("mss", False), ("mss", True)]
 @pytest.mark.parametrize("size", [(2, 1), (3, 5), (16, 10), (67, 3), (130, 33), (300, 9)], ids=str)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (WIDE, 1e-12)])
 def test_terms_and_gradients(
-    size: tuple[int, int], estimator: str, published: bool, dtype: torch.dtype, bound: float, device: str
+    size: tuple[int, int], estimator: str, published: bool, dtype: torch.dtype, bound: float, way: None
 ) -> None:
-    arguments = [t.to(device) for t in drawn(1, *size, dtype)]
+    arguments = drawn(1, *size, dtype)
 
     def ours(*leaves: Tensor) -> vaefast.TCTerms:
         return vaefast.total_correlation(*leaves, N, estimator=estimator, published_weights=published)
 
     found = with_gradients(ours, arguments)
-    wide = [t.double().cpu() for t in arguments]
+    wide = [t.double() for t in arguments]
     expected = with_gradients(lambda *x: dense(*x, N, estimator, published), wide)
-    assert_same([t.cpu() for t in found], expected, bound)
+    assert_same(found, expected, bound)
     assert found[0].dtype == dtype
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("size", [(16, 10), (130, 33)], ids=str)
+def test_on_a_device(size: tuple[int, int], estimator: str, device: str) -> None:
+    arguments = drawn(1, *size)
+    found = with_gradients(
+        lambda *x: vaefast.total_correlation(*x, N, estimator=estimator), [t.to(device) for t in arguments]
+    )
+    expected = with_gradients(lambda *x: dense(*x, N, estimator), [t.double() for t in arguments])
+    assert_same([t.cpu() for t in found], expected, 1e-5)
 
 
 def ways() -> list[tuple[str, list[Tensor]]]:
@@ -100,7 +123,7 @@ def ways() -> list[tuple[str, list[Tensor]]]:
         ("very narrow", drawn(3, 48, 6, std=1e-6)),
         ("wide", drawn(3, 48, 6, std=1e4)),
         ("far from the origin", [z + 100, mu + 100, logvar]),
-        ("far from each other", drawn(4, 48, 6, std=0.7)[:0] or [100 * z, 100 * mu, logvar + 2 * math.log(100)]),
+        ("far from each other", [100 * z, 100 * mu, logvar + 2 * math.log(100)]),
         ("far from its posterior", [z + 20, mu, logvar]),
         ("collapsed", [z, 0 * mu, 0 * logvar]),
         ("many latents", drawn(5, 20, 700)),
@@ -109,7 +132,7 @@ def ways() -> list[tuple[str, list[Tensor]]]:
 
 @pytest.mark.parametrize("case", ways(), ids=lambda case: case[0])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_extremes(case: tuple[str, list[Tensor]], estimator: str) -> None:
+def test_extremes(case: tuple[str, list[Tensor]], estimator: str, way: None) -> None:
     """Each gradient is held to 1e-5 of the largest of its kind, or of 1."""
     name, arguments = case
     if name == "one sample" and estimator == "mss":
@@ -156,25 +179,28 @@ def test_the_three_are_the_kl_at_the_sample() -> None:
 
 def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = drawn(7, 60, 8)
+    monkeypatch.setattr(_pairwise, "FEW", 0)
     whole = with_gradients(lambda *x: vaefast.total_correlation(*x, N, estimator="mss"), arguments)
     monkeypatch.setattr(_pairwise, "BLOCK", 500)
     monkeypatch.setattr("vaefast._mixtures.BLOCK", 500)
-    again = with_gradients(lambda *x: vaefast.total_correlation(*x, N, estimator="mss"), arguments)
+    monkeypatch.setattr("vaefast._mixtures.KEPT", 0)
+    with vaefast.use_backend("reference"):
+        again = with_gradients(lambda *x: vaefast.total_correlation(*x, N, estimator="mss"), arguments)
     assert_same(again, [t.double() for t in whole], 1e-6)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_gradcheck(estimator: str) -> None:
+def test_gradcheck(estimator: str, way: None) -> None:
     leaves = [t.requires_grad_() for t in drawn(8, 6, 3, WIDE)]
 
     def terms(*x: Tensor) -> tuple[Tensor, ...]:
         return tuple(vaefast.total_correlation(*x, N, estimator=estimator))
 
-    assert gradcheck(terms, leaves, fast_mode=True) and gradgradcheck(terms, leaves, fast_mode=True)
+    assert gradcheck(terms, leaves, check_batched_grad=True) and gradgradcheck(terms, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype: torch.dtype) -> None:
+def test_half_precision(dtype: torch.dtype, way: None) -> None:
     arguments = drawn(9, 50, 6, dtype)
     found = with_gradients(lambda *x: vaefast.total_correlation(*x, N), arguments)
     assert found[0].dtype == torch.float32 and all(t.dtype == dtype for t in found[3:])
@@ -183,7 +209,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert_same(found[3:], expected[3:], 2 * torch.finfo(dtype).eps)
 
 
-def test_shapes_parameterizations_and_strides() -> None:
+def test_shapes_parameterizations_and_strides(way: None) -> None:
     z, mu, logvar = drawn(10, 12, 6)
     expected = vaefast.total_correlation(z, mu, logvar, N)
     shaped = [t.view(12, 2, 3) for t in (z, mu, logvar)]
@@ -218,7 +244,9 @@ def test_compiled_transformed_and_exported(estimator: str) -> None:
     torch.testing.assert_close(jacobian, torch.autograd.grad(ours(own, *arguments[1:])[1], own)[0])
     columns, logs = ([], []) if estimator == "mws" else _pairwise.stratified(20, N, False, own.device)[1:]
     leaves = [t.requires_grad_() for t in arguments]
-    torch.library.opcheck(torch.ops.vaefast.aggregate_posterior.default, (*leaves, True, -3.0, list(columns), list(logs)))
+    torch.library.opcheck(
+        torch.ops.vaefast.aggregate_posterior.default, (*leaves, True, -3.0, list(columns), list(logs))
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,7 +291,7 @@ def test_beta_tcvae_loss() -> None:
 
 
 def test_memory() -> None:
-    """At B 1,024, D 64 under 16 MB, where one [B, B, D] tensor takes 268 MB; it grows with B alone."""
+    """At B 1,024, D 64 under 24 MB, where one [B, B, D] tensor takes 268 MB; it grows with B alone."""
     arguments = drawn(14, 1024, 64)
     leaves = [t.requires_grad_() for t in arguments]
 
@@ -273,4 +301,35 @@ def test_memory() -> None:
     step()
     for t in leaves:
         t.grad = None
-    assert peak(step) < 16e6
+    assert peak(step) < 24e6
+
+
+@pytest.mark.isa
+def test_threads_leave_every_bit() -> None:
+    """What kernels add up, they add up in an order of their own."""
+    require_native()
+    given = _pairwise.Marginals(*drawn(15, 700, 5), _pairwise.stratified(700, N, False, torch.device("cpu")), True)
+    assert given.kernels is not None
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            marginals = given.forward()
+            found.append([marginals, *given.backward(marginals, torch.ones(700))])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other))
+
+
+def test_kernels_refuse_what_they_do_not_take() -> None:
+    require_native()
+    x = torch.zeros(3, 4)
+    for wrong in (torch.zeros(3, 5), torch.zeros(4, 3).t(), x.double(), x.int()):
+        with pytest.raises(ValueError, match="marginals take contiguous tensors"):
+            torch.ops.vaefast.marginals_forward(x, wrong, x, x, [], [])
+    with pytest.raises(ValueError, match="no columns or two"):
+        torch.ops.vaefast.marginals_forward(x, x, x, x, [x[0]], [x[0]])
+    assert torch.ops.vaefast.marginals_forward(x[:0], x[:0], x[:0], x[:0], [], []).shape == (0, 4)
+    meta = [t.to("meta") for t in (x, x, x, x)]
+    assert [t.shape for t in torch.ops.vaefast.marginals_backward(x[0], x, *meta, [], [])] == [(3, 4)] * 3

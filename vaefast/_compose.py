@@ -423,9 +423,7 @@ def elbo(
     of_nll, of_kl = engine_of(engines, of), engines.engine(pair.mu, beside=pair[1:4])
     if mean is not None:
         reduction = mean.reduction(pair.mu.shape[0])
-    composed = (
-        o.free_bits or o.capacity is not None or o.symmetric or o.kl_weight is not None or o.prior is not None
-    )
+    composed = o.free_bits or o.capacity is not None or o.symmetric or o.kl_weight is not None or o.prior is not None
     plain = not composed and of.likelihood.name not in COMPOSED
     if plain and of_nll is of_kl and not isinstance(beta, Tensor):
         terms = of_kl.elbo(of, pair, beta, reduction, o.balance)

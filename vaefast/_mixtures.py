@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._functorch import unseen
+from ._functorch import alone, unseen
 from ._gaussian import compute_dtype
 
 LOG_2PI = math.log(2 * math.pi)
@@ -27,8 +27,8 @@ DIFFERENCES = 1 << 16
 # responsibilities, as many numbers as are kept for backward
 KEPT = 1 << 20
 
-# differences from here down are as fast as matrix products
-FEW = 1 << 13
+# differences from here down are as fast as matrix products, all at once
+FEW = 1 << 16
 
 # what the terms of an exponent may come to, so that the rounding of their sum, some 1e-16 of it, is below 1e-7
 LARGEST = 1e8
@@ -48,6 +48,11 @@ def plain(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Ten
     weights = -math.log(mus.shape[0]) if logits is None else torch.log_softmax(logits, 0)
     squares = ((z.unsqueeze(1) - mus) * torch.exp(-0.5 * logvars)) ** 2
     return torch.logsumexp(weights - 0.5 * (squares + logvars + LOG_2PI).sum(2), 1)
+
+
+def in_one_dtype(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Tensor:
+    dtype = compute_dtype(z, mus, logvars, logits)
+    return plain(z.to(dtype), mus.to(dtype), logvars.to(dtype), None if logits is None else logits.to(dtype))
 
 
 def components(mus: Tensor, logvars: Tensor, logits: Tensor | None, centre: Tensor | float) -> Components:
@@ -77,11 +82,11 @@ class Density:
         weigh: Callable[[slice, Tensor], object] | None = None,
     ) -> None:  # fmt: skip
         self.weigh = weigh
-        few = z.shape[0] * mus.numel() <= FEW or compute_dtype(z, mus, logvars, logits) == torch.float64
-        centre = 0.0 if few else mus.mean(0, dtype=torch.float64)
-        self.z = z.double() if few else z.double() - centre
+        wide = compute_dtype(z, mus, logvars, logits) == torch.float64
+        centre = 0.0 if wide else mus.mean(0, dtype=torch.float64)
+        self.z = z.double() - centre
         self.of = components(mus, logvars, logits, centre)
-        self.products = not few and z.numel() > 0 and by_products(self.z, self.of)
+        self.products = not wide and z.numel() > 0 and by_products(self.z, self.of)
         if self.products:
             self.exponents = torch.cat((-0.5 * self.of.w, self.of.mw), 1)
             self.constant = self.of.constant - 0.5 * (self.of.m * self.of.mw).sum(1)
@@ -157,6 +162,39 @@ class Density:
         return dz, dm, dlv
 
 
+class Few:
+    """The same of so few pairs that all differences are taken at once, in few operations."""
+
+    def __init__(self, z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> None:
+        half = logvars.double() * -0.5
+        self.scale = torch.exp(half)
+        self.t = (z.double().unsqueeze(1) - mus).mul_(self.scale)
+        self.x = torch.addcmul(half, self.t, self.t, value=-0.5).sum(2)
+        self.common = 0.5 * LOG_2PI * mus.shape[1] + (math.log(len(mus)) if logits is None else 0.0)
+        self.weights = None
+        if logits is not None:
+            self.weights = torch.log_softmax(logits, 0, dtype=torch.float64)
+            self.x += self.weights
+        self.value = torch.logsumexp(self.x, 1, keepdim=True)
+
+    def log_prob(self, dtype: torch.dtype) -> Tensor:
+        return (self.value.squeeze(1) - self.common).to(dtype)
+
+    def gradients(self, g: Tensor, wanted: tuple[bool, bool, bool, bool]) -> list[Tensor | None]:
+        r = (self.x - self.value).exp_().mul_(g.unsqueeze(1))
+        moved, counts = r.unsqueeze(2) * self.t, r.sum(0)
+        found: list[Tensor | None] = [None] * 4
+        if wanted[0]:
+            found[0] = (moved * self.scale).sum(1).neg_()
+        if wanted[1]:
+            found[1] = moved.sum(0).mul_(self.scale)
+        if wanted[2]:
+            found[2] = moved.mul_(self.t).sum(0).sub_(counts.unsqueeze(1)).mul_(0.5)
+        if wanted[3] and self.weights is not None:
+            found[3] = counts - self.weights.exp() * g.sum()
+        return found
+
+
 def gradients(
     z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, g: Tensor, kept: Sequence[Tensor],
     wanted: tuple[bool, bool, bool, bool], density: Density | None = None,
@@ -186,9 +224,7 @@ def gradients(
     return found
 
 
-def value(
-    z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None
-) -> tuple[Tensor, list[Tensor], Density]:
+def value(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> tuple[Tensor, list[Tensor], Density]:
     """log p(z), the responsibilities, unless they are too many, and what both were computed from."""
     density = Density(z, mus, logvars, logits)
     found, kept = density.every()
@@ -200,25 +236,35 @@ class LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
+        z, mus, _, _ = arguments
+        ctx.few = Few(*arguments) if len(z) * mus.numel() <= FEW else None
+        if ctx.few is not None:
+            ctx.save_for_backward(*arguments)
+            return ctx.few.log_prob(compute_dtype(*arguments))  # type: ignore[no-any-return]
         found, kept, ctx.density = value(*arguments)
         ctx.save_for_backward(*arguments, *kept)
         return found
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        *arguments, kept = *ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        if torch.is_grad_enabled():
+        z, mus, logvars, logits, *kept = ctx.saved_tensors
+        arguments = z, mus, logvars, logits
+        if torch.is_grad_enabled() or not alone():
             return differentiable(ctx.needs_input_grad, arguments, g)
-        return (*gradients(*arguments, g, kept, ctx.needs_input_grad, ctx.density),)
+        if ctx.few is not None:
+            found = ctx.few.gradients(g, ctx.needs_input_grad)
+            return (*(t if t is None else t.to(like.dtype) for t, like in zip(found, arguments)),)
+        return (*gradients(z, mus, logvars, logits, g, kept, ctx.needs_input_grad, ctx.density),)
 
 
-def differentiable(wanted: tuple[bool, ...], arguments: list[Any], g: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients by what is plain, which can be differentiated again."""
+def differentiable(wanted: Sequence[bool], arguments: Sequence[Any], g: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients by what is plain, which can be differentiated again, and for many g at once."""
     # views are new nodes: where one argument was computed from another, its share must not be counted twice
-    own = [t.view_as(t) if yes else t for t, yes in zip(arguments, wanted)]
-    dtype = compute_dtype(*own)
-    value = plain(*(None if t is None else t.to(dtype) for t in own))
-    found = iter(torch.autograd.grad(value, [t for t, yes in zip(own, wanted) if yes], g, create_graph=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [t.view_as(t) if yes else t for t, yes in zip(arguments, wanted)]
+        value = in_one_dtype(*own)
+        found = iter(torch.autograd.grad(value, [t for t, yes in zip(own, wanted) if yes], g, create_graph=again))
     return tuple(next(found) if yes else None for yes in wanted)
 
 
@@ -276,8 +322,7 @@ def log_prob(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> 
         found: Tensor = _log_prob_op(z, mus, logvars, logits)
         return found
     if not unseen(*given):
-        dtype = compute_dtype(*given)
-        return plain(*(t.to(dtype) for t in (z, mus, logvars)), None if logits is None else logits.to(dtype))
+        return in_one_dtype(z, mus, logvars, logits)
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         found = LogProb.apply(z, mus, logvars, logits)
         return found

@@ -14,12 +14,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ._functorch import unseen
+from ._functorch import alone, unseen
 from ._gaussian import compute_dtype
 from ._mixtures import LOG_2PI, Density, gradients
 
 # numbers of a block [latents, rows, B]
 BLOCK = 1 << 16
+
+# of [B, B, D] so many are quickest taken all at once, and twice as many without kernels
+FEW = 1 << 15
 
 
 class Weights(NamedTuple):
@@ -29,13 +32,8 @@ class Weights(NamedTuple):
     columns: tuple[Tensor, Tensor] | None = None
     logs: tuple[Tensor, Tensor] | None = None
 
-    def add(self, x: Tensor, rows: slice, more: float) -> Tensor:
-        """To exponents ``[..., rows, B]`` the weights' logarithms and a number; in place."""
-        x.add_(self.base + more)
-        return self.distinguish(x, rows)
-
     def distinguish(self, x: Tensor, rows: slice) -> Tensor:
-        """The two columns, where base was added already; in place."""
+        """Adds to exponents ``[..., rows, B]`` what the two columns have beyond base; in place."""
         if self.columns is not None and self.logs is not None:
             index = torch.arange(x.shape[-2], device=x.device)
             for column, log in zip(self.columns, self.logs):
@@ -45,8 +43,8 @@ class Weights(NamedTuple):
     def matrix(self, like: Tensor) -> Tensor:
         """``[B, B]``."""
         b = like.shape[0]
-        found = torch.zeros(b, b, dtype=like.dtype, device=like.device)
-        return self.add(found, slice(None), 0.0)
+        found = torch.full((b, b), self.base, dtype=like.dtype, device=like.device)
+        return self.distinguish(found, slice(None))
 
 
 def minibatch(b: int, dataset_size: int) -> Weights:
@@ -69,13 +67,6 @@ def stratified(b: int, dataset_size: int, published: bool, device: torch.device)
         return Weights(-math.log(m), (rows, (rows + 1) % b), (own, other))
     own[m - 1] = other[m - 1]
     return Weights(-math.log(m), (torch.zeros_like(rows), torch.ones_like(rows)), (own, other))
-
-
-def plain(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """As it is read, in operations that autograd, transforms and exports follow."""
-    squares = ((z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)) ** 2
-    each, w = -0.5 * (squares + logvar + LOG_2PI), weights.matrix(z)
-    return torch.logsumexp(each.sum(2) + w, 1), torch.logsumexp(each + w.unsqueeze(2), 1).sum(1)
 
 
 class Kernels(Protocol):
@@ -110,7 +101,6 @@ class Marginals:
         self.z, self.mu, lv = (t.to(dtype).t().contiguous() for t in (z, mu, logvar))
         self.slope = torch.exp(-0.5 * lv).mul_(math.sqrt(0.5))
         self.constant = -0.5 * lv
-        self.common = weights.base - 0.5 * LOG_2PI
         self.weights = weights
         self.kernels = kernels if native and z.device.type in DEVICES else None
 
@@ -162,71 +152,146 @@ class Marginals:
         return [dz.mul_(-2).t(), dmu.mul_(self.slope).mul_(2).t(), dlv.t()]
 
 
-def joint(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> Density:
-    # a mixture of B components weighs each by 1 / B
-    more = math.log(max(1, z.shape[0]))
-    return Density(z, mu, logvar, None, lambda rows, x: weights.add(x, rows, more))
+class Rows(NamedTuple):
+    """Of each sample log q(z|x), log q(z) and sum_d log q(z_d), without what :func:`terms` adds; float64, ``[B]``."""
+
+    own: Tensor
+    joint: Tensor
+    marginals: Tensor
 
 
-def value(
-    z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights, native: bool
-) -> tuple[Tensor, Tensor, Tensor, Density, list[Tensor]]:
-    """log q(z_i) and sum_d log q(z_id), both ``[B]`` in float64, the summands ``[D, B]``, and what the first was
-    computed from and by."""
-    density = joint(z, mu, logvar, weights)
-    found, kept = density.every()
-    of_each = Marginals(z, mu, logvar, weights, native)
-    marginals = of_each.forward()
-    whole = marginals.sum(0, dtype=torch.float64).add_(z.shape[1] * of_each.common)
-    return found, whole, marginals, density, kept
+def plain(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> Rows:
+    """As it is read, in operations that autograd, transforms and exports follow."""
+    t = (z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)
+    each, own = -0.5 * (t * t + logvar), (z - mu) * torch.exp(-0.5 * logvar)
+    w = weights.distinguish(torch.zeros(len(z), len(z), dtype=z.dtype, device=z.device), slice(None))
+    return Rows(
+        -0.5 * (own * own + logvar).sum(1),
+        torch.logsumexp(each.sum(2) + w, 1),
+        torch.logsumexp(each + w.unsqueeze(2), 1).sum(1),
+    )
 
 
-def backward(
-    z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights, native: bool, marginals: Tensor, g: Tensor,
-    of_marginals: Tensor, density: Density | None = None, kept: Sequence[Tensor] = (),
-) -> list[Tensor]:  # fmt: skip
-    """The gradients in z, mu and logvar."""
-    dtype = compute_dtype(z, mu, logvar)
-    wide = z.to(dtype), mu.to(dtype), logvar.to(dtype)
-    density = density or joint(*wide, weights)
-    of_joint = gradients(*wide, None, g, kept, (True, True, True, False), density)
-    found = Marginals(*wide, weights, native).backward(marginals, of_marginals)
-    return [(a.add_(b) if b is not None else a).to(t.dtype) for a, b, t in zip(found, of_joint, (z, mu, logvar))]
+class Few:
+    """Of a small batch the densities themselves, ``[B, B, D]``, in float64."""
+
+    def __init__(self, z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights, native: bool) -> None:
+        self.z, lv = z.double(), logvar.double()
+        self.scale = torch.exp(-0.5 * lv)
+        self.t = (self.z.unsqueeze(1) - mu).mul_(self.scale)
+        self.x = torch.addcmul(-0.5 * lv, self.t, self.t, value=-0.5)
+        self.sums = self.x.sum(2)
+        own = self.sums.diagonal().clone()
+        if weights.columns is not None:
+            w = weights.distinguish(torch.zeros_like(self.sums), slice(None))
+            self.sums += w
+            self.x += w.unsqueeze(2)
+        self.marginals = torch.logsumexp(self.x, 1)
+        self.rows = Rows(own, torch.logsumexp(self.sums, 1), self.marginals.sum(1))
+
+    def saved(self) -> tuple[Tensor, ...]:
+        return ()
+
+    def backward(self, saved: Sequence[Tensor], g_own: Any, g_joint: Any, g_marginals: Any) -> list[Tensor]:
+        share = (self.x - self.marginals.unsqueeze(1)).exp_().mul_(g_marginals)
+        joint = (self.sums - self.rows.joint.unsqueeze(1)).exp_().mul_(g_joint)
+        joint.diagonal().add_(g_own)
+        share.add_(joint.unsqueeze(2))
+        moved = share * self.t
+        dlv = (moved * self.t).sum(0).sub_(share.sum(0)).mul_(0.5)
+        return [(moved * self.scale).sum(1).neg_(), moved.sum(0).mul_(self.scale), dlv]
 
 
-class LogSums(torch.autograd.Function):
-    """``apply(weights, native, z, mu, logvar)``."""
+class Many:
+    """Without the densities of pairs."""
+
+    def __init__(self, z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights, native: bool) -> None:
+        # a mixture of B components weighs each by 1 / B
+        more = 0.5 * LOG_2PI * z.shape[1] + math.log(z.shape[0])
+        self.density = Density(z, mu, logvar, None, lambda rows, x: weights.distinguish(x.add_(more), rows))
+        self.of_each = Marginals(z, mu, logvar, weights, native)
+        self.wide = z.double(), mu.double(), logvar.double()
+        z, mu, logvar = self.wide
+        self.precision = torch.exp(-logvar)
+        self.difference = z - mu
+        own = (self.difference * self.difference).mul_(self.precision).add_(logvar).sum(1).mul_(-0.5)
+        joint, self.kept = self.density.every()
+        self.marginals = self.of_each.forward()
+        self.rows = Rows(own, joint, self.marginals.sum(0, dtype=torch.float64))
+
+    def saved(self) -> tuple[Tensor, ...]:
+        return self.marginals, *self.kept
+
+    def backward(self, saved: Sequence[Tensor], g_own: Any, g_joint: Any, g_marginals: Any) -> list[Tensor]:
+        marginals, *kept = saved
+        ones = torch.ones_like(self.rows.own)
+        joint = gradients(*self.wide, None, g_joint * ones, kept, (True, True, True, False), self.density)
+        found = self.of_each.backward(marginals, g_marginals * ones)
+        moved = self.difference * self.precision
+        own = (moved.neg(), moved, (moved * self.difference).sub_(1).mul_(0.5))
+        by_sample = g_own.unsqueeze(1) if isinstance(g_own, Tensor) and g_own.dim() else g_own
+        return [t.mul_(by_sample).add_(a).add_(b) for t, a, b in zip(own, joint, found) if a is not None]
+
+
+def terms(rows: Rows, z: Tensor, weights: Weights, standard: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Mutual information, total correlation and dimension-wise KL, the last against N(0, I) if the prior is standard
+    and else without the prior's share."""
+    own, joint, marginals = rows
+    base, d = weights.base, z.shape[1]
+    last = marginals + (0.5 * z.double().square().sum(1) if standard else -0.5 * LOG_2PI * d)
+    return (
+        (own - joint).sub_(base).mean(dtype=dtype),
+        (joint - marginals).add_(base - d * base).mean(dtype=dtype),
+        last.add_(d * base).mean(dtype=dtype),
+    )
+
+
+class Terms(torch.autograd.Function):
+    """``apply(weights, native, standard, dtype, z, mu, logvar)``: :func:`terms`."""
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Weights, native: bool, z: Tensor, mu: Tensor, logvar: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        found, of_marginals, marginals, ctx.density, kept = value(z, mu, logvar, weights, native)
-        ctx.weights, ctx.native = weights, native
-        ctx.save_for_backward(z, mu, logvar, marginals, *kept)
-        return found, of_marginals
+        ctx: Any, weights: Weights, native: bool, standard: bool, dtype: torch.dtype, z: Tensor, mu: Tensor,
+        logvar: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        few = z.shape[0] * z.numel() <= (FEW if native else 2 * FEW)
+        ctx.sums = (Few if few else Many)(z, mu, logvar, weights, native)
+        ctx.options = weights, standard, dtype
+        ctx.save_for_backward(z, mu, logvar, *ctx.sums.saved())
+        return terms(ctx.sums.rows, z, weights, standard, dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, of_marginals: Tensor) -> tuple[Tensor | None, ...]:
-        z, mu, logvar, marginals, *kept = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
-            return None, None, *differentiable(ctx.weights, wanted, [z, mu, logvar], (g, of_marginals))
-        found = backward(
-            z, mu, logvar, ctx.weights, ctx.native, marginals, g, of_marginals, ctx.density, kept
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        z, mu, logvar, *saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled() or not alone():
+            return None, None, None, None, *differentiable(ctx.options, wanted, (z, mu, logvar), upstream)
+        g_mi, g_tc, g_last = (g.item() if g.is_cpu else g for g in upstream)
+        b = len(z)
+        found = ctx.sums.backward(saved, g_mi / b, (g_tc - g_mi) / b, (g_last - g_tc) / b)
+        if ctx.options[1]:
+            found[0] = found[0] + z.to(found[0].dtype) * (g_last / b)
+        return (
+            None, None, None, None,
+            *(t.to(like.dtype) if yes else None for t, yes, like in zip(found, wanted, (z, mu, logvar))),
         )  # fmt: skip
-        return None, None, *(t if yes else None for t, yes in zip(found, wanted))
 
 
 def differentiable(
-    weights: Weights, wanted: tuple[bool, ...], arguments: list[Tensor], upstream: tuple[Tensor, Tensor]
+    options: tuple[Weights, bool, torch.dtype],
+    wanted: Sequence[bool],
+    arguments: tuple[Tensor, Tensor, Tensor],
+    upstream: tuple[Tensor, ...],
 ) -> list[Tensor | None]:
-    """The gradients by what is plain, which can be differentiated again."""
-    # views are new nodes: where one argument was computed from another, its share must not be counted twice
-    own = [t.view_as(t) if yes else t for t, yes in zip(arguments, wanted)]
-    values = plain(*(t.double() for t in own), weights)
-    trained = [t for t, yes in zip(own, wanted) if yes]
-    found = iter(torch.autograd.grad(values, trained, upstream, create_graph=True))
+    """The gradients by what is plain, which can be differentiated again, and for many upstream at once."""
+    again, weights = torch.is_grad_enabled(), options[0]
+    with torch.enable_grad():
+        # views are new nodes: where one argument was computed from another, its share must not be counted twice
+        own = [t.view_as(t) if yes else t for t, yes in zip(arguments, wanted)]
+        z, mu, logvar = (t.double() for t in own)
+        values = terms(plain(z, mu, logvar, weights), own[0], *options)
+        trained = [t for t, yes in zip(own, wanted) if yes]
+        found = iter(torch.autograd.grad(values, trained, upstream, create_graph=again))
     return [next(found) if yes else None for yes in wanted]
 
 
@@ -234,34 +299,36 @@ def differentiable(
 
 
 @torch.library.custom_op("vaefast::aggregate_posterior", mutates_args=())
-def _value_op(
+def _rows_op(
     z: Tensor, mu: Tensor, logvar: Tensor, native: bool, base: float, columns: list[Tensor], logs: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    return value(z, mu, logvar, _weights(base, columns, logs), native)[:3]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found = Many(z, mu, logvar, _weights(base, columns, logs), native)
+    return *found.rows, found.marginals
 
 
-@_value_op.register_fake
+@_rows_op.register_fake
 def _(
     z: Tensor, mu: Tensor, logvar: Tensor, native: bool, base: float, columns: list[Tensor], logs: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    each = z.new_empty(z.shape[0], dtype=torch.float64)
-    return each, torch.empty_like(each), z.new_empty(z.shape[1], z.shape[0], dtype=compute_dtype(z, mu, logvar))
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    own, joint, marginals = (z.new_empty(z.shape[0], dtype=torch.float64) for _ in range(3))
+    return own, joint, marginals, z.new_empty(z.shape[1], z.shape[0], dtype=compute_dtype(z, mu, logvar))
 
 
 @torch.library.custom_op("vaefast::aggregate_posterior_backward", mutates_args=())
 def _backward_op(
     z: Tensor, mu: Tensor, logvar: Tensor, native: bool, base: float, columns: list[Tensor], logs: list[Tensor],
-    marginals: Tensor, g: Tensor, of_marginals: Tensor,
+    marginals: Tensor, g_own: Tensor, g_joint: Tensor, g_marginals: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    found = backward(z, mu, logvar, _weights(base, columns, logs), native, marginals, g, of_marginals)
-    dz, dmu, dlogvar = (t.contiguous() for t in found)
+    sums = Many(z, mu, logvar, _weights(base, columns, logs), native)
+    found = sums.backward(sums.saved(), g_own, g_joint, g_marginals)
+    dz, dmu, dlogvar = (t.to(like.dtype).contiguous() for t, like in zip(found, (z, mu, logvar)))
     return dz, dmu, dlogvar
 
 
 @_backward_op.register_fake
 def _(
     z: Tensor, mu: Tensor, logvar: Tensor, native: bool, base: float, columns: list[Tensor], logs: list[Tensor],
-    marginals: Tensor, g: Tensor, of_marginals: Tensor,
+    marginals: Tensor, g_own: Tensor, g_joint: Tensor, g_marginals: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dz, dmu, dlogvar = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (z, mu, logvar))
     return dz, dmu, dlogvar
@@ -273,29 +340,30 @@ def _weights(base: float, columns: list[Tensor], logs: list[Tensor]) -> Weights:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     z, mu, logvar, ctx.native, ctx.base, columns, logs = inputs
-    ctx.save_for_backward(z, mu, logvar, output[2], *columns, *logs)
+    ctx.save_for_backward(z, mu, logvar, output[3], *columns, *logs)
 
 
-def _backward(ctx: Any, g: Tensor, of_marginals: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, g_own: Tensor, g_joint: Tensor, g_marginals: Tensor, _: Tensor) -> tuple[Any, ...]:
     z, mu, logvar, marginals, *more = ctx.saved_tensors
     lists = more[: len(more) // 2], more[len(more) // 2 :]
-    found = _backward_op(z, mu, logvar, ctx.native, ctx.base, *lists, marginals, g, of_marginals)
-    return *(t if yes else None for t, yes in zip(found, ctx.needs_input_grad)), None, None, *([None] * len(t) for t in lists)
+    upstream = (t.contiguous() for t in (g_own, g_joint, g_marginals))
+    found = _backward_op(z, mu, logvar, ctx.native, ctx.base, *lists, marginals, *upstream)
+    unused = ([None] * len(t) for t in lists)
+    return *(t if yes else None for t, yes in zip(found, ctx.needs_input_grad)), None, None, *unused
 
 
-_value_op.register_autograd(_backward, setup_context=_setup)
+_rows_op.register_autograd(_backward, setup_context=_setup)
 
 
-def log_sums(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights, native: bool) -> tuple[Tensor, Tensor]:
-    """log q(z_i) and sum_d log q(z_id), ``[B]`` in float64, of checked ``[B, D]`` tensors; ``native`` by kernels, where
-    there are any."""
+def terms_of(
+    z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights, native: bool, standard: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`terms` of checked ``[B, D]`` tensors; ``native`` by kernels, where there are any."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         columns, logs = list(weights.columns or ()), list(weights.logs or ())
-        joint, marginals, _ = _value_op(z, mu, logvar, native, weights.base, columns, logs)
-        return joint, marginals
+        rows = Rows(*_rows_op(z, mu, logvar, native, weights.base, columns, logs)[:3])
+        return terms(rows, z, weights, standard, dtype)
     if not unseen(z, mu, logvar):
-        return plain(z.double(), mu.double(), logvar.double(), weights)
-    if torch.is_grad_enabled() and (z.requires_grad or mu.requires_grad or logvar.requires_grad):
-        joint, marginals = LogSums.apply(weights, native, z, mu, logvar)
-        return joint, marginals
-    return value(z, mu, logvar, weights, native)[:2]
+        return terms(plain(z.double(), mu.double(), logvar.double(), weights), z, weights, standard, dtype)
+    found: tuple[Tensor, Tensor, Tensor] = Terms.apply(weights, native, standard, dtype, z, mu, logvar)
+    return found

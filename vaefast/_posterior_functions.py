@@ -143,8 +143,8 @@ class PosteriorFunctions:
             batch_dims: how many of the first dimensions are the batch: 2 for sequences ``[B, T, D]`` or samples
                 ``[K, B, D]``. ``"per_sample"`` is then ``[B, T]``, ``"batchmean"`` the mean over both, and what free
                 bits and the capacity call a sample is one step.
-            prior: an object of :mod:`vaefast.priors`, or another with ``log_prob(z)`` of z ``[..., D]``, in the place of
-                prior_mu and prior_logvar. Its KL has no closed form: it is log q(z) - log p(z) at a sample drawn for
+            prior: an object of :mod:`vaefast.priors`, or another with ``log_prob(z)`` of z ``[..., D]``, in the place
+                of prior_mu and prior_logvar. Its KL has no closed form: it is log q(z) - log p(z) at a sample drawn for
                 it, an estimate without bias that can be negative, with one value for each sample along the last
                 dimension. For ``"per_sample"``, ``"batchmean"`` and ``"sum"``; not with ``balance``, ``symmetric`` or
                 free bits of dimensions, and with weights of whole samples, of size 1 along the last dimension.
@@ -242,8 +242,9 @@ class PosteriorFunctions:
             kl_weight: the ``weight`` of :func:`gaussian_kl`. The sample is the same with it.
             batch_dims: as for :func:`gaussian_kl`.
             prior: as for :func:`gaussian_kl`, estimated at the sample that is returned.
-            estimator: ``"analytic"``, the KL itself, and where ``prior`` has none ``"mc"``. ``"mc"``: log q(z) - log p(z) at the sample, its estimate without
-                bias, which can be negative (Kingma & Welling 2014, equation 2). ``"stl"``, sticking the landing: the
+            estimator: ``"analytic"``, the KL itself, and where ``prior`` has none ``"mc"``. ``"mc"``: log q(z) - log
+                p(z) at the sample, its estimate without bias, which can be negative (Kingma & Welling 2014, equation
+                2). ``"stl"``, sticking the landing: the
                 same value, but with q's mean and scale held in log q, so that the gradient goes through z alone (Roeder
                 et al. 2017, arXiv:1703.09194, algorithm 2). Both keep the noise, and take several kernels.
 

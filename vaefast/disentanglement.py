@@ -1,5 +1,5 @@
-"""The aggregate posterior q(z) = E_x q(z|x): how much it knows of x, how far its latents hang together, and how far they
-are from the prior; and the losses that weigh these apart.
+"""The aggregate posterior q(z) = E_x q(z|x): how much it knows of x, how far its latents hang together, and how far
+they are from the prior; and the loss that weighs these apart.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from ._arguments import posterior
 from ._checks import Real, batch, choice, factor, flag, is_whole, like
 from ._compose import log_density
 from ._gaussian import compute_dtype, logvar_of
-from ._mixtures import LOG_2PI
 from ._options import Density, Likelihood, Parameterization
 from .functional import Recon, reconstruction_loss
 
@@ -26,7 +25,8 @@ ESTIMATORS = ("mws", "mss")
 
 
 class TCTerms(NamedTuple):
-    """The KL's three parts, in nats, 0-d each; their sum is the estimate of KL(q || p) at the sample.
+    """The KL's three parts, in nats, 0-d each; their sum is the estimate of KL(q || p) at the sample. Chen et al.
+    2018 (arXiv:1802.04942), equation 2.
 
     ``mutual_information`` of x and z under q; ``total_correlation``, KL(q(z) || prod_d q(z_d)); and ``dimension_kl``,
     KL(prod_d q(z_d) || p(z)), in which the prior comes in.
@@ -62,9 +62,9 @@ def total_correlation(
         mu, logvar: the same shape, the posteriors.
         dataset_size: N, the data of which this batch was drawn.
         estimator: ``"mws"``, minibatch-weighted sampling, ``W_ij = 1 / (N B)`` (equation 3), which is biased: q(z) is
-            too small, by a factor between B and N. ``"mss"``, minibatch-stratified sampling (appendix C.2), whose sum is
-            without bias: W is 1 / N for the own posterior, i = j, (N - B + 1) / (N (B - 1)) for one other, 1 / (B - 1)
-            for the rest. It needs 2 <= B <= N.
+            too small, by a factor between B and N. ``"mss"``, minibatch-stratified sampling (appendix C.2), whose sum
+            is without bias: W is 1 / N for the own posterior, i = j, (N - B + 1) / (N (B - 1)) for one other, and
+            1 / (B - 1) for the rest. It needs 2 <= B <= N.
         parameterization: what ``logvar`` means; see :class:`vaefast.Parameterization`.
         prior: an object of :mod:`vaefast.priors`, or another with ``log_prob(z)``; None is N(0, I).
         published_weights: of ``"mss"``, those of the published code, for numbers that are to be compared with it. It
@@ -75,8 +75,8 @@ def total_correlation(
         and float64 where an input is. Differentiable in z, mu, logvar and the prior.
 
     Raises:
-        TypeError, ValueError: an argument of wrong type, dtype, shape or device, an unknown name, or a dataset_size that
-            the estimator does not take.
+        TypeError, ValueError: an argument of wrong type, dtype, shape or device, an unknown name, or a dataset_size
+            that the estimator does not take.
 
     Example::
 
@@ -94,15 +94,13 @@ def total_correlation(
     lv, rows = logvar_of(raw, spec), (z.shape[0], -1)
     if z.dim() != 2:
         z, mu, lv = (t.reshape(rows) for t in (z, mu, lv))
-    joint, marginals = _pairwise.log_sums(z, mu, lv, weights, _backends.native_for(z))
-    # what is left of large terms: in float64
-    wide, wide_lv = z.double(), lv.double()
-    standard = (wide - mu.double()) * torch.exp(-0.5 * wide_lv)
-    own = -0.5 * (standard * standard + (wide_lv + LOG_2PI)).sum(1)
-    log_prior = -0.5 * (wide * wide + LOG_2PI).sum(1) if prior is None else log_density(prior, z.to(dtype)).double()
-    means = own.mean(), joint.mean(), marginals.mean(), log_prior.mean()
-    terms = (means[0] - means[1], means[1] - means[2], means[2] - means[3])
-    return TCTerms(*(t.to(dtype) for t in terms))
+    # against a prior that comes apart, what is left of large terms: in float64
+    of = dtype if prior is None else torch.float64
+    mi, tc, last = _pairwise.terms_of(z, mu, lv, weights, _backends.native_for(z), prior is None, of)
+    if prior is None:
+        return TCTerms(mi, tc, last)
+    last = last - log_density(prior, z.to(dtype)).double().mean()
+    return TCTerms(mi.to(dtype), tc.to(dtype), last.to(dtype))
 
 
 def _weights(z: Tensor, dataset_size: int, estimator: str, published: bool) -> Weights:
@@ -146,8 +144,8 @@ def beta_tcvae_loss(
 ) -> Tensor:
     """The loss of a beta-TCVAE: ``nll + alpha MI + beta TC + gamma dimension-wise KL``, a mean over the batch, in nats.
 
-    Chen et al. 2018 (arXiv:1802.04942), equation 4, whose alpha and gamma are 1. With beta 1 too it is the negative ELBO
-    with the KL estimated at z.
+    Chen et al. 2018 (arXiv:1802.04942), equation 4, whose alpha and gamma are 1. With beta 1 too it is the negative
+    ELBO with the KL estimated at z.
 
     Args:
         recon, target, likelihood, weight: as for :func:`vaefast.reconstruction_loss`; ``[B, ...]``.

@@ -84,8 +84,9 @@ class ELBOLoss(nn.Module):
         self._numbers: dict[str, Tensor] = {}  # of factors that are on the meta device, where a tensor has none
         self.parameterization = _options.parameterization(parameterization)
         self.kl_options = _options.kl_options(reduction, balance, options)
-        if isinstance(self.kl_options.prior, nn.Module):
-            self.prior = self.kl_options.prior
+        prior: object = self.kl_options.prior
+        if isinstance(prior, nn.Module):
+            self.prior = prior
 
     def forward(
         self,

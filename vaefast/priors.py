@@ -1,4 +1,5 @@
-"""Priors that are no one Gaussian, for ``prior=`` of :func:`vaefast.sample_with_kl`, :func:`vaefast.elbo_loss` and others.
+"""Priors that are no one Gaussian, for ``prior=`` of :func:`vaefast.sample_with_kl`, :func:`vaefast.elbo_loss` and
+others.
 
 A prior is anything with ``log_prob(z)``, in nats: z ``[..., D]`` to ``[...]``, such as a ``torch.distributions`` object
 whose event is a sample. Its KL has no closed form, and is estimated at a sample of the posterior.
@@ -123,14 +124,14 @@ class GaussianMixturePrior(nn.Module):
         self.logits = nn.Parameter(torch.zeros(shape[0]))
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """:func:`mixture_log_prob` of z ``[..., D]``."""
+        """:func:`mixture_log_prob` of z ``[..., D]``, in nats."""
         return mixture_log_prob(z, self.mus, self.logvars, self.logits)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.log_prob(z)
 
     def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """``[num_samples, D]``, without gradient."""
+        """So many draws of the prior, ``[num_samples, D]``, without gradient."""
         return _draw(self.mus, self.logvars, self.logits, num_samples, generator)
 
     def extra_repr(self) -> str:
@@ -194,14 +195,14 @@ class VampPrior(nn.Module):
         return mus, logvar_of(raw.to(compute_dtype(raw)), self.parameterization.spec)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """:func:`mixture_log_prob` of z ``[..., D]``; one call of the encoder."""
+        """:func:`mixture_log_prob` of z ``[..., D]``, in nats; one call of the encoder."""
         return mixture_log_prob(z, *self.components())
 
     def forward(self, z: Tensor) -> Tensor:
         return self.log_prob(z)
 
     def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """``[num_samples, D]``, without gradient."""
+        """So many draws of the prior, ``[num_samples, D]``, without gradient."""
         with torch.no_grad():
             mus, logvars = self.components()
         return _draw(mus, logvars, None, num_samples, generator)
@@ -213,7 +214,8 @@ class VampPrior(nn.Module):
 class ScaleMixture:
     """A prior of weights: each element alike from ``pi N(0, sigma1^2) + (1 - pi) N(0, sigma2^2)``.
 
-    Blundell et al. 2015 (arXiv:1505.05424), equation 7. Elementwise, block by block, with the gradient in the same pass.
+    Blundell et al. 2015 (arXiv:1505.05424), equation 7. Elementwise, block by block, with the gradient in the same
+    pass.
 
     Args:
         sigma1, sigma2: the two standard deviations, above 0.
@@ -246,13 +248,13 @@ class ScaleMixture:
         return f"ScaleMixture({self.sigma1!r}, {self.sigma2!r}, {self.pi!r})"
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """The sum over the last dimension of z ``[..., D]``."""
+        """The log density in nats of z ``[..., D]``, the sum over its last dimension."""
         _last("z", floating("z", z))
         # rows by their number, which of empty ones cannot be told
         return self._summed(z.reshape(math.prod(z.shape[:-1]), z.shape[-1]), "per_sample").view(z.shape[:-1])
 
     def total(self, w: Tensor) -> Tensor:
-        """The sum over all elements, 0-d."""
+        """The log density in nats of all elements together, 0-d."""
         return self._summed(floating("w", w), "sum")
 
     def _summed(self, w: Tensor, reduction: str) -> Tensor:
