@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._counts import gamma, log1p_exp
+from ._closed_counts import gamma, log1p_exp
 from ._gaussian import constant
 from ._supports import Asked, Closed
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from . import _counts, _densities
+from . import _closed_counts, _densities
 from ._distributions import (
     BetaBinomial,
     Classes,
@@ -62,7 +62,7 @@ def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
         rest = sigmoid.sub_(0.5).abs_().add_(0.5).log_()
         return F.relu(logits).addcmul_(logits, x, value=-1).sub_(rest), 1.0, 0.0, gradients
     nll = F.relu(logits).mul_(torch.sub(constant(1.0, x), x)).addcmul_(logits.clamp(max=0), x, value=-1)
-    return nll.add_(_counts.log1p_exp(logits)), 1.0, 0.0, gradients
+    return nll.add_(_closed_counts.log1p_exp(logits)), 1.0, 0.0, gradients
 
 
 def _bernoulli_probs(x: Tensor, probs: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 
 
 # from here on a difference of log-gammas is its first terms of 1 / n
-_LARGE = _counts.LARGE
+_LARGE = _closed_counts.LARGE
 
 
 @_in_float64
@@ -402,7 +402,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda log_rate, constant: Poisson(torch.exp(log_rate.double()), validate_args=False),
         domains=("log",),
         options={"constant": True},
-        gradients=_counts.poisson,
+        gradients=_closed_counts.poisson,
     ),
     "negative_binomial": LikelihoodEntry(
         ("mu", "theta"),
@@ -413,7 +413,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda mu, theta, constant, eps: NegativeBinomial.of_mean(mu + eps, theta),
         domains=("positive", "positive"),
         options={"constant": True, "eps": 1e-8},
-        gradients=_counts.negative_binomial,
+        gradients=_closed_counts.negative_binomial,
     ),
     "zero_inflated_negative_binomial": LikelihoodEntry(
         ("mu", "theta", "pi_logits"),
@@ -424,7 +424,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda mu, theta, pi_logits, constant, eps: ZeroInflated(NegativeBinomial.of_mean(mu + eps, theta), pi_logits),
         domains=("positive", "positive", "real"),
         options={"constant": True, "eps": 1e-8},
-        gradients=_counts.zero_inflated_negative_binomial,
+        gradients=_closed_counts.zero_inflated_negative_binomial,
     ),
     "beta_binomial": LikelihoodEntry(
         ("alpha", "beta", "total_count"),
