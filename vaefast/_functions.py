@@ -173,7 +173,8 @@ class Functions(PosteriorFunctions):
             beta = number(beta)
         tensors = recon, target, mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
-        direct = self.engines.direct(mu) if process_group is None and options.get("batch_dims", 1) == 1 else None
+        plain = process_group is None and p.soft_clamp is None and options.get("batch_dims", 1) == 1
+        direct = self.engines.direct(mu) if plain else None
         params = None if direct is None else direct.parameters(recon, target, weight, chosen)
         if direct is not None and params is not None:
             try:
