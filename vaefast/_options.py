@@ -34,17 +34,16 @@ FREE_BITS_PER: dict[str, tuple[tuple[str, ...], str]] = {
 class Parameterization:
     """What the posterior's second argument ``raw`` means, with an optional clamp and floor.
 
-    ``std = activation(clamp(raw)) + floor``, and the floored ``std`` enters the KL too. With a soft clamp c, ``raw`` and
-    the mean are ``c tanh(x / c)`` first. The activation goes by
+    ``std = activation(clamp(raw)) + floor``, and the floored ``std`` enters the KL too. The activation goes by
     ``name``: ``"logvar"`` exp(raw / 2), ``"log_std"`` exp(raw), ``"std"`` raw, ``"var"`` sqrt(raw), ``"softplus"``
-    log(1 + e^raw).
+    log(1 + e^raw). With a soft clamp c, ``raw`` and the mean are ``c tanh(x / c)`` first.
 
     Args:
         name: one of the five names above.
         clamp: ``(lo, hi)`` applied to ``raw``; no gradient outside, edges included.
         floor: added to the standard deviation, at least 0.
-        soft_clamp: c > 0, for ``c tanh(x / c)`` on ``raw`` and on the mean, before the clamp; in PyTorch's operations, in
-            float32 at least. NVAE (Vahdat & Kautz 2020, arXiv:2007.03898) has 5.0, and the prior's too: give it as
+        soft_clamp: c > 0, for ``c tanh(x / c)`` on ``raw`` and on the mean, before the clamp; in PyTorch's operations,
+            in float32 at least. NVAE (Vahdat & Kautz 2020, arXiv:2007.03898) has 5.0, and the prior's too: give it as
             ``prior_parameterization``.
 
     Raises:
