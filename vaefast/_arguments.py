@@ -73,7 +73,7 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
     if mu.dim() == 0:
         batched("mu", mu, reduction)
     if balance is None and not options:
-        return soft_pair(pair, None), _options.NONE
+        return (pair if pair.p.soft_clamp is None else soft_pair(pair, None)), _options.NONE
     found = _options.kl_options(reduction, balance, options)
     if balance is not None:
         _options.kl_balance(balance, pair.prior_mu, pair.prior_logvar)
@@ -86,7 +86,7 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
         weight("the KL's weight", found.kl_weight, "mu", mu, mu.shape)
     if isinstance(found.capacity, Tensor):
         same_device("capacity", found.capacity, "mu", mu.device)
-    if "prior_parameterization" in options:
+    if "prior_parameterization" in options and not (pair.prior_mu is None and pair.prior_logvar is None):
         p = _options.parameterization(found.prior_parameterization)
         pair = pair._replace(prior_mu=soft_mean(pair.prior_mu, p, mu, found.kl_weight))
         if pair.prior_logvar is not None:
@@ -94,7 +94,7 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
             if found.kl_weight is not None and isinstance(raw, Tensor):
                 raw = torch.where(found.kl_weight != 0, raw, 1.0)  # what it hides has a log variance, too
             pair = pair._replace(prior_logvar=log_variance(raw, p, mu))
-    return soft_pair(pair, found.kl_weight), found
+    return (pair if pair.p.soft_clamp is None else soft_pair(pair, found.kl_weight)), found
 
 
 def soft(mu: Tensor, raw: Tensor, p: Parameterization) -> tuple[Tensor, Tensor, Parameterization]:
@@ -104,8 +104,6 @@ def soft(mu: Tensor, raw: Tensor, p: Parameterization) -> tuple[Tensor, Tensor, 
 
 
 def soft_pair(pair: Pair, weight: Tensor | None) -> Pair:
-    if pair.p.soft_clamp is None:
-        return pair
     given = seen(pair.mu, weight), seen(pair.raw, weight)
     mu, raw, p = soft(*given, pair.p)
     return pair._replace(mu=mu, raw=raw, p=p)
