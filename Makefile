@@ -71,6 +71,7 @@ examples: demo  ## the demo, and hierarchical, count and lossless VAEs (out/); t
 	$(BIN)/python examples/hierarchical_vae.py $(ARGS)
 	$(BIN)/python examples/counts_vae.py $(ARGS)
 	$(BIN)/python examples/discretized_vae.py $(ARGS)
+	$(BIN)/python examples/discrete_vae.py $(ARGS)
 	$(BIN)/python examples/ppca_identity.py
 
 docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, under three minutes

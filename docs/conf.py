@@ -63,7 +63,7 @@ nitpick_ignore_regex = [(r"py:.*", r"(torch|diffusers|pyro|scvi)(\..*)?")]
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"/(ppca_identity|digits_vae|hierarchical_vae|counts_vae|discretized_vae)\.py",
+    "filename_pattern": r"/(ppca_identity|digits_vae|hierarchical_vae|counts_vae|discretized_vae|discrete_vae)\.py",
     "ignore_pattern": r"common\.py",
     "within_subsection_order": "gallery_of_examples.Order",
     "image_scrapers": ("gallery_of_examples.pictures",),

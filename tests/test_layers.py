@@ -16,7 +16,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("_build", "_checks", "_distributions", "_functorch", "_limits", "_supports"),
     ("_generators",),
     ("_gaussian", "_philox"),
-    ("_closed",),
+    ("_closed", "_counts"),
     ("_categorical", "likelihoods"),
     ("_options",),
     ("_engine",),

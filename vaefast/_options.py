@@ -111,13 +111,14 @@ class Likelihood:
 
     Args:
         name: one of ``vaefast.LIKELIHOODS``.
-        **options: of ``"gaussian"``, ``"laplace"``, ``"poisson"``, ``"negative_binomial"`` and
-            ``"zero_inflated_negative_binomial"``: ``constant=True``, whether log(2 pi) / 2, log 2 or log(x!) is in.
-            (Without it and without a scale, the first two are half the squared, and the absolute, error.) Of the
-            last two also ``eps=1e-8``, added to the mean as scvi-tools does. ``"gaussian_optimal"``:
-            ``per_sample=False``, whether each sample has a variance of its own, and ``floor=e^-12``, the least variance
-            that it may have, that of sigma-VAE's code: where errors are smaller, the loss is the Gaussian's of that
-            variance, and a perfect reconstruction has a finite loss and gradient 0; 0 is no bound.
+        **options: of ``"gaussian"``, ``"laplace"``, ``"poisson"``, ``"negative_binomial"``,
+            ``"zero_inflated_negative_binomial"`` and ``"negative_binomial_mixture"``: ``constant=True``, whether
+            log(2 pi) / 2, log 2 or log(x!) is in. (Without it and without a scale, the first two are half the squared,
+            and the absolute, error.) Of the last three also ``eps=1e-8``, added to the mean as scvi-tools does.
+            ``"gaussian_optimal"``: ``per_sample=False``, whether each sample has a variance of its own, and
+            ``floor=e^-12``, the least variance that it may have, that of sigma-VAE's code: where errors are smaller,
+            the loss is the Gaussian's of that variance, and a perfect reconstruction has a finite loss and gradient 0;
+            0 is no bound.
             ``"discretized_logistic"``: ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the
             least log scale; so does ``"discretized_logistic_mixture"``, and ``channels=3`` or 1. That one and
             ``"categorical"``: ``dim=1``, the dimension of ``recon`` along which the logits lie (negative ones count

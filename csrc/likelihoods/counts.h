@@ -62,6 +62,30 @@ struct ZeroInflatedNegativeBinomial {
   }
 };
 
+// A count of the first of two with probability sigmoid(p[3]), else of the second: of their means p[0] and p[1], and of
+// the inverse dispersion p[2] that they share (totalVI's background and foreground). Options as NegativeBinomial's.
+struct NegativeBinomialMixture {
+  static constexpr const char* name = "negative_binomial_mixture";
+  static constexpr bool large = true, single = true;
+  static constexpr int required = 4, params = 4, options = 2;
+
+  // With a and b the two nlls, each beside its share: min(a, b) - log(1 + e^-|a - b|)
+  template <class V>
+  static VF_HD Term<V, 4> eval(const V (&p)[4], V x, const Options& o) {
+    const V zero = lit<V>(0), eps = lit<V>(o[1]), count = count_of(x), l = p[3];
+    const bool constant = o[0].narrow != 0;
+    const auto share = softplus_terms(l);
+    const auto first = negative_binomial(p[0], eps, p[2], count, constant);
+    const auto second = negative_binomial(p[1], eps, p[2], count, constant);
+    const V a = first.nll + (select(less(l, zero), zero - l, zero) + share.tail), b = second.nll + softplus(l, share);
+    const auto apart = softplus_terms(b - a);
+    const V least = select(less(b, a), b, a), of_first = apart.sigmoid, of_second = apart.complement;
+    return {least - apart.tail,
+            {of_first * first.dmu, of_second * second.dmu, fma_(of_first, first.dtheta, of_second * second.dtheta),
+             share.sigmoid - of_first}};
+  }
+};
+
 // How many of so many trials (the third parameter) succeed, where the probability is Beta(alpha, beta).
 struct BetaBinomial {
   static constexpr const char* name = "beta_binomial";
@@ -75,7 +99,8 @@ struct BetaBinomial {
   }
 };
 
-using CountLikelihoods = TypeList<Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial, BetaBinomial>;
+using CountLikelihoods =
+    TypeList<Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial, NegativeBinomialMixture, BetaBinomial>;
 
 }  // namespace VF_ISA
 }  // namespace vaefast

@@ -13,10 +13,10 @@ from sphinx_gallery.scrapers import figure_rst
 matplotlib.use("Agg")
 
 OUT = Path(__file__).resolve().parents[2] / "out" / "gallery"
-ORDER = ("digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "ppca_identity", "ddp_vae")
+ORDER = ("digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "discrete_vae", "ppca_identity", "ddp_vae")
 # the picture by which the index shows an example
-FIRST = ("latent.png", "levels.png", "counts.png", "scale.png")
-EPOCHS = {"digits_vae": 30, "hierarchical_vae": 20, "counts_vae": 20, "discretized_vae": 20}
+FIRST = ("latent.png", "levels.png", "counts.png", "scale.png", "classes.png")
+EPOCHS = {"digits_vae": 30, "hierarchical_vae": 20, "counts_vae": 20, "discretized_vae": 20, "discrete_vae": 20}
 
 
 class Order:
