@@ -69,7 +69,7 @@ struct ZeroOr {
     const V rest = softplus(l, s), absent = select(less(l, zero), zero - l, zero) + s.tail;
     Term<V, n + 1> found{select(none, absent, select(equal(t.nll, infinity<V>()), t.nll, t.nll + rest)), {}};
     for (int k = 0; k < n; ++k) found.grad[k] = select(none, zero, t.grad[k]);
-    found.grad[n] = select(none, zero - s.complement, select(equal(x, x), s.sigmoid, x));
+    found.grad[n] = select(none, zero - s.complement, select(less(zero, x), s.sigmoid, lit<V>(kNaN)));
     return found;
   }
 };
