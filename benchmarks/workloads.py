@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.distributions import Bernoulli, Normal, OneHotCategoricalStraightThrough, kl_divergence
 from torch.nn import functional as F
 
 import vaefast
@@ -20,6 +20,8 @@ from benchmarks import bounds, likelihoods, pairwise
 from benchmarks.workload import Draw, Function, Workload
 
 LOG_2PI = math.log(2 * math.pi)
+# the uniform share in DreamerV3's latents
+UNIMIX = 0.01
 
 
 # --- PyTorch as people write it: the helpers of most VAE code
@@ -261,6 +263,32 @@ def hierarchy_vaefast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return (vaefast.multi_tensor_gaussian_kl(*lists, reduction="sum"),)
 
 
+# --- discrete latents, as DreamerV3 has them
+
+
+def latents_inputs(draw: Draw, B: int, L: int, K: int) -> list[Tensor]:
+    """Logits of the posterior and of the prior."""
+    q, p = draw.normal(B, L, K), draw.normal(B, L, K)
+    return [q.requires_grad_(), p.requires_grad_()]
+
+
+def mixed(logits: Tensor) -> Tensor:
+    probs = torch.softmax(logits, -1) * (1 - UNIMIX) + UNIMIX / logits.shape[-1]
+    return torch.log(probs)
+
+
+def latents_eager(q: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+    """The distributions' arithmetic, and of the sample its gradient: what it is beside its value, which is random."""
+    posterior, prior = (OneHotCategoricalStraightThrough(logits=mixed(t), validate_args=False) for t in (q, p))
+    z = posterior.rsample()
+    return z - z.detach(), kl_divergence(posterior, prior).sum()
+
+
+def latents_vaefast(q: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+    z, kl = vaefast.sample_with_categorical_kl(q, p, unimix=UNIMIX, reduction="sum")
+    return z - z.detach(), kl
+
+
 # --- a training step of a small VAE: its networks, the loss, backward, Adam
 
 PIXELS, HIDDEN, LATENT = 784, 400, 20
@@ -349,6 +377,10 @@ REGISTERED = (
     Workload(
         name="hierarchy", what=f"{LAYERS} KLs between two Gaussians", sizes={"B": 32, "D": 256}, make=hierarchy_inputs,
         eager=hierarchy_eager, vaefast=hierarchy_vaefast, distributions=hierarchy_distributions,
+    ),
+    Workload(
+        name="discrete-latents", what="DreamerV3's categorical latents: a straight-through sample and the KL",
+        sizes={"B": 1024, "L": 32, "K": 32}, make=latents_inputs, eager=latents_eager, vaefast=latents_vaefast,
     ),
     Workload(
         name="train-step", what=f"a whole training step of a {PIXELS}-{HIDDEN}-{LATENT} VAE with Adam",

@@ -115,6 +115,24 @@ def _beta_binomial(x: mpf, alpha: mpf, beta: mpf, total: mpf) -> mpf:
     return log_beta(alpha, beta) - log_beta(x + alpha, total - x + beta) - log_choose
 
 
+def _mixture(x: mpf, mu1: mpf, mu2: mpf, theta: mpf, logits: mpf, constant: float, eps: float) -> mpf:
+    """totalVI's: scvi.distributions.NegativeBinomialMixture, of the first with probability sigmoid(logits)."""
+    first, second = (mpmath.exp(-_negative_binomial(x, mu, theta, constant, eps)) for mu in (mu1, mu2))
+    return -mpmath.log(first / (1 + mpmath.exp(-logits)) + second / (1 + mpmath.exp(logits)))
+
+
+def _zero_or(nll: Callable[..., mpf]) -> Callable[..., mpf]:
+    """A mass at 0 and a density above it."""
+
+    def with_zeros(x: mpf, *params: mpf) -> mpf:
+        *own, pi_logits = params
+        if x == 0:
+            return mpmath.log1p(mpmath.exp(-pi_logits))
+        return mpmath.log1p(mpmath.exp(pi_logits)) + nll(x, *own)
+
+    return with_zeros
+
+
 NLL: dict[str, Callable[..., mpf]] = {
     "bernoulli_probs": _bernoulli_probs,
     "continuous_bernoulli": _continuous_bernoulli,
@@ -125,6 +143,9 @@ NLL: dict[str, Callable[..., mpf]] = {
     "discretized_logistic": _discretized_logistic,
     "log_normal": _log_normal,
     "gamma": _gamma,
+    "negative_binomial_mixture": _mixture,
+    "zero_inflated_log_normal": _zero_or(_log_normal),
+    "zero_inflated_gamma": _zero_or(_gamma),
     "beta_binomial": _beta_binomial,
 }
 

@@ -81,8 +81,9 @@ def targets(likelihood: str, recon: Sequence[Tensor], seed: int = 0) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = entry.distribution(*(p.double() for p in recon), **entry.options).sample()
-    if entry.support == "positive":  # where float16 ends, too
-        drawn = drawn.clamp(torch.finfo(first.dtype).tiny, torch.finfo(first.dtype).max)
+    if entry.support in ("positive", "at least 0"):  # where float16 ends, too
+        zero = drawn == 0 if entry.support == "at least 0" else torch.zeros_like(drawn, dtype=torch.bool)
+        drawn = drawn.clamp(torch.finfo(first.dtype).tiny, torch.finfo(first.dtype).max).masked_fill(zero, 0.0)
     return drawn.to(first.dtype)
 
 

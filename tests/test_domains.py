@@ -87,6 +87,7 @@ OUTSIDE: dict[str, list[float]] = {
     "planes": [math.nan, -math.inf],
     "log": [math.nan, math.inf],
     "positive": [-1.0, math.nan, math.inf],
+    "at least 0": [-1.0, math.nan, math.inf],
     "count": [-1.0, 0.5, math.nan, math.inf],
     "total": [-1.0, 0.5, math.nan],
     "some of total": [-1.0, 0.5, 1e9, math.nan],

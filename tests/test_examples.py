@@ -214,6 +214,18 @@ def test_the_evidence_of_a_model_that_ignores_its_latents() -> None:
     torch.testing.assert_close(example.log_evidence(model, x, 4000), expected.detach(), rtol=0.0, atol=0.2)
 
 
+@pytest.mark.parametrize("temperature", [(), ("--temperature", "0.7")])
+def test_discrete(temperature: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load_example("discrete_vae")
+    metrics = example.main([*SHORT, "--latents", "4", "--classes", "5", *temperature, "--out", str(tmp_path)])
+    assert_files(tmp_path, metrics, "reconstructions samples classes usage")
+    for name in ("held_out", "train"):
+        assert_bound(metrics[name])
+        assert metrics[name]["kl"] <= metrics["most_kl"] == pytest.approx(4 * math.log(5))
+    assert metrics["history"][-1] > metrics["history"][0]
+    assert "active latents" in capsys.readouterr().out
+
+
 def test_discretized_numbers_are_all_there_is() -> None:
     example = load_example("discretized_vae")
     numbers = (torch.arange(17.0) / 8 - 1).unsqueeze(1).expand(17, 64)

@@ -116,6 +116,8 @@ def test_draws_are_possible_over_the_domain(likelihood: str, count: int, dtype: 
         assert (wide >= 0).all() and (wide <= 1).all()
     if support == "positive":
         assert (wide > 0).all()
+    if support == "at least 0":
+        assert (wide >= 0).all() and (wide == 0).any() and (wide > 0).any()
     with vaefast.use_backend("reference"):
         nll = vaefast.reconstruction_loss(
             tuple(p.double() for p in recon),

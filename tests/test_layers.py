@@ -20,6 +20,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("_closed_counts", "_counts"),
     ("_densities",),
     ("_categorical", "_pairwise", "likelihoods"),
+    ("_closed", "_counts"),
+    ("_categorical", "likelihoods"),
     ("_options",),
     ("_engine",),
     ("_batch",),

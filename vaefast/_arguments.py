@@ -25,7 +25,7 @@ from ._checks import (
     tensors,
 )
 from ._engine import Pair, Posteriors, Reconstruction
-from ._gaussian import Prior, as_tensor, compute_dtype, logvar_of
+from ._gaussian import Prior, as_tensor, compute_dtype, logvar_of, softened, wide
 from ._options import Composed, KLOptions, Likelihood, Parameterization
 from .likelihoods import LikelihoodEntry, entry_of
 
@@ -73,7 +73,7 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
     if mu.dim() == 0:
         batched("mu", mu, reduction)
     if balance is None and not options:
-        return pair, _options.NONE
+        return (pair if pair.p.soft_clamp is None else soft_pair(pair, None)), _options.NONE
     found = _options.kl_options(reduction, balance, options)
     if balance is not None:
         _options.kl_balance(balance, pair.prior_mu, pair.prior_logvar)
@@ -88,13 +88,40 @@ def with_options(pair: Pair, reduction: str, balance: object, options: Composed)
         other_prior(pair, found)
     if isinstance(found.capacity, Tensor):
         same_device("capacity", found.capacity, "mu", mu.device)
-    if "prior_parameterization" in options and pair.prior_logvar is not None:
+    if "prior_parameterization" in options and not (pair.prior_mu is None and pair.prior_logvar is None):
         p = _options.parameterization(found.prior_parameterization)
-        raw = prior("prior_logvar", pair.prior_logvar, mu)
-        if found.kl_weight is not None and isinstance(raw, Tensor):
-            raw = torch.where(found.kl_weight != 0, raw, 1.0)  # what it hides has a log variance, too
-        pair = pair._replace(prior_logvar=log_variance(raw, p, mu, pair.raw, pair.prior_mu))
-    return pair, found
+        pair = pair._replace(prior_mu=soft_mean(pair.prior_mu, p, mu, found.kl_weight))
+        if pair.prior_logvar is not None:
+            raw = prior("prior_logvar", pair.prior_logvar, mu)
+            if found.kl_weight is not None and isinstance(raw, Tensor):
+                raw = torch.where(found.kl_weight != 0, raw, 1.0)  # what it hides has a log variance, too
+            pair = pair._replace(prior_logvar=log_variance(raw, p, mu, pair.raw, pair.prior_mu))
+    return (pair if pair.p.soft_clamp is None else soft_pair(pair, found.kl_weight)), found
+
+
+def soft(mu: Tensor, raw: Tensor, p: Parameterization) -> tuple[Tensor, Tensor, Parameterization]:
+    """A posterior behind its soft clamp, as engines take it."""
+    c = p.soft_clamp
+    return (mu, raw, p) if c is None else (softened(mu, c), softened(raw, c), p.hard)
+
+
+def soft_pair(pair: Pair, weight: Tensor | None) -> Pair:
+    given = seen(pair.mu, weight), seen(pair.raw, weight)
+    mu, raw, p = soft(*given, pair.p)
+    return pair._replace(mu=mu, raw=raw, p=p)
+
+
+def seen(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Without a NaN where the weight hides: the soft clamp's slope there, times 0, would be one."""
+    return x if weight is None else torch.where((weight == 0) & x.isnan(), 0.0, x)
+
+
+def soft_mean(mean: Prior, p: Parameterization, mu: Tensor, weight: Tensor | None) -> Prior:
+    """A prior's, behind its own soft clamp."""
+    if p.soft_clamp is None or mean is None:
+        return mean
+    mean = prior("prior_mu", mean, mu)
+    return softened(seen(mean, weight) if isinstance(mean, Tensor) else as_tensor(mean, wide(mu)), p.soft_clamp)
 
 
 def other_prior(pair: Pair, o: KLOptions) -> None:
@@ -139,7 +166,8 @@ def log_variance(raw: Prior, p: Parameterization, *beside: Prior) -> Prior:
     if raw is None or p == _options.PLAIN["logvar"]:
         return raw
     dtype, mu = compute_dtype(raw, *beside), beside[0]
-    return logvar_of(raw.to(dtype) if isinstance(raw, Tensor) else as_tensor(raw, mu.to(dtype)), p.spec)
+    raw = raw.to(dtype) if isinstance(raw, Tensor) else as_tensor(raw, mu.to(dtype))
+    return logvar_of(raw if p.soft_clamp is None else softened(raw, p.soft_clamp), p.spec)
 
 
 def samples(mu: object, logvar: object, number: object) -> tuple[Tensor, Tensor]:
@@ -378,10 +406,20 @@ def each_with_its_prior(
     of_prior = p if prior_parameterization is None else prior_parameterization_of(prior_parameterization)
     pms = priors("prior_mus", prior_mus, mus)
     given = priors("prior_raws", prior_raws, mus)
+    if of_prior.soft_clamp is not None:
+        pms = [softened(t, of_prior.soft_clamp) for t in pms]
     others = zip(mus, raws, pms or [None] * len(mus))
     plvs: list[Any] = [log_variance(raw, of_prior, *beside) for raw, beside in zip(given, others)]
     same_batches(mus, reduction, batch_dims)
-    return Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p)
+    return soft_posteriors(Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p))
+
+
+def soft_posteriors(many: Posteriors) -> Posteriors:
+    c = many.p.soft_clamp
+    if c is None:
+        return many
+    mus, raws = ([softened(t, c) for t in ts] for ts in (many.mus, many.raws))
+    return many._replace(mus=mus, raws=raws, p=many.p.hard)
 
 
 def all_with_one_prior(
@@ -396,11 +434,12 @@ def all_with_one_prior(
 ) -> Posteriors:
     mus, raws = posteriors(mus, raws)
     p = _options.parameterization(parameterization)
-    pms, pm = spread(shared_prior("prior_mu", prior_mu, mus), mus)
-    raw, of_prior = shared_prior("prior_logvar", prior_logvar, mus), prior_parameterization_of(prior_parameterization)
+    mean, raw = shared_prior("prior_mu", prior_mu, mus), shared_prior("prior_logvar", prior_logvar, mus)
+    of_prior = prior_parameterization_of(prior_parameterization)
+    pms, pm = spread(soft_mean(mean, of_prior, mus[0], None), mus)
     plvs, plv = spread(log_variance(raw, of_prior, *mus, *raws, prior_mu), mus)
     same_batches(mus, reduction, batch_dims)
-    return Posteriors(mus, raws, pms, pm, plvs, plv, p)
+    return soft_posteriors(Posteriors(mus, raws, pms, pm, plvs, plv, p))
 
 
 def prior_parameterization_of(value: str | Parameterization) -> Parameterization:

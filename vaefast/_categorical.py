@@ -25,14 +25,14 @@ from ._gaussian import Prior, balanced, expm1_and_h, h
 # log ratios beyond which a probability that the softmax has rounded to 0 might count, by dtype
 _LIMIT = {torch.float32: 64.0, torch.float64: 512.0}
 
-# where every row's KL is larger, what float64 loses by h(x) = (e^x - 1) - x is nothing beside it
-_PLAIN_FROM = 1e-17
+# where every row's KL is larger, what float64 loses by e^x - 1 - x is nothing beside it in float32
+_PLAIN_FROM = 1e-8
 
 # the least share that is left between a uniform number times a sum and the sum
 _BELOW_ONE = 1 - 2.0**-52
 
-# KL, what the KL's gradient in the logits is made of, and its gradient in the prior's logits
-Terms = tuple[Tensor, Tensor | None, Tensor | None]
+# KL, the log ratio of the probabilities, and the KL's gradient in the prior's logits
+Terms = tuple[Tensor, Tensor, Tensor | None]
 
 
 def mixed(p: Tensor, unimix: float) -> Tensor:
@@ -94,8 +94,13 @@ def relaxed(unimix: float, logits: Tensor, gumbels: Tensor, temperature: float) 
 
 
 def drawn(p: Tensor, uniforms: Tensor) -> Tensor:
-    """One-hot, by the inverse of the distribution function: the first class up to which there is more than a uniform
-    number of [0, 1) times the whole. So no class of probability 0 is drawn. A row that is NaN stays one."""
+    """One-hot of these probabilities."""
+    return torch.zeros_like(p).scatter(-1, *_chosen(p, uniforms))
+
+
+def _chosen(p: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Which class, by the inverse of the distribution function: the first up to which there is more than a uniform
+    number of [0, 1) times the whole, so that none of probability 0 is drawn. And the 1 that is put there, or NaN."""
     sums = torch.cumsum(p, -1, dtype=uniforms.dtype)
     whole = sums[..., -1:]
     at = whole * (uniforms.unsqueeze(-1) * _BELOW_ONE)
@@ -103,67 +108,63 @@ def drawn(p: Tensor, uniforms: Tensor) -> Tensor:
         index = torch.searchsorted(sums, at, right=True)
     else:
         index = (sums <= at).sum(-1, keepdim=True)
-    one = (whole - whole + 1).to(p.dtype)
-    return torch.zeros_like(p).scatter(-1, index.clamp(max=p.shape[-1] - 1), one)
+    return index.clamp(max=p.shape[-1] - 1), (whole - whole + 1).to(p.dtype)
 
 
 # -- in closed form
 
 
-def terms(unimix: float, logits: Tensor, prior: Tensor | None, s: Tensor, wanted: Sequence[bool]) -> Terms:
-    """Of rows whose softmax is s. With d = l_p - l_q, the difference of the logits less its mean under s,
+def terms(unimix: float, logits: Tensor, prior: Tensor | None, s: Tensor, of_prior: bool) -> Terms:
+    """Of rows whose softmax is s, in float64. With d = l_p - l_q, the difference of the logits less its mean under s,
 
         log softmax(l_p) - log softmax(l_q) = d - log(1 + S),    S = sum s h(d),    h(x) = e^x - 1 - x
 
-    in which nothing cancels next to p = q; without unimix, log(1 + S) is the KL."""
+    in which nothing cancels next to p = q; without unimix, log(1 + S) is the KL. The log ratio, log q - log p, may lack
+    a number that a row has in common."""
     d = logits.neg() if prior is None else prior - logits
-    d.sub_((s * d).sum(-1, keepdim=True))
+    d.sub_(_dot(s, d))
     if not d.amax() < _LIMIT[d.dtype]:
-        return _differentiated(unimix, logits, prior, s, wanted)
-    for careful in (d.dtype is torch.float64, True):
-        kl, of_q, of_p = _terms(unimix, d, s, careful, prior is not None and wanted[1])
-        if careful or kl.amin() > _PLAIN_FROM:
-            break
-    dtype = logits.dtype
-    return kl.to(dtype), of_q.to(dtype) if wanted[0] else None, None if of_p is None else of_p.to(dtype)
+        return _differentiated(unimix, logits, prior, s, of_prior)
+    if d.dtype is not torch.float64:
+        found = _terms(unimix, d, s, False, of_prior)
+        if found[0].amin() > _PLAIN_FROM:
+            return found
+    return _terms(unimix, d, s, True, of_prior)
 
 
-def _terms(unimix: float, d: Tensor, s: Tensor, careful: bool, of_prior: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    w = d.double()
-    if careful:
-        m, each = expm1_and_h(d)
-        m = m.double()
-    else:
-        m = torch.expm1(w)
-        each = m - w
-    total = each.mul_(s).sum(-1, keepdim=True)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vecdot(a, b)
+    return found.unsqueeze(-1)
+
+
+def _terms(unimix: float, d: Tensor, s: Tensor, careful: bool, of_prior: bool) -> Terms:
+    """``careful``: whether KLs are so small that e^x - 1 and log(1 + x) need functions of their own, which are slow."""
+    w, s = d.double(), s.double()
+    m = torch.expm1(w) if careful else torch.exp(w).sub_(1)
+    total = _dot(s, expm1_and_h(d)[1].double() if careful else m - w)
     if unimix == 0:
-        kl = torch.log1p(total).squeeze(-1)
         # softmax(l_p) - s
-        return kl, d.neg(), (m.sub_(total).mul_(s).div_(total + 1) if of_prior else None)
+        return torch.log1p(total).squeeze(-1), d.neg(), m.sub_(total).mul_(s).div_(total + 1) if of_prior else None
     share = 1 - unimix
     apart = m.sub_(total).mul_(s).div_(total + 1)
-    q = mixed(s, unimix)
-    x = (apart * share).div_(q)  # p / q - 1
-    log = torch.log1p(x)
-    each = expm1_and_h(log)[1] if careful else x - log
-    kl = (each * q).sum(-1)
-    if not of_prior:
-        return kl, log.neg_(), None
-    t = apart.add_(s)
-    return kl, log.neg_(), _through_softmax(x / (x + 1), t, share)
+    q = s + unimix / (share * s.shape[-1])  # times the share, q's probabilities
+    x = apart / q  # p / q - 1
+    up = x + 1
+    log = torch.log1p(x) if careful else torch.log(up)
+    kl = _dot(q, expm1_and_h(log)[1] if careful else x - log).squeeze(-1).mul_(share)
+    of_p = _through_softmax(x.div_(up), apart.add_(s), share) if of_prior else None
+    return kl, log.neg_(), of_p
 
 
-def _differentiated(unimix: float, logits: Tensor, prior: Tensor | None, s: Tensor, wanted: Sequence[bool]) -> Terms:
+def _differentiated(unimix: float, logits: Tensor, prior: Tensor | None, s: Tensor, of_prior: bool) -> Terms:
     """The same by the plain formula, which has the limits."""
     with torch.enable_grad():
         q = logits.detach()
-        p = None if prior is None else prior.detach().requires_grad_(wanted[1])
+        p = None if prior is None else prior.detach().requires_grad_(of_prior)
         kl = plain_kl(unimix, q, p)
-        of_p = torch.autograd.grad(kl.sum(), p)[0] if p is not None and wanted[1] else None
+        of_p = torch.autograd.grad(kl.sum(), p)[0] if p is not None and of_prior else None
     log_q = _log_probs(_wide(logits), unimix)
-    ratio = torch.where(s > 0, log_q - _log_of_prior(log_q, unimix, prior), 0.0).to(s.dtype) if wanted[0] else None
-    return kl.detach(), ratio, of_p
+    return kl.detach(), torch.where(s > 0, log_q - _log_of_prior(log_q, unimix, prior), 0.0), of_p
 
 
 class Latents(torch.autograd.Function):
@@ -239,41 +240,42 @@ def latents(
     prior: Tensor | None,
     uniforms: Tensor | None,
     wanted: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, Tensor | None], Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor | None], Tensor | None]:
     """Sample, KL, what the gradient in the logits is made of (the softmax, and the KL's log ratio), and the KL's
     gradient in the prior's logits: block by block, so that what lies between stays in the cache."""
+    s = torch.softmax(logits, -1)
+    of_prior = prior is not None and wanted[1]
+    z = None if uniforms is None else torch.zeros_like(s)
+    kl = logits.new_empty(logits.shape[0]) if with_kl else None
+    ratio = torch.empty_like(s) if with_kl and wanted[0] else None
+    of_p = torch.empty_like(s) if with_kl and of_prior else None
+    given = [logits, prior, s, uniforms, z, kl, ratio, of_p]
     rows = max(1, BLOCK // logits.shape[-1])
-    if logits.shape[0] <= 2 * rows:
-        return _block(unimix, with_kl, logits, prior, uniforms, wanted)
-    parts = [
-        _block(unimix, with_kl, *block, wanted)
-        for block in zip(
-            logits.split(rows),
-            itertools.repeat(None) if prior is None else prior.split(rows),
-            itertools.repeat(None) if uniforms is None else uniforms.split(rows),
-        )
-    ]
-    z, kl, kept, of_prior = zip(*parts)
-    s, ratio = zip(*kept)
-    return _joined(z), _joined(kl), (_joined(s), _joined(ratio)), _joined(of_prior)
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat([t for t in parts if t is not None])
+    for block in zip(*(itertools.repeat(None) if t is None else t.split(rows) for t in given)):
+        _block(unimix, *block)
+    return z, kl, (s, ratio), of_p
 
 
 def _block(
     unimix: float,
-    with_kl: bool,
     logits: Tensor,
     prior: Tensor | None,
+    s: Tensor,
     uniforms: Tensor | None,
-    wanted: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, Tensor | None], Tensor | None]:
-    s = torch.softmax(logits, -1)
-    z = None if uniforms is None else drawn(mixed(s, unimix), uniforms)
-    kl, ratio, of_prior = terms(unimix, logits, prior, s, wanted) if with_kl else (None, None, None)
-    return z, kl, (s if wanted[0] else None, ratio), of_prior
+    z: Tensor | None,
+    kl: Tensor | None,
+    ratio: Tensor | None,
+    of_p: Tensor | None,
+) -> None:
+    """Writes the last four of what comes before them."""
+    if z is not None and uniforms is not None:
+        z.scatter_(-1, *_chosen(mixed(s, unimix), uniforms))
+    if kl is None:
+        return
+    found = terms(unimix, logits, prior, s, of_p is not None)
+    for into, value in zip((kl, ratio, of_p), found):
+        if into is not None and value is not None:
+            into.copy_(value)
 
 
 # -- either, by what covers the tensors
@@ -284,7 +286,7 @@ def sites(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The sample ``[..., K]`` and the KL ``[...]`` of logits and a prior of one shape and dtype, classes last."""
     given = [t for t in (logits, prior, uniforms) if t is not None]
-    if logits.is_cpu and logits.numel() > 0 and unseen(*given):
+    if logits.is_cpu and logits.numel() > 0 and unimix < 1 and unseen(*given):
         shape = logits.shape
         rows = logits.reshape(-1, shape[-1]), None if prior is None else prior.reshape(-1, shape[-1])
         flat = None if uniforms is None else uniforms.reshape(-1)

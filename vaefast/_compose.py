@@ -83,6 +83,25 @@ def sample(
     return draw(mu, raw, generator)
 
 
+def tempered(
+    engines: Engines,
+    mu: Tensor,
+    raw: Tensor,
+    p: Parameterization,
+    temperature: float,
+    eps: Tensor | None,
+    generator: Generators,
+    noise: str | None,
+    dim: int = 0,
+) -> Tensor:
+    """A sample of the standard deviation times the temperature, with the noise of :func:`sample`: what it draws of a
+    mean of 0, in mu's memory order and, drawn by torch, of mu's dtype."""
+    torchs = eps is None and (noise or engines.engine(mu, eps, beside=(raw,)).noise) == "torch"
+    zero = torch.zeros_like(mu, dtype=mu.dtype if torchs else compute_dtype(mu, raw, eps))
+    off = sample(engines, zero, raw, p, eps, generator, noise, dim)
+    return torch.add(mu.to(off.dtype), off, alpha=temperature).to(mu.dtype)
+
+
 def drawn(
     engine: Engine,
     mu: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -110,7 +110,7 @@ class ZeroInflated(D.Distribution):
     """0 with probability sigmoid(gate_logits), else a draw from ``base``, a distribution of counts."""
 
     arg_constraints: ClassVar[dict[str, D.constraints.Constraint]] = {}
-    support = D.constraints.nonnegative_integer
+    support: Any = D.constraints.nonnegative_integer
 
     def __init__(self, base: D.Distribution, gate_logits: Tensor) -> None:
         self.base = base
@@ -136,6 +136,46 @@ class ZeroInflated(D.Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         log_prob = F.logsigmoid(-self.gate_logits) + self.base.log_prob(value)
         return torch.where(value == 0, torch.logaddexp(F.logsigmoid(self.gate_logits), log_prob), log_prob)
+
+
+class ZeroOr(ZeroInflated):
+    """The same of a ``base`` that has a density above 0, and none at it."""
+
+    support: Any = D.constraints.nonnegative
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        none = value == 0
+        log_prob = F.logsigmoid(-self.gate_logits) + self.base.log_prob(torch.where(none, 1.0, value))
+        return torch.where(none, F.logsigmoid(self.gate_logits), log_prob)
+
+
+class EitherOf(D.Distribution):
+    """A draw of ``first`` with probability sigmoid(logits), else one of ``second``: two of counts."""
+
+    arg_constraints: ClassVar[dict[str, D.constraints.Constraint]] = {}
+    support = D.constraints.nonnegative_integer
+
+    def __init__(self, first: D.Distribution, second: D.Distribution, logits: Tensor) -> None:
+        self.first, self.second, self.logits = first, second, logits.expand(first.batch_shape)
+        super().__init__(first.batch_shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logits) * self.first.mean + torch.sigmoid(-self.logits) * self.second.mean
+
+    @property
+    def variance(self) -> Tensor:
+        p, apart = torch.sigmoid(self.logits), self.first.mean - self.second.mean
+        return p * self.first.variance + (1 - p) * (self.second.variance + p * apart**2)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        of_first = torch.rand_like(self.logits.expand(self._extended_shape(shape))) < self.logits.sigmoid()
+        return torch.where(of_first, self.first.sample(shape), self.second.sample(shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        first = F.logsigmoid(self.logits) + self.first.log_prob(value)
+        return torch.logaddexp(first, F.logsigmoid(-self.logits) + self.second.log_prob(value))
 
 
 class BetaBinomial(D.Distribution):

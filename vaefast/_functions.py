@@ -72,8 +72,12 @@ class Functions(PosteriorFunctions):
                 - ``"gamma"`` (log_mean, concentration), for data above 0: shape a > 0 and rate a e^-log_mean.
                 - ``"poisson"`` log_rate; ``"negative_binomial"`` (mu, theta), mean and inverse dispersion;
                   ``"zero_inflated_negative_binomial"`` (mu, theta, pi_logits) (Lopez et al. 2018, as scvi-tools has
-                  them); ``"beta_binomial"`` (alpha, beta, total_count), scipy's ``betabinom(n, a, b)`` and scvi-tools'
-                  alpha and beta. A negative count gives NaN; one that is not whole goes through the gamma function.
+                  them); ``"negative_binomial_mixture"`` (mu1, mu2, theta1, mixture_logits), of the first with
+                  probability sigmoid(mixture_logits) (totalVI's); ``"beta_binomial"`` (alpha, beta, total_count),
+                  scipy's ``betabinom(n, a, b)`` and scvi-tools' alpha and beta. A negative count gives
+                  NaN; one that is not whole goes through the gamma function.
+                - ``"zero_inflated_log_normal"`` (loc, log_scale, pi_logits) and ``"zero_inflated_gamma"`` (log_mean,
+                  concentration, pi_logits): 0 with probability sigmoid(pi_logits), else these.
                 - Data outside [0, 1] give NaN under ``"bernoulli_probs"`` and ``"continuous_bernoulli"``, as what they
                   replace refuses them; :func:`vaefast.check` names what lies outside a domain.
                 - ``"discretized_logistic"`` (mean, log_scale) of data on a grid, -1 to 1 in 256 steps unless
@@ -173,7 +177,8 @@ class Functions(PosteriorFunctions):
             beta = number(beta)
         tensors = recon, target, mu, logvar, prior_mu, prior_logvar
         p = _options.parameterization(parameterization)
-        direct = self.engines.direct(mu) if process_group is None and options.get("batch_dims", 1) == 1 else None
+        plain = process_group is None and p.soft_clamp is None and options.get("batch_dims", 1) == 1
+        direct = self.engines.direct(mu) if plain else None
         params = None if direct is None else direct.parameters(recon, target, weight, chosen)
         if direct is not None and params is not None:
             try:

@@ -85,6 +85,12 @@ def clamped(raw: Tensor, lo: float, hi: float) -> Tensor:
     return F.hardtanh(raw, lo, hi)
 
 
+def softened(x: Tensor, c: float) -> Tensor:
+    """c tanh(x / c), in float32 at least: within +-c, and x itself far inside; Vahdat & Kautz 2020 (arXiv:2007.03898),
+    whose code has c = 5."""
+    return (c * torch.tanh(wide(x) / c)).to(x.dtype)
+
+
 def std_of(raw: Tensor, spec: Spec) -> Tensor:
     name, lo, hi, floor = spec
     std = PARAMETERIZATIONS[name].std(clamped(raw, lo, hi))

@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar
 
 import torch
@@ -38,15 +38,19 @@ class Parameterization:
 
     ``std = activation(clamp(raw)) + floor``, and the floored ``std`` enters the KL too. The activation goes by
     ``name``: ``"logvar"`` exp(raw / 2), ``"log_std"`` exp(raw), ``"std"`` raw, ``"var"`` sqrt(raw), ``"softplus"``
-    log(1 + e^raw).
+    log(1 + e^raw). With a soft clamp c, ``raw`` and the mean are ``c tanh(x / c)`` first.
 
     Args:
         name: one of the five names above.
         clamp: ``(lo, hi)`` applied to ``raw``; no gradient outside, edges included.
         floor: added to the standard deviation, at least 0.
+        soft_clamp: c > 0, for ``c tanh(x / c)`` on ``raw`` and on the mean, before the clamp; in PyTorch's operations,
+            in float32 at least. NVAE (Vahdat & Kautz 2020, arXiv:2007.03898) has 5.0, and the prior's too: give it as
+            ``prior_parameterization``.
 
     Raises:
-        ValueError: an unknown name, ``lo > hi``, a NaN bound, or a negative or non-finite floor.
+        ValueError: an unknown name, ``lo > hi``, a NaN bound, a negative or non-finite floor, or a soft clamp that is
+            not above 0.
 
     Example::
 
@@ -57,6 +61,7 @@ class Parameterization:
     name: str = "logvar"
     clamp: tuple[float, float] | None = None
     floor: float = 0.0
+    soft_clamp: float | None = None
     spec: Spec = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -74,8 +79,19 @@ class Parameterization:
         object.__setattr__(self, "floor", number(self.floor))
         if not (self.floor >= 0.0 and math.isfinite(self.floor)):
             raise ValueError(f"floor must be a finite number >= 0 (it is added to the std), got {self.floor!r}")
+        if self.soft_clamp is not None:
+            if not is_real(self.soft_clamp):
+                raise TypeError(f"soft_clamp must be None or a number, got {self.soft_clamp!r}")
+            object.__setattr__(self, "soft_clamp", number(self.soft_clamp))
+            if not 0 < self.soft_clamp < math.inf:
+                raise ValueError(f"soft_clamp must be a finite number above 0 (c tanh(x / c)), got {self.soft_clamp!r}")
         lo, hi = self.clamp if self.clamp is not None else (-math.inf, math.inf)
         object.__setattr__(self, "spec", (self.name, lo, hi, self.floor))
+
+    @property
+    def hard(self) -> Parameterization:
+        """What is left of it behind the soft clamp: what engines take."""
+        return replace(self, soft_clamp=None)
 
 
 # each name without clamp or floor, so that calls need not make one
@@ -97,13 +113,14 @@ class Likelihood:
 
     Args:
         name: one of ``vaefast.LIKELIHOODS``.
-        **options: of ``"gaussian"``, ``"laplace"``, ``"poisson"``, ``"negative_binomial"`` and
-            ``"zero_inflated_negative_binomial"``: ``constant=True``, whether log(2 pi) / 2, log 2 or log(x!) is in.
-            (Without it and without a scale, the first two are half the squared, and the absolute, error.) Of the
-            last two also ``eps=1e-8``, added to the mean as scvi-tools does. ``"gaussian_optimal"``:
-            ``per_sample=False``, whether each sample has a variance of its own, and ``floor=e^-12``, the least variance
-            that it may have, that of sigma-VAE's code: where errors are smaller, the loss is the Gaussian's of that
-            variance, and a perfect reconstruction has a finite loss and gradient 0; 0 is no bound.
+        **options: of ``"gaussian"``, ``"laplace"``, ``"poisson"``, ``"negative_binomial"``,
+            ``"zero_inflated_negative_binomial"`` and ``"negative_binomial_mixture"``: ``constant=True``, whether
+            log(2 pi) / 2, log 2 or log(x!) is in. (Without it and without a scale, the first two are half the squared,
+            and the absolute, error.) Of the last three also ``eps=1e-8``, added to the mean as scvi-tools does.
+            ``"gaussian_optimal"``: ``per_sample=False``, whether each sample has a variance of its own, and
+            ``floor=e^-12``, the least variance that it may have, that of sigma-VAE's code: where errors are smaller,
+            the loss is the Gaussian's of that variance, and a perfect reconstruction has a finite loss and gradient 0;
+            0 is no bound.
             ``"discretized_logistic"``: ``bins=256`` values from ``low=-1.0`` to ``high=1.0``, and ``floor=-7.0``, the
             least log scale; so does ``"discretized_logistic_mixture"``, and ``channels=3`` or 1. That one and
             ``"categorical"``: ``dim=1``, the dimension of ``recon`` along which the logits lie (negative ones count
@@ -179,6 +196,14 @@ def reduction_for_elbo(reduction: str) -> None:
             f"reduction={reduction!r} is not an ELBO: {why}. Use one of {', '.join(map(repr, ELBO_REDUCTIONS))}"
         )
     choice("reduction", reduction, ELBO_REDUCTIONS)
+
+
+def temperature(value: object) -> float:
+    if not is_real(value):
+        raise TypeError(f"temperature must be a number, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"temperature must be a finite number >= 0 (it multiplies the std), got {value!r}")
+    return float(value)
 
 
 class ELBOTerms(NamedTuple):
@@ -384,8 +409,13 @@ def kl_prior(prior: object, reduction: str, balance: object, options: Composed) 
     return found
 
 
-def estimator(name: str, options: KLOptions) -> None:
+def estimator(name: str, options: KLOptions, temperature: float) -> None:
     choice("estimator", name, ESTIMATORS)
+    if name != "analytic" and temperature != 1:
+        raise ValueError(
+            f"estimator={name!r} does not go with temperature={temperature!r}: samples of another distribution do not "
+            "estimate this KL; use 'analytic'"
+        )
     if name != "analytic" and options.symmetric:
         raise ValueError(
             f"estimator={name!r} does not go with symmetric=True: samples of q estimate KL(q || p) alone; "

@@ -45,6 +45,7 @@ class PosteriorFunctions:
         generator: Generators = None,
         noise: str | None = None,
         num_samples: int | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Draws ``z = mu + std * eps``, eps ~ N(0, I), differentiably in both arguments.
 
@@ -66,6 +67,8 @@ class PosteriorFunctions:
                 computed in PyTorch, the same numbers in many operations.
             num_samples: K for K independent draws in one call, whose gradients add up. What is kept for backward does
                 not grow with K; ``eps`` then broadcasts to ``[K, B, ...]``.
+            temperature: multiplies the standard deviation, at least 0: below 1 for samples nearer to the mean (Vahdat &
+                Kautz 2020, arXiv:2007.03898, section 4).
 
         Returns:
             ``z``, shape and dtype of ``mu``; ``[K, B, ...]`` with ``num_samples=K``.
@@ -82,7 +85,8 @@ class PosteriorFunctions:
         if num_samples is not None:
             mu, logvar, dim = *_arguments.samples(mu, logvar, num_samples), 1
         p = _options.parameterization(parameterization)
-        if eps is None and generator is None:
+        t = temperature if temperature == 1 else _options.temperature(temperature)
+        if eps is None and generator is None and p.soft_clamp is None and t == 1:
             direct = self.engines.direct(mu)
             if direct is not None and (noise is None or noise == direct.noise):
                 try:
@@ -93,6 +97,9 @@ class PosteriorFunctions:
                         raise
         mu, logvar = _arguments.posterior(mu, logvar)
         eps = _arguments.noise(noise, eps, generator, mu, dim)
+        mu, logvar, p = _arguments.soft(mu, logvar, p)
+        if t != 1:
+            return _compose.tempered(self.engines, mu, logvar, p, t, eps, generator, noise, dim)
         return _compose.sample(self.engines, mu, logvar, p, eps, generator, noise, dim)
 
     @functools.partial(spelled_out, kl_weight="weight")
@@ -164,7 +171,8 @@ class PosteriorFunctions:
         p = _options.parameterization(parameterization)
         if weight is not None:
             options["kl_weight"] = weight
-        direct = self.engines.direct(mu) if options.get("batch_dims", 1) == 1 else None
+        plain = p.soft_clamp is None and options.get("batch_dims", 1) == 1
+        direct = self.engines.direct(mu) if plain else None
         if direct is not None:
             try:
                 if not options or not composed(options):
@@ -229,6 +237,7 @@ class PosteriorFunctions:
         noise: str | None = None,
         balance: float | None = None,
         estimator: str = "analytic",
+        temperature: float = 1.0,
         **options: Unpack[Composed],
     ) -> tuple[Tensor, Tensor]:
         """:func:`reparameterize` and :func:`gaussian_kl` in one pass over ``mu`` and ``logvar``.
@@ -242,6 +251,8 @@ class PosteriorFunctions:
             kl_weight: the ``weight`` of :func:`gaussian_kl`. The sample is the same with it.
             batch_dims: as for :func:`gaussian_kl`.
             prior: as for :func:`gaussian_kl`, estimated at the sample that is returned.
+            temperature: as for :func:`reparameterize`, of the sample alone: the KL is that of the posterior itself. It
+                goes with ``estimator="analytic"``.
             estimator: ``"analytic"``, the KL itself, and where ``prior`` has none ``"mc"``. ``"mc"``: log q(z) - log
                 p(z) at the sample, its estimate without bias, which can be negative (Kingma & Welling 2014, equation
                 2). ``"stl"``, sticking the landing: the
@@ -263,7 +274,8 @@ class PosteriorFunctions:
         p = _options.parameterization(parameterization)
         if options and estimator == "analytic" and options.get("prior") is not None:
             estimator = "mc"
-        if estimator == "analytic" and eps is None and generator is None:
+        t = temperature if temperature == 1 else _options.temperature(temperature)
+        if estimator == "analytic" and eps is None and generator is None and p.soft_clamp is None and t == 1:
             direct = self.engines.direct(mu) if options.get("batch_dims", 1) == 1 else None
             if direct is not None and (noise is None or noise == direct.noise):
                 try:
@@ -279,8 +291,11 @@ class PosteriorFunctions:
                     if not any(map(wrapped, given)):
                         raise
         pair, o = _arguments.kl(*given, p, reduction, balance, options)
-        _options.estimator(estimator, o)
+        _options.estimator(estimator, o, t)
         eps = _arguments.noise(noise, eps, generator, mu)
+        if t != 1:
+            z = _compose.tempered(self.engines, pair.mu, pair.raw, pair.p, t, eps, generator, noise)
+            return z, _compose.kl(self.engines.engine(mu, beside=pair[1:4]), pair, reduction, o)
         if estimator != "analytic":
             return _compose.estimated(self.engines, pair, reduction, o, estimator, eps, generator, noise)
         if isinstance(generator, Sequence):

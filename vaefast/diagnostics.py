@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _options
-from ._arguments import posterior
+from ._arguments import posterior, soft
 from ._checks import floating, is_real, number
 from ._gaussian import logvar_of
 from ._options import Parameterization
@@ -196,7 +196,8 @@ class CollapseMonitor:
         kl = gaussian_kl(
             mu, logvar, prior_mu, prior_logvar, parameterization=self.parameterization, reduction="none"
         )  # fmt: skip
-        mu, logvar = _double(mu), _double(logvar_of(logvar, self.parameterization.spec))
+        mu, logvar, p = soft(mu, logvar, self.parameterization)
+        mu, logvar = _double(mu), _double(logvar_of(logvar, p.spec))
         pm, plv = (
             torch.as_tensor(0.0 if prior is None else prior, device=mu.device, dtype=torch.float64)
             for prior in (prior_mu, prior_logvar)

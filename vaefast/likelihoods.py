@@ -6,26 +6,27 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from . import _closed_counts, _densities
+from . import _closed_counts, _counts, _densities
+from ._counts import LARGE, in_float64
 from ._distributions import (
     BetaBinomial,
     Classes,
     ContinuousBernoulli,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
+    EitherOf,
     NegativeBinomial,
     Poisson,
     StudentT,
     ZeroInflated,
+    ZeroOr,
 )
 from ._gaussian import constant, softplus
 from ._limits import beside, in_unit, inverse, weighed
@@ -119,19 +120,7 @@ def _laplace_gradients(
     return scaled + log_scale, 1.0, constant * math.log(2), [(d.sign_().mul_(inverse), 1.0), (1 - scaled, 1.0)]
 
 
-def _in_float64(nll: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """For formulas whose large terms cancel: in float64 what is left is still right for float32."""
-
-    @functools.wraps(nll)
-    def wide(x: Tensor, *params: Tensor, **options: float) -> Tensor:
-        if x.device.type == "mps":  # which has no float64
-            return nll(x, *params, **options)
-        return nll(x.double(), *(p.double() for p in params), **options).to(x.dtype)
-
-    return wide
-
-
-@_in_float64
+@in_float64
 def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     """log((e^l - 1) / l) - l x; Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), equation 6."""
     small = logits.abs() < 1e-2
@@ -144,16 +133,12 @@ def _continuous_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return torch.where(small, series - near * x, large)
 
 
-# from here on a difference of log-gammas is its first terms of 1 / n
-_LARGE = _closed_counts.LARGE
-
-
-@_in_float64
+@in_float64
 def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
     df = df.clamp(max=1e30)  # a Gaussian
-    d, small = x - loc, torch.where(df < _LARGE, df, 1.0)
+    d, small = x - loc, torch.where(df < LARGE, df, 1.0)
     norm = torch.lgamma(small / 2) - torch.lgamma((small + 1) / 2) + 0.5 * torch.log(math.pi * small)
-    norm = torch.where(df < _LARGE, norm, 0.5 * math.log(2 * math.pi) + 0.25 / df)
+    norm = torch.where(df < LARGE, norm, 0.5 * math.log(2 * math.pi) + 0.25 / df)
     # (df + 1) / 2 log(1 + s) with s = d^2 / (df scale^2): beyond 1 by the logarithm of s, for the scale may vanish
     apart = torch.log(torch.where(d == 0, 1.0, d.abs())) - 0.5 * torch.log(df)
     far = (d != 0) & (log_scale < apart)
@@ -163,81 +148,7 @@ def _student_t(x: Tensor, loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
     return norm + torch.where(far, beyond, log_scale + (df + 1) / 2 * torch.log1p(scaled**2 / df))
 
 
-def _count(x: Tensor) -> Tensor:
-    """NaN where it is below 0."""
-    return torch.where(x < 0, math.nan, x)
-
-
-@_in_float64
-def _log_normal(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
-    log = torch.log(x)
-    d = log - loc
-    half_square = 0.5 * (d * inverse(log_scale, d)) ** 2
-    return 0.5 * math.log(2 * math.pi) + beside(half_square, log_scale + log)
-
-
-@_in_float64
-def _gamma(x: Tensor, log_mean: Tensor, concentration: Tensor) -> Tensor:
-    """Of shape a and rate a / mean."""
-    a, log = concentration, torch.log(x)
-    norm = torch.lgamma(a) + a * (1 - torch.log(a))
-    return norm + torch.xlogy(1 - a, x) + a * (torch.exp(log - log_mean) - 1 + log_mean)
-
-
-@_in_float64
-def _beta_binomial(x: Tensor, alpha: Tensor, beta: Tensor, total_count: Tensor) -> Tensor:
-    """scipy.stats.betabinom(n, a, b); NaN where x is below 0 or above n."""
-
-    def rising(k: Tensor, a: Tensor) -> Tensor:
-        return torch.lgamma(k + 1) + torch.lgamma(a) - torch.lgamma(k + a)
-
-    x = torch.where((x < 0) | (x > total_count), math.nan, x)
-    return rising(x, alpha) + rising(total_count - x, beta) - rising(total_count, alpha + beta)
-
-
-def _log_factorial(x: Tensor, constant: float) -> Tensor:
-    """log(x!), or 0 where it is left out."""
-    return torch.lgamma(x + 1) if constant else torch.zeros_like(x)
-
-
-@_in_float64
-def _poisson(x: Tensor, log_rate: Tensor, constant: float) -> Tensor:
-    x = _count(x)
-    rate = torch.exp(log_rate)
-    # beside an infinite rate nothing counts
-    return rate - weighed(torch.where(rate == math.inf, 0.0, log_rate), x) + _log_factorial(x, constant)
-
-
-@_in_float64
-def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Tensor:
-    x, mu = _count(x), mu + eps
-    large = theta > _LARGE
-    t = torch.where(large | (theta == 0), 1.0, theta)
-    gammas = torch.lgamma(t) - torch.lgamma(x + t)
-    nll = t * torch.log1p(mu / t) - torch.xlogy(x, mu / (t + mu)) + gammas
-    # towards the Poisson, where the log-gammas would cancel: by Stirling's formula; from 1e30 on it is one
-    t = torch.where(large, theta, _LARGE).clamp(max=1e30)
-    apart = t * (torch.log1p(mu / t) - torch.log1p(x / t)) + x * (1 + torch.log1p((mu - x) / (t + x)))
-    far = apart + 0.5 * torch.log1p(x / t) - torch.xlogy(x, mu) + x / (12 * t * (t + x))
-    # of a dispersion of 0 all are 0; a slope of the data, infinity times 0, would reach those of the others
-    least = torch.where(x == 0, 0.0, math.inf * x.detach())
-    return torch.where(theta == 0, least, torch.where(large, far, nll) + _log_factorial(x, constant))
-
-
-@_in_float64
-def _zero_inflated_negative_binomial(
-    x: Tensor, mu: Tensor, theta: Tensor, pi_logits: Tensor, constant: float, eps: float
-) -> Tensor:
-    """Lopez et al. 2018 (scVI), supplementary; 0 with probability sigmoid(pi_logits) besides."""
-    nll = _negative_binomial(x, mu, theta, constant=constant, eps=eps)
-    # log(sigmoid(p) + sigmoid(-p) e^-nll), from the side where an infinite p leaves something
-    above = pi_logits > 0
-    up, down = torch.where(above, pi_logits, 0.0), torch.where(above, 0.0, pi_logits)
-    at_zero = torch.where(above, softplus(-up) - softplus(-up - nll), softplus(down) - torch.logaddexp(down, -nll))
-    return torch.where(x == 0, at_zero, softplus(pi_logits) + nll)
-
-
-@_in_float64
+@in_float64
 def _discretized_logistic(
     x: Tensor, mean: Tensor, log_scale: Tensor, bins: float, low: float, high: float, floor: float
 ) -> Tensor:
@@ -273,7 +184,7 @@ def _check_mixture(channels: float, dim: float, **grid: float) -> None:
         raise ValueError(f"channels must be 1 or 3, as there are couplings for, got {channels!r}")
 
 
-@_in_float64
+@in_float64
 def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
     logits = logits.movedim(int(dim), -1)
     hit = x.unsqueeze(-1) == torch.arange(logits.shape[-1], device=x.device)
@@ -294,7 +205,7 @@ def _categorical_gradients(asked: Asked, x: Tensor, logits: Tensor, dim: float) 
     return nll.mul_(known), -1.0, 0.0, [(gradient, 1.0)]
 
 
-@_in_float64
+@in_float64
 def _discretized_logistic_mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: float) -> Tensor:
     """-log sum_k softmax(l)_k prod_c P(x_c | m_kc + sum_b<c tanh(a_kcb) x_b, ls_kc); Salimans et al. 2017
     (arXiv:1701.05517), section 2.2."""
@@ -379,7 +290,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         2,
         "positive",
         "log x + ls + (log 2 pi + (log x - m)^2 e^(-2 ls)) / 2",
-        _log_normal,
+        _counts.log_normal,
         lambda loc, log_scale: D.LogNormal(loc, torch.exp(log_scale), validate_args=False),
     ),
     "gamma": LikelihoodEntry(
@@ -387,18 +298,40 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         2,
         "positive",
         "log Gamma(a) + a (l - log a) - (a - 1) log x + a x e^-l",
-        _gamma,
+        _counts.gamma,
         lambda log_mean, concentration: D.Gamma(
             concentration, concentration * torch.exp(-log_mean), validate_args=False
         ),
         domains=("log", "positive"),
+    ),
+    "zero_inflated_log_normal": LikelihoodEntry(
+        ("loc", "log_scale", "pi_logits"),
+        3,
+        "at least 0",
+        "-log(sigmoid(p) [x = 0] + sigmoid(-p) LN(x; m, e^ls) [x > 0])",
+        _counts.zero_inflated_log_normal,
+        lambda loc, log_scale, pi_logits: ZeroOr(
+            D.LogNormal(loc, torch.exp(log_scale), validate_args=False), pi_logits
+        ),
+        domains=("real", "log", "real"),
+    ),
+    "zero_inflated_gamma": LikelihoodEntry(
+        ("log_mean", "concentration", "pi_logits"),
+        3,
+        "at least 0",
+        "-log(sigmoid(p) [x = 0] + sigmoid(-p) G(x; e^l, a) [x > 0])",
+        _counts.zero_inflated_gamma,
+        lambda log_mean, concentration, pi_logits: ZeroOr(
+            D.Gamma(concentration, concentration * torch.exp(-log_mean), validate_args=False), pi_logits
+        ),
+        domains=("log", "positive", "real"),
     ),
     "poisson": LikelihoodEntry(
         ("log_rate",),
         1,
         "count",
         "e^r - r x + log x!",
-        _poisson,
+        _counts.poisson,
         lambda log_rate, constant: Poisson(torch.exp(log_rate.double()), validate_args=False),
         domains=("log",),
         options={"constant": True},
@@ -409,7 +342,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         2,
         "count",
         "-log NB(x; mean m, inverse dispersion t)",
-        _negative_binomial,
+        _counts.negative_binomial,
         lambda mu, theta, constant, eps: NegativeBinomial.of_mean(mu + eps, theta),
         domains=("positive", "positive"),
         options={"constant": True, "eps": 1e-8},
@@ -420,18 +353,30 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         3,
         "count",
         "-log(sigmoid(p) [x = 0] + sigmoid(-p) NB(x; m, t))",
-        _zero_inflated_negative_binomial,
+        _counts.zero_inflated_negative_binomial,
         lambda mu, theta, pi_logits, constant, eps: ZeroInflated(NegativeBinomial.of_mean(mu + eps, theta), pi_logits),
         domains=("positive", "positive", "real"),
         options={"constant": True, "eps": 1e-8},
         gradients=_closed_counts.zero_inflated_negative_binomial,
+    ),
+    "negative_binomial_mixture": LikelihoodEntry(
+        ("mu1", "mu2", "theta1", "mixture_logits"),
+        4,
+        "count",
+        "-log(sigmoid(l) NB(x; m1, t) + sigmoid(-l) NB(x; m2, t))",
+        _counts.negative_binomial_mixture,
+        lambda mu1, mu2, theta1, mixture_logits, constant, eps: EitherOf(
+            NegativeBinomial.of_mean(mu1 + eps, theta1), NegativeBinomial.of_mean(mu2 + eps, theta1), mixture_logits
+        ),
+        domains=("positive", "positive", "positive", "real"),
+        options={"constant": True, "eps": 1e-8},
     ),
     "beta_binomial": LikelihoodEntry(
         ("alpha", "beta", "total_count"),
         3,
         "some of total",
         "log B(a, b) - log B(x + a, n - x + b) - log C(n, x)",
-        _beta_binomial,
+        _counts.beta_binomial,
         BetaBinomial,
         domains=("positive", "positive", "total"),
     ),

@@ -179,7 +179,8 @@ PRESETS: dict[str, Preset] = {
         per_dim=("reconstruction", "kl"),
     ),
     "dreamer": Preset(
-        "danijar/dreamerv3: agent.py, WorldModel.loss; nets.py, RSSM.dyn_loss and rep_loss (first version)",
+        "danijar/dreamerv3: agent.py, WorldModel.loss; nets.py, RSSM.dyn_loss and rep_loss (first version, with the "
+        "Gaussian latents that are not its default: see dreamer_v3)",
         _SQUARED,
         "std",
         beta=_DYNAMICS + _REPRESENTATION,

@@ -51,7 +51,39 @@ struct Gamma {
   }
 };
 
-using PositiveLikelihoods = TypeList<LogNormal, Gamma>;
+// 0 with probability sigmoid of the last parameter, else a number above 0 of D, whose parameters come before.
+template <class D>
+struct ZeroOr {
+  static constexpr int required = D::params + 1, params = D::params + 1;
+
+  template <class V>
+  static VF_HD Term<V, D::params + 1> eval(const V (&p)[D::params + 1], V x) {
+    constexpr int n = D::params;
+    const V zero = lit<V>(0), l = p[n];
+    const auto none = equal(x, zero);
+    V own[n];
+    for (int k = 0; k < n; ++k) own[k] = p[k];
+    // at 0 the density is asked at 1, and nothing of it is read
+    const auto t = D::eval(own, select(none, lit<V>(1), x));
+    const auto s = softplus_terms(l);
+    const V rest = softplus(l, s), absent = select(less(l, zero), zero - l, zero) + s.tail;
+    Term<V, n + 1> found{select(none, absent, select(equal(t.nll, infinity<V>()), t.nll, t.nll + rest)), {}};
+    for (int k = 0; k < n; ++k) found.grad[k] = select(none, zero, t.grad[k]);
+    found.grad[n] = select(none, zero - s.complement, select(less(zero, x), s.sigmoid, lit<V>(kNaN)));
+    return found;
+  }
+};
+
+struct ZeroInflatedLogNormal : ZeroOr<LogNormal> {
+  static constexpr const char* name = "zero_inflated_log_normal";
+};
+
+struct ZeroInflatedGamma : ZeroOr<Gamma> {
+  static constexpr const char* name = "zero_inflated_gamma";
+  static constexpr bool large = true, single = true;
+};
+
+using PositiveLikelihoods = TypeList<LogNormal, Gamma, ZeroInflatedLogNormal, ZeroInflatedGamma>;
 
 }  // namespace VF_ISA
 }  // namespace vaefast
