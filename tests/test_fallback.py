@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
 import torch
-from inputs import generator
+from inputs import LIKELIHOOD_CASES, generator, nll_of, training
 from torch import Tensor
 from torch.nn import functional as F
 
 import vaefast
 from vaefast import _closed, reference
+from vaefast.likelihoods import LIKELIHOODS
 
 
 def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -42,6 +44,53 @@ def test_blocks_are_the_textbook(reduction: str, transposed: bool) -> None:
     torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
     for a, b in zip(found, expected):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-6)
+
+
+CLOSED = [case for case in LIKELIHOOD_CASES if LIKELIHOODS[case[0]].gradients is not None]
+
+
+@pytest.mark.parametrize("broadcast", [False, True], ids=["full", "broadcast"])
+@pytest.mark.parametrize(("likelihood", "count"), CLOSED)
+def test_closed_forms_block_by_block(
+    likelihood: str, count: int, broadcast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many numbers as go through in blocks of rows; further parameters that are the same for all rows."""
+    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
+    shape = (24, 700)
+    data = training(likelihood, count, shape, shapes=[shape, *[shape[1:] if broadcast else shape] * (count - 1)])
+    ours, wide = data.leaves(), data.to(torch.float64).leaves()
+    rows = reference.reconstruction_loss(ours.recon, ours.target, likelihood=likelihood, reduction="per_sample")
+    total = reference.reconstruction_loss(ours.recon, ours.target, likelihood=likelihood, reduction="sum")
+    exact = nll_of(likelihood, wide)
+    torch.testing.assert_close(rows.double(), exact.flatten(1).sum(1), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(total.double(), exact.sum(), rtol=1e-6, atol=1e-5)
+    found = torch.autograd.grad(total, ours.recon)
+    # of a sum over rows that may cancel
+    for a, e in zip(found, torch.autograd.grad(exact.sum(), wide.recon)):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("likelihood", "count"), CLOSED)
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -7.0])
+def test_what_is_odd_is_its_own_rows_alone(
+    likelihood: str, count: int, odd: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One datum outside the closed forms' reach in one block: there, and in no other row, the plain formula's value."""
+    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
+    data = training(likelihood, count, (24, 700))
+    clean = data.leaves()
+    expected = torch.autograd.grad(
+        reference.reconstruction_loss(clean.recon, clean.target, likelihood=likelihood, reduction="sum"), clean.recon
+    )
+    data.target[5].view(-1)[3] = odd
+    ours = data.leaves()
+    rows = reference.reconstruction_loss(ours.recon, ours.target, likelihood=likelihood, reduction="per_sample")
+    plain = nll_of(likelihood, data.to(torch.float64)).flatten(1).sum(1)
+    torch.testing.assert_close(rows.double(), plain, rtol=1e-6, atol=1e-5, equal_nan=True)
+    found = torch.autograd.grad(rows.sum(), ours.recon)
+    others = [k for k in range(24) if k != 5]
+    for a, e in zip(found, expected):
+        torch.testing.assert_close(a[others], e[others], rtol=1e-5, atol=2e-6)
 
 
 def test_a_second_backward_is_the_first() -> None:

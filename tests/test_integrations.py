@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, LogNormal, Normal, kl, kl_divergence
 
 import vaefast
-from vaefast import integrations
+from vaefast import _normal, integrations
 
 ALL = [getattr(integrations, name) for name in integrations.__all__]
 METHODS = ("rsample", "sample", "log_prob")
@@ -98,7 +98,9 @@ def train() -> list[float]:
     return losses
 
 
-def test_torch_program(extension: object, calls: dict[str, int]) -> None:
+def test_torch_program(extension: object, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_normal, "FEW_TRAINED", 0)  # few densities would be torch's own
+    monkeypatch.setattr(_normal, "FEW", 0)
     plain = train()
     assert not calls
     with integrations.torch_distributions.enabled(noise="torch"):
@@ -193,6 +195,38 @@ def test_few_draws_are_the_librarys_own(
     with integrations.torch_distributions.enabled("philox"):
         draws()
     assert calls["reparameterize"] == (2 if few else 4)
+
+
+@pytest.mark.parametrize("count", [1, _normal.FEW_TRAINED - 1, _normal.FEW_TRAINED, _normal.FEW])
+@pytest.mark.parametrize("trained", [True, False])
+def test_few_densities_are_the_librarys_own(
+    extension: object, count: int, trained: bool, calls: dict[str, int]
+) -> None:
+    loc, scale = (torch.rand(count, generator=generator(k)).add(0.5).requires_grad_(trained) for k in (0, 1))
+    x = torch.randn(count, generator=generator(2))
+    expected = Normal(loc, scale).log_prob(x)
+    with integrations.torch_distributions.enabled():
+        found = Normal(loc, scale).log_prob(x)
+    few = count < (_normal.FEW_TRAINED if trained else _normal.FEW)
+    assert calls.get("reconstruction_loss", 0) == (0 if few else 1)
+    assert torch.equal(found, expected) or not few
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("prior_shape", [(), (3,), (1, 3), (2, 4, 3)], ids=str)
+def test_kls_next_to_the_prior_do_not_cancel(extension: object, prior_shape: tuple[int, ...]) -> None:
+    """torch's formula leaves noise of 1e-7 there. Whatever the prior broadcasts to."""
+    scale = torch.full((4, 3), 1.0 + 2.0**-20).requires_grad_()
+    mu = torch.full((4, 3), 2.0**-12).requires_grad_()
+    with integrations.torch_distributions.enabled():
+        found = kl_divergence(Normal(mu, scale), Normal(torch.zeros(prior_shape), torch.ones(prior_shape)))
+    u = scale.detach().double() - 1
+    exact = (u * u + 2 * (u - torch.log1p(u)) + mu.detach().double() ** 2) / 2
+    torch.testing.assert_close(found.double(), exact.expand(found.shape), rtol=1e-6, atol=0)
+    dmu, dscale = torch.autograd.grad(found.sum(), (mu, scale))
+    times = found.numel() / 12
+    torch.testing.assert_close(dmu.double(), times * mu.detach().double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(dscale.double(), times * (u + u / (1 + u)), rtol=1e-6, atol=0)
 
 
 def test_on_and_off(extension: object) -> None:

@@ -121,44 +121,45 @@ def blockwise(
     batched = [t.dim() >= dims and t.shape[0] == first.shape[0] for t in tensors]
     scalar = reduction not in ROWS
     parts_of_rows: list[Tensor] = []
-    total, offset, elements, factors = 0.0, 0.0, 0, [1.0] * len(full)
+    total, elements = 0.0, 0
+    # a block that holds what is odd may have other factors than the rest: theirs are the first one's
+    factors: list[float | None] = [None] * len(full)
     for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
         operands, into = block[: len(full)], iter(block[len(full) :])
         values, factor, constant, gradients = formula(operands, wanted, scalar)
         count = operands[0].numel() if isinstance(values, float) else values.numel()
         elements += count
-        offset += constant * count
-        if isinstance(values, float):
-            total += values
-        elif scalar:
-            total += values.sum().item()
+        if scalar:
+            total += factor * (values if isinstance(values, float) else values.sum().item()) + constant * count
         else:
-            parts_of_rows.append(rows(values, ROWS[reduction]))
+            assert isinstance(values, Tensor)
+            sums = rows(values, ROWS[reduction])
+            parts_of_rows.append((sums * factor if factor != 1 else sums) + constant * count / sums.numel())
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue
-            g, factors[i] = gradient
-            if full[i]:
-                next(into).copy_(g)
-            else:
-                small[i].append(fitted(g, operands[i]))
+            g, of_this = gradient
+            of_all = factors[i]
+            if of_all is None:
+                of_all = factors[i] = of_this
+            kept = next(into).copy_(g) if full[i] else fitted(g, operands[i])
+            if not full[i]:
+                small[i].append(kept if of_this == of_all else kept * (of_this / of_all))
+            elif of_this != of_all:
+                kept.mul_(of_this / of_all)
     collected: list[Scaled | None] = []
     whole = iter(written)
-    for i, parts in enumerate(small.get(i) for i in range(len(full))):
-        if full[i]:
-            collected.append((next(whole), factors[i]))
-        elif parts is not None:
-            collected.append(
-                (torch.cat(parts) if batched[i] and not one_by_one else torch.stack(parts).sum(0), factors[i])
-            )
-        else:
+    for i, found in enumerate(factors):
+        if found is None:
             collected.append(None)
+        elif full[i]:
+            collected.append((next(whole), found))
+        else:
+            joined = torch.cat(small[i]) if batched[i] and not one_by_one else torch.stack(small[i]).sum(0)
+            collected.append((joined, found))
     if scalar:
-        return reduced(total, elements, first, factor, offset, collected, reduction)
-    sums = torch.cat(parts_of_rows)
-    constant *= elements / sums.numel()
-    value = sums.to(first.dtype) if factor == 1 else sums.to(first.dtype) * factor
-    return value + constant if constant else value, collected
+        return reduced(total, elements, first, 1.0, 0.0, collected, reduction)
+    return torch.cat(parts_of_rows).to(first.dtype), collected
 
 
 def cut(tensors: Sequence[Tensor], batched: Sequence[bool] | None = None) -> Iterator[tuple[Tensor, ...]]:

@@ -1,11 +1,12 @@
 """Closed forms of the likelihoods of counts, with gradients: what ``likelihoods`` gives the PyTorch engine for speed.
 
-Log-gammas cancel here. Of many numbers each is taken apart (Abramowitz & Stegun 1964, 6.1.15 and 6.1.41): with w = z + 3
+Log-gammas cancel here. Of many numbers each is taken apart (Abramowitz & Stegun 1964, 6.1.15 and 6.1.41), w = z + 3:
 
     log Gamma(z) = (z - 1/2) log w - w + log(2 pi) / 2 + s(w) - log r(z),    r(z) = z (z + 1) (z + 2) / w^3
 
-so that the logarithms, of ratios then, are multiplied and added up in float64, and what is left is small and smooth, and
-right in float32. Its slope, 6.3.5 and 6.3.18, is log w - d(z). Of few numbers ``torch.lgamma`` of float64 takes less.
+so that the logarithms, of ratios then, are multiplied and added up in float64, and what is left is small and smooth,
+and right in float32. Its slope, 6.3.5 and 6.3.18, is log w - d(z) - 1 / z. Of few numbers ``torch.lgamma`` of float64
+takes less.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from ._supports import Asked, Closed
 # elements: up to here, operations that begin cost more than log-gammas
 _FEW = 1 << 10
 
-# of a larger dispersion the log-gammas' difference is noise even in float64
+# of a larger dispersion a difference of log-gammas is its first terms of 1 / n
 LARGE = 1e5
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def log1p_exp(x: Tensor) -> Tensor:
-    """log(1 + e^-|x|) by the logarithm, which takes a third of log1p's time: to 1e-7, as far as a float32 near 1 goes."""
+    """log(1 + e^-|x|) by the logarithm, which takes a third of log1p's time: to 1e-7, as far as float32 near 1 goes."""
     return x.abs().neg_().exp_().add_(1.0).log_()
 
 
@@ -49,8 +50,8 @@ class Gamma(NamedTuple):
         return series.add_(torch.add(i, square, alpha=-1.5).div_(self.rising), alpha=2)
 
 
-# s(w) = w^-1 (a + b w^-2), and what its slope adds to log w, w^-1 / 2 + w^-2 (a + b w^-2): the series from w = 3 on, cut
-# off after two terms, whose coefficients are fitted so that the largest error is least, 1.8e-7
+# s(w) = w^-1 (a + b w^-2), and what its slope adds to log w, w^-1 / 2 + w^-2 (a + b w^-2): of the series two terms,
+# whose coefficients are fitted so that the largest error from w = 3 on is least, 1.8e-7
 _S = 0.08333061, -0.0026763
 _D = 0.08331541, -0.00778835
 
@@ -90,8 +91,8 @@ def poisson(asked: Asked, x: Tensor, log_rate: Tensor, constant: float) -> Close
 
 
 class Dispersion(NamedTuple):
-    """What is made of theta alone: in float64 it and theta + 3; what the nll is multiplied by within the logarithm, what
-    is added, and what is added to theta's gradient."""
+    """What is made of theta alone: in float64 it and theta + 3; what the nll is multiplied by within the logarithm,
+    what is added, and what is added to theta's gradient."""
 
     wide: Tensor
     wide_w: Tensor
@@ -106,9 +107,7 @@ def dispersion(theta: Tensor) -> Dispersion:
     return Dispersion(wide, wide + 3, factor, torch.addcmul(of.s, theta, log), log.sub_(of.d()).sub_(1))
 
 
-def negative_binomial(
-    asked: Asked, x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float
-) -> Closed | None:
+def negative_binomial(asked: Asked, x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Closed | None:
     if not counted(x) or not theta.max().item() <= LARGE:
         return None
     if few(x):
@@ -142,9 +141,7 @@ def negative_binomial(
     return values, 1.0, _HALF_LOG_2PI - 4 if constant else 0.0, scaled(x, dmu, dtheta)
 
 
-def _few_negative_binomials(
-    asked: Asked, x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float
-) -> Closed:
+def _few_negative_binomials(asked: Asked, x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps: float) -> Closed:
     wide, of, t = x.double(), mu.double() + eps, theta.double()
     n, sum_, log_theta = wide + t, of + t, t.log()
     log = sum_.log()
@@ -166,8 +163,9 @@ def _few_negative_binomials(
 def zero_inflated_negative_binomial(
     asked: Asked, x: Tensor, mu: Tensor, theta: Tensor, pi_logits: Tensor, constant: float, eps: float
 ) -> Closed | None:
-    """With l(y) = log(1 + e^-|y|) and u = p + nll of the negative binomial, at 0 min(max(-p, 0), nll) + l(p) - l(u), and
-    max(p, 0) + l(p) + nll elsewhere: nothing cancels. Slopes in p and nll are sigmoid(p) and 1, at 0 less sigmoid(u)."""
+    """With l(y) = log(1 + e^-|y|) and u = p + nll of the negative binomial, at 0 min(max(-p, 0), nll) + l(p) - l(u),
+    and max(p, 0) + l(p) + nll elsewhere: nothing cancels. Slopes in p and nll are sigmoid(p) and 1, at 0 less
+    sigmoid(u)."""
     found = negative_binomial(asked, x, mu, theta, constant, eps)
     if found is None:
         return None

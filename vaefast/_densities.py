@@ -1,6 +1,6 @@
-"""Closed forms, with gradients, of likelihoods whose plain formulas are float64's: what ``likelihoods`` gives the PyTorch
-engine for speed. Rearranged so that nothing cancels in float32, and without a choice by element, which takes ten times
-as long as an addition. Of what float32 does not hold, or of float64 itself, there is none: they are None.
+"""Closed forms, with gradients, of likelihoods whose plain formulas are float64's: what ``likelihoods`` gives the
+PyTorch engine for speed. Rearranged so that nothing cancels in float32, and without a choice by element, which takes
+ten times as long as an addition. Of what float32 does not hold, or of float64 itself, there is none: they are None.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _MEAN_AT_1 = 1 / -math.expm1(-1.0) - 1
 
 
 def continuous_bernoulli(asked: Asked, x: Tensor, logits: Tensor) -> Closed | None:
-    """With a = |l|: max(l, 0) (1 - x) - min(l, 0) x + log((1 - e^-a) / a). Its slope is the mean, 1 / (1 - e^-l) - 1 / l,
-    less x: as far as l = 1 by the series of the Bernoulli numbers, from there on what the mean's distance from 1/2
-    grows by."""
+    """With a = |l|: max(l, 0) (1 - x) - min(l, 0) x + log((1 - e^-a) / a). Its slope is the mean, which is
+    1 / (1 - e^-l) - 1 / l, less x: as far as a = 1 by the series of the Bernoulli numbers, from there on what the
+    mean's distance from 1/2 grows by."""
     if not _narrow(x):
         return None
     least, most = (t.item() for t in x.aminmax())

@@ -98,7 +98,9 @@ def nll(
 
         x, *params = (torch.where(over(on, t), t, 1.0) for t in (x, *params))
         values, _, factor, constant, found = evaluated(x, params, wanted)
-        gradients = [(g[0] * over(weight, g[0]), g[1]) if g is not None and yes else None for g, yes in zip(found, wanted)]
+        gradients = [
+            (g[0] * over(weight, g[0]), g[1]) if g is not None and yes else None for g, yes in zip(found, wanted)
+        ]
         if total and constant:
             constant *= weight.sum().item() / weight.numel()
         elif constant:
@@ -176,6 +178,7 @@ def short_elbo(
     if not math.isfinite(total):
         return None
     twice, of_posterior = _gaussian.kl_with_gradients(spec, mu, raw, pm, plv, False, True)
+    assert isinstance(twice, float)
     share = 1.0 if reduction == "sum" else 1 / first.shape[0]
     value = torch.scalar_tensor((total + beta * 0.5 * twice) * share, dtype=first.dtype)
     gradients: list[Scaled | None] = [None] * (6 + len(params))

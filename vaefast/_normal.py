@@ -75,10 +75,10 @@ FEW_TRAINED, FEW = 1 << 13, 1 << 16
 
 
 def few(*tensors: Tensor) -> bool:
-    """Whether so few numbers come of these, on the CPU, that PyTorch's operators are as fast. A graph is for any size."""
+    """Whether so few numbers come of these, on the CPU, that PyTorch's operators are as fast."""
     most = 0
     for t in tensors:
-        if not t.is_cpu:
+        if not t.is_cpu:  # and a graph is for any size
             return False
         most = max(most, t.numel())
     if most >= FEW or torch.compiler.is_compiling():
@@ -90,6 +90,18 @@ def _promoted(*tensors: Tensor) -> torch.dtype:
     """torch.result_type of floating tensors, which torch.compile does not trace: 0-d ones count among themselves."""
     dims = any(t.dim() for t in tensors)
     return functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() or not dims))
+
+
+def _alike(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> bool:
+    """Whether these are float32 of the CPU, and the prior's of one shape, the posterior's or a number's."""
+    return (
+        all(type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu for t in (loc, scale, prior_loc, prior_scale))
+        and loc.layout is torch.strided
+        and not loc.is_nested
+        and loc.shape == scale.shape
+        and prior_loc.shape == prior_scale.shape
+        and (prior_loc.shape == loc.shape or not prior_loc.dim())
+    )
 
 
 def rsample(d: Normal, shape: torch.Size, noise: str | None = None) -> Tensor | None:
@@ -127,18 +139,10 @@ def kl(p: Normal, q: Normal) -> Tensor:
 
     Plain ones of torch keep torch's formula where there are no kernels for them.
     """
-    if not hasattr(p, "_given") and not hasattr(q, "_given"):
-        loc, raw, prior_loc, prior_raw = found = p.loc, p.scale, q.loc, q.scale
-        if all(type(t) is Tensor and t.dtype is torch.float32 and t.is_cpu for t in found):
-            # what most are: nothing to promote, and to expand only where the prior is larger
-            if loc.shape == raw.shape and prior_loc.dim() <= loc.dim() and _backends.native_for(loc):
-                if prior_loc.shape == loc.shape or not prior_loc.dim():
-                    return gaussian_kl(
-                        loc, raw, prior_loc, 2.0 * prior_raw.log(), parameterization="std", reduction="none"
-                    )
-        plain = True
-    else:
-        plain = False
+    plain = not hasattr(p, "_given") and not hasattr(q, "_given")
+    if plain and _alike(p.loc, p.scale, q.loc, q.scale) and _backends.native_for(p.loc):
+        # what most are: nothing to promote, and nothing to expand
+        return gaussian_kl(p.loc, p.scale, q.loc, 2.0 * q.scale.log(), parameterization="std", reduction="none")
     posterior, prior = parameters(p), parameters(q)
     loc, raw, given = posterior
     fit = posterior.usable and prior.usable and usable(loc, prior.loc)

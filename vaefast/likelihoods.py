@@ -43,12 +43,8 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return torch.where(positive, above, below)
 
 
-# as many as that are computed in no more time than an operation takes to begin
-_FEW = 1 << 9
-
-
-# as far as that, l - l x is right to 1.5e-6
-_NEAR = 24.0
+# as many are computed in no more time than an operation takes to begin; as far as that l - l x is right to 1.5e-6
+_FEW, _NEAR = 1 << 9, 24.0
 
 
 def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
