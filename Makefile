@@ -72,6 +72,7 @@ examples: demo  ## the demo, hierarchical, count and lossless VAEs, Bayesian net
 	$(BIN)/python examples/counts_vae.py $(ARGS)
 	$(BIN)/python examples/discretized_vae.py $(ARGS)
 	$(BIN)/python examples/bayesian_digits.py $(ARGS)
+	$(BIN)/python examples/bayesian_regression.py
 	$(BIN)/python examples/bayesian_linear.py
 	$(BIN)/python examples/ppca_identity.py
 
