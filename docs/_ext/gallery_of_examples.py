@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 OUT = Path(__file__).resolve().parents[2] / "out" / "gallery"
 ORDER = (
     "digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "bayesian_digits", "bayesian_regression",
-    "bayesian_linear",     "ppca_identity", "ddp_vae",
+    "bayesian_linear", "ppca_identity", "ddp_vae",
 )  # fmt: skip
 # the picture by which the index shows an example
 FIRST = ("latent.png", "levels.png", "counts.png", "scale.png")
