@@ -285,7 +285,7 @@ def test_several_draws_of_parameters_that_broadcast(shape: tuple[int, ...]) -> N
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return self.layer(x), self.logvar
 
-    model, x, y = MeanField(Both()), torch.randn(6, 4), torch.randn(6, 2)
+    model, x, y = MeanField(Both(), where=nn.Linear), torch.randn(6, 4), torch.randn(6, 2)
     output = model(x, num_samples=3)
     loss = model.elbo_loss(output, y, dataset_size=30, likelihood="gaussian", num_samples=3)
     logvar = model.module.logvar
