@@ -185,10 +185,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "cold posterior": posterior_mean(bayesian(data, args, beta=0.1), args.draws),
         }
         found = {name: measures(predict, data) for name, predict in predictions.items()}
-        heads = f"{'accuracy':>10}{'nll':>8}{'error':>8}"
-        print(
-            f"{'':16}{heads}{heads.replace('accuracy', 'noisy:').replace('noisy:', '  noisy:')}{'unknown: auroc':>18}"
-        )
+        heads = f"{'nll':>8}{'error':>8}"
+        print(f"{'':16}{'accuracy':>10}{heads}{'noisy':>10}{heads}{'unknown: auroc':>18}")
         for name, m in found.items():
             print(
                 f"{name:16}{m['accuracy']:10.3f}{m['nll']:8.3f}{m['calibration_error']:8.3f}"

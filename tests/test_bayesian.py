@@ -273,6 +273,26 @@ def test_regression_and_a_tempered_kl() -> None:
         torch.testing.assert_close(loss, nll + beta * model.kl() / 30)
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (1, 2), (6, 2)])
+def test_several_draws_of_parameters_that_broadcast(shape: tuple[int, ...]) -> None:
+    """A variance may be one for all, for each output, or for each example and output."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.logvar = nn.Linear(4, 2), nn.Parameter(torch.randn(shape))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(x), self.logvar
+
+    model, x, y = MeanField(Both(), where=nn.Linear), torch.randn(6, 4), torch.randn(6, 2)
+    output = model(x, num_samples=3)
+    loss = model.elbo_loss(output, y, dataset_size=30, likelihood="gaussian", num_samples=3)
+    logvar = model.module.logvar
+    nll = -Normal(output[0], (0.5 * logvar).exp()).log_prob(y).sum(2).mean()
+    torch.testing.assert_close(loss, nll + model.kl() / 30)
+
+
 def test_blundells_weights() -> None:
     for batches in (1, 2, 7, 469, 5000):
         found = blundell_weights(batches)
@@ -440,6 +460,9 @@ def test_other_refusals() -> None:
             model.elbo_loss(output, y, dataset_size=wrong, likelihood="categorical")
     with pytest.raises(ValueError, match="num_samples must be"):
         model(x, num_samples=0)
+    for output, samples in ((model(x), 2), (model(x, num_samples=2), 3), (torch.zeros(2), 2)):
+        with pytest.raises(ValueError, match=r"it takes \[K, B, ...\]"):
+            model.elbo_loss(output, y, dataset_size=9, likelihood="categorical", num_samples=samples)
     with pytest.raises(TypeError, match="generator must be"):
         model(x, generator=3)
     with pytest.raises(ValueError, match="batches must be"):

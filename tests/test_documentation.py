@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 MODULES = (
     "bayesian", "bounds", "debug", "diagnostics", "discrete", "distributed", "distributions", "likelihoods", "presets",
     "priors", "schedules",
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip  # fmt: skip  # fmt: skip
 INTEGRATIONS = ("diffusers", "pyro", "scvi", "torch_distributions")
 ALL = [block for page in PAGES for block in blocks_of(page)]
 NAMESPACES: dict[str, tuple[dict[str, Any], set[int]]] = {}

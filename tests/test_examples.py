@@ -277,3 +277,19 @@ def test_the_best_mean_field_posterior_is_the_known_one() -> None:
     torch.testing.assert_close(model.module.weight[0], data.posterior.mean, rtol=0, atol=1e-7)
     expected = data.posterior.precision_matrix.diagonal().reciprocal()
     torch.testing.assert_close(example.covariance(model).diagonal(), expected, rtol=1e-5, atol=0)
+
+
+def test_bayesian_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = load_example("bayesian_regression").main(["--epochs", "300", "--out", str(tmp_path)])
+    assert_files(tmp_path, metrics, "error_bars")
+    found = metrics["patients"]["posterior"]
+    assert found["rmse"] < 0.9 and found["coverage_error"] < 0.15
+    assert f"{found['nll']:.3f}" in capsys.readouterr().out
+    assert metrics["epistemic"]["outside"] > metrics["epistemic"]["within the data"]
+
+
+def test_coverage_of_draws_is_what_it_is_to_be() -> None:
+    example = load_example("bayesian_regression")
+    q = torch.distributions.Normal(torch.tensor(1.0), torch.tensor(2.0))
+    covered = example.coverage(q, q.icdf(torch.linspace(0.0005, 0.9995, 1000)))
+    assert covered == pytest.approx(list(example.SHARES), abs=2e-3)

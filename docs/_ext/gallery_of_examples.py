@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 OUT = Path(__file__).resolve().parents[2] / "out" / "gallery"
 ORDER = (
     "digits_vae", "hierarchical_vae", "counts_vae", "discretized_vae", "priors_vae", "importance_vae", "discrete_vae",
-    "bayesian_digits", "bayesian_linear", "ppca_identity", "ddp_vae",
+    "bayesian_digits", "bayesian_regression", "bayesian_linear", "ppca_identity", "ddp_vae",
 )  # fmt: skip
 # the picture by which the index shows an example
 FIRST = ("latent.png", "levels.png", "counts.png", "scale.png", "priors.png", "bounds.png", "classes.png")
@@ -42,7 +42,7 @@ class Order:
 def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
     name = Path(script_vars["src_file"]).stem
     shutil.rmtree(OUT / name, ignore_errors=True)
-    if name == "bayesian_linear":
+    if name in ("bayesian_linear", "bayesian_regression"):
         return ["--out", str(OUT / name)]
     epochs = EPOCHS.get(name)
     if epochs is None:

@@ -54,10 +54,10 @@ class Drawing(nn.Module):
         self.priors = nn.ModuleList(dict.fromkeys(p for p in self._priors if isinstance(p, nn.Module)))
         self._estimated = [i for i, p in enumerate(self._priors) if not isinstance(p, Gaussian)]
         self.rho, self._rhos = _beside(self._sites, [raw_std(init, name, p) for name, p in zip(names, parameters)])
+        if self.rank and self.estimator != "weights":
+            raise ValueError(f"rank={rank} goes with estimator='weights' alone, got {estimator!r}")
         self._noises = self._attached()
         if self.rank:
-            if self.estimator != "weights":
-                raise ValueError(f"rank={rank} goes with estimator='weights' alone, got {estimator!r}")
             starts = [_low_rank.start(rho, self.rank) for rho in self._raw()]
             self.factor, self._factors = _beside(self._sites, starts)
         self._last: tuple[Tensor, int] | None = None

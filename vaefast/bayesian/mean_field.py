@@ -229,17 +229,22 @@ class MeanField(Drawing):
         """
         if not is_whole(dataset_size) or dataset_size < 1:
             raise ValueError(f"dataset_size must be an int >= 1, the examples in the data set, got {dataset_size!r}")
-        batch = target.shape[0]
+        share: Tensor | float = factor("beta", beta) / dataset_size
+        if kl_share is not None:
+            share = factor("beta", beta) * factor("kl_share", kl_share) / target.shape[0]
         if num_samples is not None:
-            output = tree_map(lambda t: t.flatten(0, 1), output)
+            first = output if isinstance(output, Tensor) else output[0]
+            if first.dim() < 2 or first.shape[0] != num_samples:
+                raise ValueError(
+                    f"num_samples={num_samples!r}, but output has shape {tuple(first.shape)}; it takes [K, B, ...], as "
+                    "forward gives with num_samples=K"
+                )
+            output = tree_map(lambda t: _as_one_batch(t, first), output)
             target = target.expand(num_samples, *target.shape).flatten(0, 1)
         if callable(likelihood) and not isinstance(likelihood, Likelihood):
             nll = likelihood(output, target)
         else:
             nll = reconstruction_loss(output, target, likelihood=likelihood)
-        share: Tensor | float = factor("beta", beta) / dataset_size
-        if kl_share is not None:
-            share = factor("beta", beta) * factor("kl_share", kl_share) / batch
         return nll + share * self.kl()
 
     # ---- after training
@@ -374,6 +379,13 @@ class MeanField(Drawing):
             f"{chosen:,} of {total:,} parameters Bayesian, in {len(self._sites)} of {of} tensors, "
             f"estimator={self.estimator!r}{layers}" + (f", rank={self.rank}" if self.rank else "")
         )
+
+
+def _as_one_batch(parameter: Tensor, first: Tensor) -> Tensor:
+    """``[K B, ...]`` of a likelihood's parameter in K draws, which without them broadcasts to the first one's."""
+    shape = parameter.shape[1:]
+    whole = parameter.reshape(len(parameter), *[1] * (first.dim() - parameter.dim()), *shape)
+    return whole.expand(*first.shape[:2], *whole.shape[2:]).flatten(0, 1)
 
 
 def blundell_weights(batches: int) -> list[float]:
