@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._gaussian import ROWS, constant, rows
+from ._gaussian import ROWS, constant
+from ._gaussian import reduced as summed
 
 # elements: two threads' work, and half a megabyte in float32
 BLOCK = 1 << 17
@@ -49,7 +50,7 @@ def term(formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], re
         assert isinstance(values, Tensor)
         elements = values.numel()
         if reduction in ROWS:
-            values = rows(values, ROWS[reduction])
+            values = summed(values, reduction, values.dtype)
             constant *= elements / values.numel()
         value = values.to(first.dtype) if factor == 1 else values.to(first.dtype) * factor
         return value + constant if constant else value, gradients
@@ -116,7 +117,7 @@ def blockwise(
     # which have the first tensor's dimension 0
     batched = [t.dim() >= dims and t.shape[0] == first.shape[0] for t in tensors]
     scalar = reduction not in ROWS
-    parts_of_rows: list[Tensor] = []
+    rows: list[Tensor] = []
     total, offset, elements, factors = 0.0, 0.0, 0, [1.0] * len(full)
     for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
         operands, into = block[: len(full)], iter(block[len(full) :])
@@ -129,7 +130,7 @@ def blockwise(
         elif scalar:
             total += values.sum().item()
         else:
-            parts_of_rows.append(rows(values, ROWS[reduction]))
+            rows.append(summed(values, reduction, values.dtype))
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue
@@ -151,7 +152,7 @@ def blockwise(
             collected.append(None)
     if scalar:
         return reduced(total, elements, first, factor, offset, collected, reduction)
-    sums = torch.cat(parts_of_rows)
+    sums = torch.cat(rows)
     constant *= elements / sums.numel()
     value = sums.to(first.dtype) if factor == 1 else sums.to(first.dtype) * factor
     return value + constant if constant else value, collected
