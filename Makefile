@@ -83,7 +83,7 @@ examples: demo  ## the demo, VAEs of other kinds, Bayesian networks (out/); four
 	$(BIN)/python examples/priors_vae.py $(ARGS)
 	$(BIN)/python examples/discrete_vae.py $(ARGS)
 	$(BIN)/python examples/bayesian_digits.py $(ARGS)
-	$(BIN)/python examples/bayesian_regression.py $(ARGS)
+	$(BIN)/python examples/bayesian_regression.py
 	$(BIN)/python examples/bayesian_linear.py
 	$(BIN)/python examples/ppca_identity.py
 

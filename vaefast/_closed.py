@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._gaussian import ROWS, constant, rows
+from ._gaussian import ROWS, constant
+from ._gaussian import reduced as summed
 
 # elements: two threads' work, and half a megabyte in float32
 BLOCK = 1 << 17
@@ -47,7 +48,7 @@ def term(formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], re
         assert isinstance(values, Tensor)
         elements = values.numel()
         if reduction in ROWS:
-            values = rows(values, ROWS[reduction])
+            values = summed(values, reduction, values.dtype)
             constant *= elements / values.numel()
         value = values.to(first.dtype) if factor == 1 else values.to(first.dtype) * factor
         return value + constant if constant else value, gradients
@@ -120,7 +121,7 @@ def blockwise(
     # which have the first tensor's dimension 0
     batched = [t.dim() >= dims and t.shape[0] == first.shape[0] for t in tensors]
     scalar = reduction not in ROWS
-    parts_of_rows: list[Tensor] = []
+    parts: list[Tensor] = []
     total, elements = 0.0, 0
     # a block that holds what is odd may have other factors than the rest: theirs are the first one's
     factors: list[float | None] = [None] * len(full)
@@ -133,8 +134,8 @@ def blockwise(
             total += factor * (values if isinstance(values, float) else values.sum().item()) + constant * count
         else:
             assert isinstance(values, Tensor)
-            sums = rows(values, ROWS[reduction])
-            parts_of_rows.append((sums * factor if factor != 1 else sums) + constant * count / sums.numel())
+            sums = summed(values, reduction, values.dtype)
+            parts.append((sums * factor if factor != 1 else sums) + constant * count / sums.numel())
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue
@@ -159,7 +160,7 @@ def blockwise(
             collected.append((joined, found))
     if scalar:
         return reduced(total, elements, first, 1.0, 0.0, collected, reduction)
-    return torch.cat(parts_of_rows).to(first.dtype), collected
+    return torch.cat(parts).to(first.dtype), collected
 
 
 def cut(tensors: Sequence[Tensor], batched: Sequence[bool] | None = None) -> Iterator[tuple[Tensor, ...]]:

@@ -13,7 +13,7 @@ from ._checks import floating, same_device
 from ._compose import SQUARES
 from ._engine import Engine, Reconstruction
 from ._functions import Recon
-from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, rows, wide
+from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, reduced, wide
 from ._options import PER_DRAW, Likelihood, Parameterization
 from .likelihoods import COMPOSED, entry_of
 
@@ -47,9 +47,10 @@ class Draws(NamedTuple):
         logvar = logvar_of(raw, self.p.spec)
         apart = z - mu, z - pm if isinstance(pm, Tensor) or pm else z
         if self.log_prior is not None:
-            ratio = rows(_nll(engine, apart[0], logvar, DENSITY), 2) + self.log_prior
+            ratio = reduced(_nll(engine, apart[0], logvar, DENSITY), PER_DRAW, z.dtype) + self.log_prior
         else:
-            ratio = rows(_nll(engine, apart[0], logvar, SQUARES) - _nll(engine, apart[1], plv, SQUARES), 2)
+            each = _nll(engine, apart[0], logvar, SQUARES) - _nll(engine, apart[1], plv, SQUARES)
+            ratio = reduced(each, PER_DRAW, z.dtype)
         return ratio - engine.nll(of, PER_DRAW)
 
     def restored(self, x: Tensor) -> Tensor:

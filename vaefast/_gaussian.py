@@ -273,6 +273,10 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+# how many dimensions these leave
+ROWS = {"per_sample": 1, "per_draw": 2}
+
+
 def reduced(x: Tensor, reduction: str, narrow: torch.dtype) -> Tensor:
     """By name; elements that stay such are narrowed."""
     if reduction == "none":
@@ -281,20 +285,12 @@ def reduced(x: Tensor, reduction: str, narrow: torch.dtype) -> Tensor:
         return x.mean()
     if reduction == "sum":
         return x.sum()
-    if reduction in ROWS:
-        return rows(x, ROWS[reduction])
-    return rows(x, 1).mean()
-
-
-# of how many dimensions a reduction leaves the elements
-ROWS = {"per_sample": 1, "per_draw": 2}
-
-
-def rows(x: Tensor, dims: int) -> Tensor:
-    """Summed over all but the first ``dims``."""
+    dims = ROWS.get(reduction, 1)
     if x.is_nested:
-        return torch.stack([row.sum() for row in x.unbind()])
-    return x if x.dim() == dims else x.flatten(dims).sum(dims)
+        rows = torch.stack([row.sum() for row in x.unbind()])
+    else:
+        rows = x if x.dim() == dims else x.flatten(dims).sum(dims)
+    return rows if reduction in ROWS else rows.mean()
 
 
 def balanced(alpha: float | None, kl: Callable[..., Tensor], q: Sequence[Tensor], p: Sequence[Prior]) -> Tensor:
