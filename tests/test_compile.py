@@ -264,7 +264,42 @@ SAMPLES: Samples = {
         ),
     ],
     "scale_": lambda: [([torch.randn(3, 4)], torch.tensor(2.0)), ([torch.randn(3, 4)] * 2, torch.randn(3))],
+    "marginals_forward": lambda: [(*four(), [], []), (*four(), columns(), [torch.randn(5)] * 2)],
+    "marginals_backward": lambda: [
+        (torch.randn(5), torch.randn(3, 5), *four(), [], []),
+        (torch.randn(5), torch.randn(3, 5), *four(), columns(), [torch.randn(5)] * 2),
+    ],
+    # those of Python's own
+    "mixture_log_prob": lambda: [
+        (torch.randn(5, 3), torch.randn(4, 3), torch.randn(4, 3), torch.randn(4)),
+        (torch.randn(5, 3), torch.randn(4, 3).double(), torch.randn(4, 3), None),
+    ],
+    "mixture_log_prob_backward": lambda: [
+        (torch.randn(5, 3), torch.randn(4, 3), torch.randn(4, 3), logits, torch.randn(5))
+        for logits in (torch.randn(4), None)
+    ],
+    "aggregate_posterior": lambda: [
+        (*three(), True, -2.0, [], []),
+        (*three(), False, -2.0, [t.long() for t in columns()], [torch.randn(5).double()] * 2),
+    ],
+    "aggregate_posterior_backward": lambda: [
+        (*three(), True, -2.0, [], [], torch.randn(3, 5), *(torch.randn(5).double() for _ in range(3)))
+    ],
 }
+
+
+def four() -> list[torch.Tensor]:
+    """z, mu, slope and constant of marginals."""
+    return [torch.randn(3, 5) for _ in range(4)]
+
+
+def three() -> list[torch.Tensor]:
+    """z, mu and log variance."""
+    return [torch.randn(5, 3) for _ in range(3)]
+
+
+def columns() -> list[torch.Tensor]:
+    return [torch.arange(5.0), torch.arange(5.0).roll(1)]
 
 
 def registered() -> set[str]:

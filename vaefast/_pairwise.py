@@ -220,7 +220,9 @@ class Many:
         self.rows = Rows(own, joint, self.marginals.sum(0, dtype=torch.float64))
 
     def saved(self) -> tuple[Tensor, ...]:
-        return self.marginals, *self.kept
+        """What backward is given, handed over: a graph that has run backward keeps none of it."""
+        kept, self.kept = self.kept, []
+        return self.marginals, *kept
 
     def backward(self, saved: Sequence[Tensor], g_own: Any, g_joint: Any, g_marginals: Any) -> list[Tensor]:
         marginals, *kept = saved

@@ -76,8 +76,7 @@ Tensors marginals_backward(const Tensor& g, const Tensor& marginals, const Margi
   p.dmu = sums[0].mutable_data_ptr();
   p.dlogvar = sums[1].mutable_data_ptr();
   run(in.z, p);
-  const Tensor whole = sums.sum(1);
-  return {dz, whole[0], whole[1]};
+  return {dz, sums[0].sum(0), sums[1].sum(0)};
 }
 
 }  // namespace vaefast
