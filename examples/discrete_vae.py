@@ -111,9 +111,9 @@ def draw(model: DiscreteVAE, digits: Digits, usage: Tensor, args: argparse.Names
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.parser("Trains a VAE whose latents are classes.", "out/discrete", 40)
-    parser.add_argument("--latents", type=common.positive, default=12, help="latents, a class each")
+    parser.add_argument("--latents", type=common.positive, default=4, help="latents, a class each")
     parser.add_argument("--classes", type=common.positive, default=10, help="classes of a latent")
-    parser.add_argument("--free-bits", type=float, default=0.5, help="nats of each latent's KL that cost nothing")
+    parser.add_argument("--free-bits", type=float, default=1.0, help="nats of each latent's KL that cost nothing")
     parser.add_argument(
         "--temperature", type=float, help="of Gumbel noise and its relaxation; straight-through without"
     )
