@@ -30,7 +30,6 @@ from common import HIDDEN, PIXELS, Digits, plt
 from torch import Tensor, nn
 
 import vaefast
-from vaefast.schedules import BetaSchedule, LinearSchedule
 
 
 class DiscreteVAE(nn.Module):
@@ -49,8 +48,10 @@ class DiscreteVAE(nn.Module):
         found: Tensor = self.decoder(z.flatten(1))
         return found
 
-    def terms(self, x: Tensor, generator: torch.Generator | None = None) -> vaefast.ELBOTerms:
-        z, kl = vaefast.sample_with_categorical_kl(self.encode(x), temperature=self.temperature, generator=generator)
+    def terms(self, x: Tensor, generator: torch.Generator | None = None, free_bits: float = 0.0) -> vaefast.ELBOTerms:
+        z, kl = vaefast.sample_with_categorical_kl(
+            self.encode(x), temperature=self.temperature, generator=generator, free_bits=free_bits
+        )
         nll = vaefast.reconstruction_loss(self.decode(z), x)
         return vaefast.ELBOTerms(nll + kl, nll, kl)
 
@@ -65,19 +66,16 @@ def train(digits: Digits, args: argparse.Namespace) -> tuple[DiscreteVAE, list[f
     model = DiscreteVAE(args.latents, args.classes, args.temperature).to(digits.train.device)
     history: list[float] = []
 
-    # codes must first be of use to the decoder: what the prior pulls at from the start tells nothing for good
-    beta = BetaSchedule(LinearSchedule(args.epochs * common.steps_an_epoch(digits.train, args) // 2))
-
     def loss(x: Tensor) -> Tensor:
-        terms = model.terms(x)
-        return terms.reconstruction + beta() * terms.kl
+        # what a latent tells up to so many nats is free, or the prior would hold it before it is of use
+        return model.terms(x, free_bits=args.free_bits).loss
 
     def after_epoch() -> str:
         history.append(common.evaluate(model.terms, digits.held_out, 1).elbo)
         return f"held-out ELBO {history[-1]:.2f}"
 
     networks = list(model.parameters())
-    common.fit(networks, [], digits.train, loss, args, "discrete VAE", after_epoch, beta.step)
+    common.fit(networks, [], digits.train, loss, args, "discrete VAE", after_epoch)
     return model, history
 
 
@@ -113,8 +111,9 @@ def draw(model: DiscreteVAE, digits: Digits, usage: Tensor, args: argparse.Names
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.parser("Trains a VAE whose latents are classes.", "out/discrete", 40)
-    parser.add_argument("--latents", type=common.positive, default=12, help="latents, a class each")
+    parser.add_argument("--latents", type=common.positive, default=4, help="latents, a class each")
     parser.add_argument("--classes", type=common.positive, default=10, help="classes of a latent")
+    parser.add_argument("--free-bits", type=float, default=1.0, help="nats of each latent's KL that cost nothing")
     parser.add_argument(
         "--temperature", type=float, help="of Gumbel noise and its relaxation; straight-through without"
     )
@@ -134,6 +133,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "latents": args.latents,
         "classes": args.classes,
         "temperature": args.temperature or 0.0,
+        "free_bits": args.free_bits,
         "seed": args.seed,
         "held_out": asdict(held_out),
         "train": asdict(seen),
