@@ -19,7 +19,7 @@ import vaefast
 from vaefast import _backends, _options, presets
 
 README = ROOT / "README.md"
-MODULES = ("diagnostics", "distributed", "distributions", "likelihoods", "presets", "schedules")
+MODULES = ("debug", "diagnostics", "distributed", "distributions", "likelihoods", "presets", "schedules")
 INTEGRATIONS = ("diffusers", "pyro", "scvi", "torch_distributions")
 ALL = [block for page in PAGES for block in blocks_of(page)]
 NAMESPACES: dict[str, tuple[dict[str, Any], set[int]]] = {}
@@ -118,7 +118,7 @@ TEXT = (
 )  # fmt: skip
 # what takes or gives no tensor
 NO_TENSOR = (
-    *TEXT, "Likelihood", "Parameterization", "ELBOTerms", "distributed.manual_seed",
+    *TEXT, "Likelihood", "Parameterization", "ELBOTerms", "debug", "distributed.manual_seed",
     "distributions.Normal.to_event", "diagnostics.CollapseMonitor", "diagnostics.CollapseReport.plot",
     "presets.Preset", "schedules", "integrations", "likelihoods",
 )  # fmt: skip
@@ -126,11 +126,11 @@ NO_TENSOR = (
 NO_FORMULA = (
     *TEXT, "check", "Likelihood", "Parameterization", "ELBOTerms", "elbo_loss", "ELBOLoss", "sample_with_kl",
     "likelihood_mean", "sample_likelihood", "presets", "distributed.manual_seed", "distributed.loss_scale",
-    "distributed.global_mean", "diagnostics", "schedules.BetaSchedule", "integrations", "likelihoods",
+    "distributed.global_mean", "debug", "diagnostics", "schedules.BetaSchedule", "integrations", "likelihoods",
 )  # fmt: skip
 # what cannot be called wrongly, or takes what its class took
 NO_ERRORS = (
-    "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "DiagonalGaussian.mode",
+    "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "debug.NanGuard", "debug.Finding", "DiagonalGaussian.mode",
     "distributions.Normal.sample", "distributions.Normal.rsample", "distributions.Normal.entropy",
     "diagnostics.CollapseReport", "diagnostics.CollapseMonitor.reset", "schedules.BetaSchedule.step",
     "schedules.BetaSchedule.reset_parameters", "likelihoods.Domain", "likelihoods.LikelihoodEntry",

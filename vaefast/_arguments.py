@@ -113,12 +113,12 @@ def weight(name: str, value: object, of: str, first: Tensor, shape: torch.Size) 
     same_device(name, value, of, first.device)
 
 
-def log_variance(raw: Prior, p: Parameterization, *beside: Prior) -> Prior:
+def log_variance(raw: Prior, p: Parameterization, mu: Tensor, *beside: Prior) -> Prior:
     """What a prior's second argument means; computed as the engines compute the posterior's: in float32, or in float64
-    where it or one of those beside it, the first of which is the posterior's mean, is that."""
+    where it or one of those beside it is that."""
     if raw is None or p == _options.PLAIN["logvar"]:
         return raw
-    dtype, mu = compute_dtype(raw, *beside), beside[0]
+    dtype = compute_dtype(raw, mu, *beside)
     return logvar_of(raw.to(dtype) if isinstance(raw, Tensor) else as_tensor(raw, mu.to(dtype)), p.spec)
 
 
@@ -358,8 +358,8 @@ def each_with_its_prior(
     of_prior = p if prior_parameterization is None else prior_parameterization_of(prior_parameterization)
     pms = priors("prior_mus", prior_mus, mus)
     given = priors("prior_raws", prior_raws, mus)
-    others = zip(mus, raws, pms or [None] * len(mus))
-    plvs: list[Any] = [log_variance(raw, of_prior, *beside) for raw, beside in zip(given, others)]
+    means: Sequence[Prior] = pms or [None] * len(mus)
+    plvs: list[Any] = [log_variance(raw, of_prior, *beside) for raw, beside in zip(given, zip(mus, raws, means))]
     same_batches(mus, reduction, batch_dims)
     return Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p)
 
@@ -378,7 +378,7 @@ def all_with_one_prior(
     p = _options.parameterization(parameterization)
     pms, pm = spread(shared_prior("prior_mu", prior_mu, mus), mus)
     raw, of_prior = shared_prior("prior_logvar", prior_logvar, mus), prior_parameterization_of(prior_parameterization)
-    plvs, plv = spread(log_variance(raw, of_prior, *mus, *raws, prior_mu), mus)
+    plvs, plv = spread(log_variance(raw, of_prior, *mus, *raws, *pms[:1]), mus)
     same_batches(mus, reduction, batch_dims)
     return Posteriors(mus, raws, pms, pm, plvs, plv, p)
 
