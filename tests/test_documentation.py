@@ -130,7 +130,8 @@ NO_FORMULA = (
 )  # fmt: skip
 # what cannot be called wrongly, or takes what its class took
 NO_ERRORS = (
-    "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "debug.NanGuard", "debug.Finding", "DiagonalGaussian.mode",
+    "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "debug.NanGuard",
+    "debug.Finding", "DiagonalGaussian.mode",
     "distributions.Normal.sample", "distributions.Normal.rsample", "distributions.Normal.entropy",
     "diagnostics.CollapseReport", "diagnostics.CollapseMonitor.reset", "schedules.BetaSchedule.step",
     "schedules.BetaSchedule.reset_parameters", "likelihoods.Domain", "likelihoods.LikelihoodEntry",

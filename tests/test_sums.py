@@ -125,7 +125,7 @@ def test_sums_of_equal_terms(backend: str, value: float, dtype: torch.dtype) -> 
         logits = torch.full((1, n), value).to(dtype)
         exact = n * torch.nn.functional.softplus(logits[0, 0].double()).item()
         found = vaefast.reconstruction_loss(logits, torch.zeros_like(logits), reduction="sum").item()
-        assert abs(found / exact - 1) < 1e-6
+        assert abs(found / exact - 1) < 2e-6
         mu = torch.full((1, n), 0.1 + abs(value)).to(dtype)
         kl = vaefast.gaussian_kl(mu, torch.zeros_like(mu), reduction="sum").item()
-        assert abs(kl / (0.5 * n * mu[0, 0].double().item() ** 2) - 1) < 1e-6
+        assert abs(kl / (0.5 * n * mu[0, 0].double().item() ** 2) - 1) < 2e-6

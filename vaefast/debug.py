@@ -91,7 +91,14 @@ class Finding(NamedTuple):
 
 
 class NanGuard:
-    """What :func:`nan_guard` gives; its questions wait for the device, and nothing else does."""
+    """What :func:`nan_guard` gives; its questions wait for the device, and nothing else does.
+
+    Example::
+
+        with vaefast.debug.nan_guard(on_exit="ignore") as guard:
+            loss = vaefast.elbo_loss(decoder(z), x, mu, logvar)
+        print(guard.report())
+    """
 
     def __init__(self) -> None:
         # of each look, in their order, the site and the call
@@ -226,7 +233,7 @@ def _caller(frame: FrameType | None) -> tuple[str, str]:
 
 
 def _within_torch(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").startswith("torch.nn.modules.")
+    return str(frame.f_globals.get("__name__", "")).startswith("torch.nn.modules.")
 
 
 def _named(method: str, args: Sequence[Any]) -> Iterator[tuple[str, Tensor, Tensor | None]]:
