@@ -45,14 +45,22 @@ x = torch.rand(4, 5)
 
 CALLS: dict[str, tuple[Callable[[], Any], tuple[str, str, str, str]]] = {
     "mu": (lambda: vaefast.gaussian_kl(leaf(NAN), leaf()), ("gaussian_kl", "argument", "mu", "NaN")),
-    "logvar": (lambda: vaefast.reparameterize(leaf(), leaf(-INF)), ("reparameterize", "argument", "logvar", "infinity")),
+    "logvar": (
+        lambda: vaefast.reparameterize(leaf(), leaf(-INF)),
+        ("reparameterize", "argument", "logvar", "infinity"),
+    ),
     "prior": (
         lambda: vaefast.sample_with_kl(leaf(), leaf(), leaf(), leaf(NAN)),
         ("sample_with_kl", "argument", "prior_logvar", "NaN"),
     ),
-    "eps": (lambda: vaefast.reparameterize(leaf(), leaf(), eps=leaf(NAN).detach()), ("reparameterize", "argument", "eps", "NaN")),
+    "eps": (
+        lambda: vaefast.reparameterize(leaf(), leaf(), eps=leaf(NAN).detach()),
+        ("reparameterize", "argument", "eps", "NaN"),
+    ),
     "recon": (
-        lambda: vaefast.elbo_loss(leaf(NAN, (4, 5)), x, leaf(), leaf()), ("elbo_loss", "argument", "recon", "NaN")),
+        lambda: vaefast.elbo_loss(leaf(NAN, (4, 5)), x, leaf(), leaf()),
+        ("elbo_loss", "argument", "recon", "NaN"),
+    ),
     "a parameter": (
         lambda: vaefast.reconstruction_loss((leaf(shape=(4, 5)), leaf(INF, (5,), 0)), x, likelihood="laplace"),
         ("reconstruction_loss", "argument", "recon's log_scale", "infinity"),
@@ -74,22 +82,35 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, str, str, str]]] = {
         ("multi_tensor_sample_with_kl", "argument", "mus[1]", "NaN"),
     ),
     "moments": (
-        lambda: vaefast.DiagonalGaussian(leaf(NAN, (2, 4))).kl(), ("DiagonalGaussian.kl", "argument", "moments", "NaN")),
-    "a sample": (lambda: vaefast.reparameterize(leaf(), leaf() + 200), ("reparameterize", "result", "z", "infinity")),
+        lambda: vaefast.DiagonalGaussian(leaf(NAN, (2, 4))).kl(),
+        ("DiagonalGaussian.kl", "argument", "moments", "NaN"),
+    ),
+    "a sample": (
+        lambda: vaefast.reparameterize(leaf(), leaf() + 200),
+        ("reparameterize", "result", "z", "infinity"),
+    ),
     "a KL": (lambda: vaefast.gaussian_kl(leaf(), leaf() + 100), ("gaussian_kl", "result", "kl", "infinity")),
     "the KL beside a sample": (
-        lambda: vaefast.sample_with_kl(leaf() + 1e30, leaf()), ("sample_with_kl", "result", "kl", "infinity")),
+        lambda: vaefast.sample_with_kl(leaf() + 1e30, leaf()),
+        ("sample_with_kl", "result", "kl", "infinity"),
+    ),
     "a loss": (
-        lambda: vaefast.elbo_loss(leaf(shape=(4, 5)), x, leaf(), leaf() + 100), ("elbo_loss", "result", "loss", "infinity")),
+        lambda: vaefast.elbo_loss(leaf(shape=(4, 5)), x, leaf(), leaf() + 100),
+        ("elbo_loss", "result", "loss", "infinity"),
+    ),
     "data outside the domain": (
         lambda: vaefast.reconstruction_loss(leaf(shape=(4, 5)).sigmoid(), x + 1, likelihood="bernoulli_probs"),
         ("reconstruction_loss", "result", "nll", "NaN"),
     ),
     "a gradient": (
-        lambda: (vaefast.gaussian_kl(leaf(), leaf()) * NAN).backward(), ("gaussian_kl", "gradient", "kl", "NaN")),
+        lambda: (vaefast.gaussian_kl(leaf(), leaf()) * NAN).backward(),
+        ("gaussian_kl", "gradient", "kl", "NaN"),
+    ),
     "the reference": (
-        lambda: vaefast.reference.gaussian_kl(leaf(NAN), leaf()), ("gaussian_kl", "argument", "mu", "NaN")),
-}  # fmt: skip
+        lambda: vaefast.reference.gaussian_kl(leaf(NAN), leaf()),
+        ("gaussian_kl", "argument", "mu", "NaN"),
+    ),
+}
 
 
 @pytest.mark.parametrize("case", list(CALLS))
@@ -110,14 +131,18 @@ def test_a_gradient_of_an_argument(backend: str) -> None:
 
 
 def test_it_raises_at_the_end(backend: str) -> None:
-    with pytest.raises(FloatingPointError, match=r"gaussian_kl at .*test_debug.py:\d+, call 2: argument mu has NaN"):
-        with nan_guard():
+    def calls(then: Callable[[], Any] = list, **options: str) -> None:
+        with nan_guard(**options):
             vaefast.gaussian_kl(leaf(), leaf())
             vaefast.gaussian_kl(leaf(NAN), leaf())
             vaefast.gaussian_kl(leaf(), leaf(NAN))  # later
-    with pytest.raises(ZeroDivisionError), nan_guard():
-        vaefast.gaussian_kl(leaf(NAN), leaf())
-        raise ZeroDivisionError
+            then()
+
+    with pytest.raises(FloatingPointError, match=r"gaussian_kl at .*test_debug.py:\d+, call 2: argument mu has NaN"):
+        calls()
+    with pytest.raises(ZeroDivisionError):  # which ended the block first
+        calls(lambda: 1 / 0)
+    calls(on_exit="ignore")
     with pytest.raises(ValueError, match="on_exit"), nan_guard(on_exit="never"):
         pass
 
@@ -171,7 +196,9 @@ def test_nothing_waits_before_it_is_asked(extension: object) -> None:
     guard = NanGuard()
     with Waits() as waits:
         for k in range(3):
-            guard._look(torch.tensor([1.0, NAN if k else 1.0]), torch.tensor([True, False]), k, ("f", "here", "result", "z"))
+            guard._look(
+                torch.tensor([1.0, NAN if k else 1.0]), torch.tensor([True, False]), k, ("f", "here", "result", "z")
+            )
         assert not waits.found
         assert guard.first() == Finding("f", "here", 1, "result", "z", "NaN")
         assert waits.found

@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 MODULES = (
     "bayesian", "bounds", "debug", "diagnostics", "discrete", "distributed", "distributions", "likelihoods", "presets",
     "priors", "schedules",
-)  # fmt: skip  # fmt: skip  # fmt: skip
+)  # fmt: skip
 INTEGRATIONS = ("diffusers", "pyro", "scvi", "torch_distributions")
 ALL = [block for page in PAGES for block in blocks_of(page)]
 NAMESPACES: dict[str, tuple[dict[str, Any], set[int]]] = {}
@@ -121,7 +121,7 @@ TEXT = (
 )  # fmt: skip
 # what takes or gives no tensor
 NO_TENSOR = (
-    *TEXT, "Likelihood", "Parameterization", "ELBOTerms", "distributed.manual_seed",
+    *TEXT, "Likelihood", "Parameterization", "ELBOTerms", "debug", "distributed.manual_seed",
     "distributions.Normal.to_event", "diagnostics.CollapseMonitor", "diagnostics.CollapseReport.plot",
     "presets.Preset", "schedules", "integrations", "likelihoods",
 )  # fmt: skip
@@ -129,11 +129,12 @@ NO_TENSOR = (
 NO_FORMULA = (
     *TEXT, "check", "Likelihood", "Parameterization", "ELBOTerms", "elbo_loss", "ELBOLoss", "sample_with_kl",
     "likelihood_mean", "sample_likelihood", "presets", "distributed.manual_seed", "distributed.loss_scale",
-    "distributed.global_mean", "diagnostics", "schedules.BetaSchedule", "integrations", "likelihoods",
+    "distributed.global_mean", "debug", "diagnostics", "schedules.BetaSchedule", "integrations", "likelihoods",
 )  # fmt: skip
 # what cannot be called wrongly, or takes what its class took
 NO_ERRORS = (
-    "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "TCTerms", "DiagonalGaussian.mode",
+    "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "TCTerms", "debug.NanGuard",
+    "debug.Finding", "DiagonalGaussian.mode",
     "distributions.Normal.sample", "distributions.Normal.rsample", "distributions.Normal.entropy",
     "diagnostics.CollapseReport", "diagnostics.CollapseMonitor.reset", "schedules.BetaSchedule.step",
     "schedules.BetaSchedule.reset_parameters", "likelihoods.Domain", "likelihoods.LikelihoodEntry",

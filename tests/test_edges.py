@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from inputs import REDUCTIONS
-from tools import edges
 
 import vaefast
+from tools import edges
 
 
 @pytest.mark.filterwarnings("ignore:likelihood .* has no kernels")

@@ -114,3 +114,18 @@ def test_under_diffusers(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     for f, e, t in zip(found, exact, theirs):
         assert f.dtype == t.dtype
         torch.testing.assert_close(f.double(), e, rtol=TOLERANCE[dtype], atol=0)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("value", [0.0, 0.3, -1.7, 38.531])
+def test_sums_of_equal_terms(backend: str, value: float, dtype: torch.dtype) -> None:
+    """Which are rounded alike, so that a long chain of additions is off in one direction: by 1e-5 after a thousand."""
+    for n in (100, 1000, 1071, 100_003):
+        logits = torch.full((1, n), value).to(dtype)
+        exact = n * torch.nn.functional.softplus(logits[0, 0].double()).item()
+        found = vaefast.reconstruction_loss(logits, torch.zeros_like(logits), reduction="sum").item()
+        assert abs(found / exact - 1) < 2e-6
+        mu = torch.full((1, n), 0.1 + abs(value)).to(dtype)
+        kl = vaefast.gaussian_kl(mu, torch.zeros_like(mu), reduction="sum").item()
+        assert abs(kl / (0.5 * n * mu[0, 0].double().item() ** 2) - 1) < 2e-6

@@ -23,10 +23,11 @@ INF, NAN = math.inf, math.nan
 
 HEAD = """# Edges
 
-What the functions give where arguments are infinite, NaN, too large, too small or not there, and beside it what PyTorch's
-own expression gives, both in float32: the value, and the gradients of what is listed. `make edges` writes this page from
-the calls themselves, and `tests/test_edges.py` holds them against it. Kernels and the PyTorch engine agree but where
-a cell has two answers, the kernels' first. [Limits](limits.md) says which of these are kept to on purpose.
+What the functions give where arguments are infinite, NaN, too large, too small or not there, and beside it what
+PyTorch's own expression gives, both in float32: the value, and the gradients of what is listed. `make edges` writes
+this page from the calls themselves, and `tests/test_edges.py` holds it against them. Kernels and the PyTorch engine
+agree but where a cell has two answers, the kernels' first. [Limits](limits.md) says which of these are kept to on
+purpose.
 """
 
 Call = Callable[..., Tensor]
@@ -47,7 +48,9 @@ class Group(NamedTuple):
     edges: Sequence[Edge]
 
 
-def textbook_kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor | float = 0.0, prior_logvar: Tensor | float = 0.0) -> Tensor:
+def textbook_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | float = 0.0, prior_logvar: Tensor | float = 0.0
+) -> Tensor:
     plv = torch.as_tensor(prior_logvar)
     return -0.5 * (1 + logvar - plv - ((mu - prior_mu) ** 2 + logvar.exp()) / plv.exp())
 
@@ -78,13 +81,13 @@ def nll_of(likelihood: str, x: float, **options: float) -> Call:
     return lambda *recon: vaefast.reconstruction_loss(recon, torch.tensor(float(x)), likelihood=chosen, reduction="sum")
 
 
-def categorical(x: float) -> tuple[Call, Call]:
+def categorical(x: int) -> tuple[Call, Call]:
     def ours(*logits: Tensor) -> Tensor:
         recon = torch.stack(logits).unsqueeze(0)
         return vaefast.reconstruction_loss(recon, torch.tensor([float(x)]), likelihood="categorical", reduction="sum")
 
     def theirs(*logits: Tensor) -> Tensor:
-        return F.cross_entropy(torch.stack(logits).unsqueeze(0), torch.tensor([int(x)]), reduction="sum")
+        return F.cross_entropy(torch.stack(logits).unsqueeze(0), torch.tensor([x]), reduction="sum")
 
     return ours, theirs
 
@@ -98,7 +101,9 @@ def bce_of_probs(x: float) -> Call:
 
 
 def normal(x: float) -> Call:
-    return lambda mean, logvar: -D.Normal(mean, torch.exp(0.5 * logvar), validate_args=False).log_prob(torch.tensor(float(x)))
+    return lambda mean, logvar: (
+        -D.Normal(mean, torch.exp(0.5 * logvar), validate_args=False).log_prob(torch.tensor(float(x)))
+    )
 
 
 def laplace(x: float) -> Call:
@@ -107,7 +112,8 @@ def laplace(x: float) -> Call:
 
 def student_t(x: float) -> Call:
     def nll(loc: Tensor, log_scale: Tensor, df: Tensor) -> Tensor:
-        return -D.StudentT(df, loc, log_scale.exp(), validate_args=False).log_prob(torch.tensor(float(x)))
+        found: Tensor = D.StudentT(df, loc, log_scale.exp(), validate_args=False).log_prob(torch.tensor(float(x)))
+        return -found
 
     return nll
 
@@ -118,21 +124,25 @@ def poisson(x: float) -> Call:
 
 def negative_binomial(x: float) -> Call:
     def nll(mu: Tensor, theta: Tensor) -> Tensor:
-        found = D.NegativeBinomial(theta, logits=mu.log() - theta.log(), validate_args=False)
-        return -found.log_prob(torch.tensor(float(x)))
+        counts = D.NegativeBinomial(theta, logits=mu.log() - theta.log(), validate_args=False)
+        found: Tensor = counts.log_prob(torch.tensor(float(x)))
+        return -found
 
     return nll
 
 
 def gamma(x: float) -> Call:
     def nll(log_mean: Tensor, a: Tensor) -> Tensor:
-        return -D.Gamma(a, a * torch.exp(-log_mean), validate_args=False).log_prob(torch.tensor(float(x)))
+        found: Tensor = D.Gamma(a, a * torch.exp(-log_mean), validate_args=False).log_prob(torch.tensor(float(x)))
+        return -found
 
     return nll
 
 
 def log_normal(x: float) -> Call:
-    return lambda loc, log_scale: -D.LogNormal(loc, log_scale.exp(), validate_args=False).log_prob(torch.tensor(float(x)))
+    return lambda loc, log_scale: (
+        -D.LogNormal(loc, log_scale.exp(), validate_args=False).log_prob(torch.tensor(float(x)))
+    )
 
 
 def continuous_bernoulli(x: float) -> Call:
@@ -206,19 +216,49 @@ GROUPS = [
         "mu and the raw scale, against N(0, I). PyTorch: `-0.5 * (1 + logvar - mu**2 - logvar.exp())`; for a standard "
         "deviation `torch.distributions.kl_divergence`.",
         [
-            *(Edge(f"`logvar` {told(at)}", at, kl_of("logvar"), textbook_kl) for at in (
-                (0.0, 1e-5), (1e-20, 1e-10), (0.0, 88.0), (0.0, 89.0), (0.0, INF), (0.0, -INF), (0.0, -1000.0), (1e20, 0.0),
-                (INF, 0.0), (-INF, INF), (NAN, 0.0), (0.0, NAN),
-            )),
-            *(Edge(f"`std` {told(at)}", at, kl_of("std"), torch_kl_of_std) for at in (
-                (0.0, 0.0), (0.0, 1e-30), (0.0, 1e20), (0.0, INF), (0.0, -1.0),
-            )),
-            *(Edge(f"`softplus` {told(at)}", at, kl_of("softplus"), lambda mu, r: torch_kl_of_std(mu, F.softplus(r)))
-              for at in ((0.0, -30.0), (0.0, -200.0), (0.0, -INF))),
-            *(Edge(f"`logvar` {told(at)} to a prior", at, to_prior, textbook_kl) for at in (
-                (1.0, 0.0, 1.0, -200.0), (2.0, 0.0, 1.0, -80.0), (1.0, -200.0, 1.0, -200.0), (1.0, 0.0, 1.0, 200.0),
-                (1.0, 0.0, INF, 0.0), (1.0, 0.0, 1.0, INF), (1.0, 0.0, 1.0, -INF),
-            )),
+            *(
+                Edge(f"`logvar` {told(at)}", at, kl_of("logvar"), textbook_kl)
+                for at in (
+                    (0.0, 1e-5),
+                    (1e-20, 1e-10),
+                    (0.0, 88.0),
+                    (0.0, 89.0),
+                    (0.0, INF),
+                    (0.0, -INF),
+                    (0.0, -1000.0),
+                    (1e20, 0.0),
+                    (INF, 0.0),
+                    (-INF, INF),
+                    (NAN, 0.0),
+                    (0.0, NAN),
+                )
+            ),
+            *(
+                Edge(f"`std` {told(at)}", at, kl_of("std"), torch_kl_of_std)
+                for at in (
+                    (0.0, 0.0),
+                    (0.0, 1e-30),
+                    (0.0, 1e20),
+                    (0.0, INF),
+                    (0.0, -1.0),
+                )
+            ),
+            *(
+                Edge(f"`softplus` {told(at)}", at, kl_of("softplus"), lambda mu, r: torch_kl_of_std(mu, F.softplus(r)))
+                for at in ((0.0, -30.0), (0.0, -200.0), (0.0, -INF))
+            ),
+            *(
+                Edge(f"`logvar` {told(at)} to a prior", at, to_prior, textbook_kl)
+                for at in (
+                    (1.0, 0.0, 1.0, -200.0),
+                    (2.0, 0.0, 1.0, -80.0),
+                    (1.0, -200.0, 1.0, -200.0),
+                    (1.0, 0.0, 1.0, 200.0),
+                    (1.0, 0.0, INF, 0.0),
+                    (1.0, 0.0, 1.0, INF),
+                    (1.0, 0.0, 1.0, -INF),
+                )
+            ),
             Edge("`free_bits=0.5`, mu 1, where the KL is the floor", (1.0,), free_bits, free_bits_torch),
             Edge("`free_bits=0.5`, mu NaN", (NAN,), free_bits, free_bits_torch),
         ],
@@ -226,9 +266,19 @@ GROUPS = [
     Group(
         "Samples",
         "mu and logvar, at a noise of 0.5. PyTorch: `mu + torch.exp(0.5 * logvar) * eps`.",
-        [Edge(f"{told(at)}", at, sample, textbook_sample) for at in (
-            (1.0, -INF), (1.0, -300.0), (1.0, 176.0), (1.0, 178.0), (1.0, INF), (INF, -INF), (NAN, 0.0), (1.0, NAN),
-        )],
+        [
+            Edge(f"{told(at)}", at, sample, textbook_sample)
+            for at in (
+                (1.0, -INF),
+                (1.0, -300.0),
+                (1.0, 176.0),
+                (1.0, 178.0),
+                (1.0, INF),
+                (INF, -INF),
+                (NAN, 0.0),
+                (1.0, NAN),
+            )
+        ],
     ),
     Group(
         "Likelihoods",
@@ -236,23 +286,65 @@ GROUPS = [
         "`F.cross_entropy`, and minus the `log_prob` of `torch.distributions`.",
         [
             *edges_of("bernoulli", bce, (INF, 1), (INF, 0), (-INF, 0), (1e38, 0.5), (NAN, 0), (0, NAN), (0, INF)),
-            *edges_of("bernoulli_probs", bce_of_probs, (0, 0), (0, 1), (1, 1), (1e-30, 1), (1.5, 1), (0.5, 2), (NAN, 1)),
+            *edges_of(
+                "bernoulli_probs", bce_of_probs, (0, 0), (0, 1), (1, 1), (1e-30, 1), (1.5, 1), (0.5, 2), (NAN, 1)
+            ),
             *edges_of("continuous_bernoulli", continuous_bernoulli, (0, 0.3), (1e-4, 0.3), (INF, 1), (-1e4, 0), (0, 2)),
-            *edges_of("gaussian", normal, (1, -INF, 1), (1, -INF, 0), (1, -200, 1), (1, 200, 0), (1, INF, 0), (1e20, 0, 0),
-                      (INF, 0, 0), (0, 0, INF), (0, NAN, 0)),
+            *edges_of(
+                "gaussian",
+                normal,
+                (1, -INF, 1),
+                (1, -INF, 0),
+                (1, -200, 1),
+                (1, 200, 0),
+                (1, INF, 0),
+                (1e20, 0, 0),
+                (INF, 0, 0),
+                (0, 0, INF),
+                (0, NAN, 0),
+            ),
             *edges_of("laplace", laplace, (1, 0, 1), (1, -INF, 1), (1, -INF, 0), (1, INF, 0), (INF, 0, 0)),
-            *edges_of("student_t", student_t, (1, 0, 1e-6, 3), (1, 0, 1e8, 3), (1, 0, INF, 3), (1, -200, 2, 3), (0, 0, 2, 1e30)),
+            *edges_of(
+                "student_t",
+                student_t,
+                (1, 0, 1e-6, 3),
+                (1, 0, 1e8, 3),
+                (1, 0, INF, 3),
+                (1, -200, 2, 3),
+                (0, 0, 2, 1e30),
+            ),
             *edges_of("log_normal", log_normal, (0, 0, 0), (0, 0, -1), (0, -200, 1), (0, 0, INF)),
             *edges_of("gamma", gamma, (0, 2, 0), (0, 1, 0), (0, 0.5, 0), (0, 1e8, 1), (0, 0, 1), (100, 2, 1)),
             *edges_of("poisson", poisson, (-INF, 0), (-INF, 2), (INF, 2), (0, 1e8), (0, -1), (0, 0.5)),
-            *edges_of("negative_binomial", negative_binomial, (5, 0, 0), (5, 0, 3), (5, 1e-30, 3), (5, 1e10, 3), (5, INF, 3),
-                      (0, 2, 0), (0, 2, 3), (5, 2, -1)),
-            *edges_of("zero_inflated_negative_binomial", None, (5, 2, -INF, 3), (5, 2, INF, 0), (5, 2, INF, 3), (0, 2, 0, 0)),
+            *edges_of(
+                "negative_binomial",
+                negative_binomial,
+                (5, 0, 0),
+                (5, 0, 3),
+                (5, 1e-30, 3),
+                (5, 1e10, 3),
+                (5, INF, 3),
+                (0, 2, 0),
+                (0, 2, 3),
+                (5, 2, -1),
+            ),
+            *edges_of(
+                "zero_inflated_negative_binomial", None, (5, 2, -INF, 3), (5, 2, INF, 0), (5, 2, INF, 3), (0, 2, 0, 0)
+            ),
             *edges_of("beta_binomial", None, (1, 1, 5, 6), (1e-6, 1e-6, 5, 2), (1e8, 1e8, 5, 2), (0, 1, 5, 0)),
             *edges_of("discretized_logistic", None, (0, -INF, 0), (0, -7, 1), (50, -7, 0), (0, 30, 0), (INF, 0, 0)),
-            *(Edge(f"`categorical` {told(at)}, data {x:g}", at, *categorical(x)) for *at, x in (
-                (0.0, -INF, 0), (0.0, -INF, 1), (-INF, -INF, 0), (INF, 0.0, 0), (1e38, -1e38, 1), (0.0, 1.0, 2), (NAN, 0.0, 0),
-            ) for at in [tuple(at)]),
+            *(
+                Edge(f"`categorical` {told(at)}, data {x}", at, *categorical(x))
+                for at, x in (
+                    ((0.0, -INF), 0),
+                    ((0.0, -INF), 1),
+                    ((-INF, -INF), 0),
+                    ((INF, 0.0), 0),
+                    ((1e38, -1e38), 1),
+                    ((0.0, 1.0), 2),
+                    ((NAN, 0.0), 0),
+                )
+            ),
         ],
     ),
     Group(
@@ -266,13 +358,14 @@ GROUPS = [
     ),
     Group(
         "Reductions of nothing",
-        "Of shape [B, D], and the gradient in a number that is broadcast to it. `\"per_sample\"` is added up here.",
+        'Of shape [B, D], and the gradient in a number that is broadcast to it. `"per_sample"` is added up here.',
         [
             Edge(f'{list(shape)}, `"{reduction}"`', (1.0,), *empty(shape, reduction))
-            for shape in ((0, 3), (2, 0)) for reduction in ("sum", "mean", "batchmean", "per_sample")
+            for shape in ((0, 3), (2, 0))
+            for reduction in ("sum", "mean", "batchmean", "per_sample")
         ],
     ),
-]  # fmt: skip
+]
 
 
 def answer(call: Call | None, at: Sequence[float]) -> tuple[str, str]:

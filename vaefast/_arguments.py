@@ -160,12 +160,12 @@ def weight(name: str, value: object, of: str, first: Tensor, shape: torch.Size) 
     same_device(name, value, of, first.device)
 
 
-def log_variance(raw: Prior, p: Parameterization, *beside: Prior) -> Prior:
+def log_variance(raw: Prior, p: Parameterization, mu: Tensor, *beside: Prior) -> Prior:
     """What a prior's second argument means; computed as the engines compute the posterior's: in float32, or in float64
-    where it or one of those beside it, the first of which is the posterior's mean, is that."""
+    where it or one of those beside it is that."""
     if raw is None or p == _options.PLAIN["logvar"]:
         return raw
-    dtype, mu = compute_dtype(raw, *beside), beside[0]
+    dtype = compute_dtype(raw, mu, *beside)
     raw = raw.to(dtype) if isinstance(raw, Tensor) else as_tensor(raw, mu.to(dtype))
     return logvar_of(raw if p.soft_clamp is None else softened(raw, p.soft_clamp), p.spec)
 
@@ -408,8 +408,8 @@ def each_with_its_prior(
     given = priors("prior_raws", prior_raws, mus)
     if of_prior.soft_clamp is not None:
         pms = [softened(t, of_prior.soft_clamp) for t in pms]
-    others = zip(mus, raws, pms or [None] * len(mus))
-    plvs: list[Any] = [log_variance(raw, of_prior, *beside) for raw, beside in zip(given, others)]
+    means: Sequence[Prior] = pms or [None] * len(mus)
+    plvs: list[Any] = [log_variance(raw, of_prior, *beside) for raw, beside in zip(given, zip(mus, raws, means))]
     same_batches(mus, reduction, batch_dims)
     return soft_posteriors(Posteriors(mus, raws, pms, 0.0, plvs, 0.0, p))
 
@@ -437,7 +437,7 @@ def all_with_one_prior(
     mean, raw = shared_prior("prior_mu", prior_mu, mus), shared_prior("prior_logvar", prior_logvar, mus)
     of_prior = prior_parameterization_of(prior_parameterization)
     pms, pm = spread(soft_mean(mean, of_prior, mus[0], None), mus)
-    plvs, plv = spread(log_variance(raw, of_prior, *mus, *raws, prior_mu), mus)
+    plvs, plv = spread(log_variance(raw, of_prior, *mus, *raws, *pms[:1]), mus)
     same_batches(mus, reduction, batch_dims)
     return soft_posteriors(Posteriors(mus, raws, pms, pm, plvs, plv, p))
 

@@ -21,8 +21,8 @@ class Batch:
         strides = x.stride()
         self.order: list[int] = []
         for d in range(dims):
-            # by hand, for Dynamo does not trace sorted() over symbolic strides; and as PyTorch orders what it makes like
-            # x: what is expanded is before or behind nothing
+            # by hand, for Dynamo does not trace sorted() over symbolic strides; and as PyTorch orders what it makes
+            # like x: what is expanded comes before nothing and behind nothing
             self.order.append(d)
             place = d
             for k in range(d - 1, -1, -1):

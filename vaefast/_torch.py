@@ -96,8 +96,8 @@ def sample(
     seed: Tensor | None = None,
     beside: Sequence[Prior] = (),
 ) -> Tensor:
-    """``seed`` is a kernel's, whose noise it is; ``beside`` is the prior that went in with it, for a kernel draws in the
-    dtype in which it computes all that it is asked."""
+    """``seed`` is a kernel's, whose noise it is; ``beside`` is the prior that went in with it, for a kernel draws in
+    the dtype in which it computes all that it is asked."""
     dtype = compute_dtype(mu, raw, eps, *beside)
     if seed is not None:
         eps = normal(seed, mu, dtype)

@@ -3,12 +3,14 @@ trace draws the same numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import _torch
 from ._engine import Moments, Pair, Posteriors
-from ._gaussian import compute_dtype
+from ._gaussian import Prior, compute_dtype
 from ._options import Parameterization
 from ._philox import philox_noise, philox_noises, take_counters
 from ._torch import elbo, kl, multi_kl, nll
@@ -37,9 +39,9 @@ def sample_with_kl(
 def multi_sample_with_kl(
     many: Posteriors, reduction: str, generator: torch.Generator | None
 ) -> tuple[list[Tensor], Tensor]:
-    count = len(many.mus)
-    priors = zip(many.prior_mus or [None] * count, many.prior_logvars or [None] * count)
-    dtypes = [compute_dtype(mu, raw, *prior) for mu, raw, prior in zip(many.mus, many.raws, priors)]
+    nothing: Sequence[Prior] = [None] * len(many.mus)
+    each = zip(many.mus, many.raws, many.prior_mus or nothing, many.prior_logvars or nothing)
+    dtypes = [compute_dtype(*tensors) for tensors in each]
     return _torch.samples(many, philox_noises(many.mus, dtypes, generator)), multi_kl(many, reduction)
 
 

@@ -38,7 +38,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _NAMES = {"raw": "logvar", "raws": "logvars"}
 _OUTPUTS: dict[str, str] = {
-    "sample": "z", "kl": "kl", "multi_kl": "kl", "nll": "nll", "reconstruction": "nll", "elbo": "loss", "fused_elbo": "loss",
+    "sample": "z", "kl": "kl", "multi_kl": "kl", "nll": "nll", "reconstruction": "nll", "fused_elbo": "loss",
 }  # fmt: skip
 
 
@@ -81,8 +81,8 @@ class Finding(NamedTuple):
         if self.role == "result":
             return (
                 "What went in was finite: a scale is too large or too small for it, so clamp it, as "
-                "parameterization=vaefast.Parameterization('logvar', clamp=(-30.0, 20.0)) does; or data lie outside the "
-                "likelihood's domain, which vaefast.check names."
+                "parameterization=vaefast.Parameterization('logvar', clamp=(-30.0, 20.0)) does; or data lie outside "
+                "the likelihood's domain, which vaefast.check names."
             )
         return (
             "All that the guard saw before was finite: clamp logvar, lower the learning rate, or clip gradients. Under "
@@ -91,7 +91,14 @@ class Finding(NamedTuple):
 
 
 class NanGuard:
-    """What :func:`nan_guard` gives; its questions wait for the device, and nothing else does."""
+    """What :func:`nan_guard` gives; its questions wait for the device, and nothing else does.
+
+    Example::
+
+        with vaefast.debug.nan_guard(on_exit="ignore") as guard:
+            loss = vaefast.elbo_loss(decoder(z), x, mu, logvar)
+        print(guard.report())
+    """
 
     def __init__(self) -> None:
         # of each look, in their order, the site and the call
@@ -193,7 +200,7 @@ class NanGuard:
 
 
 def _plain(x: Tensor) -> bool:
-    return unseen(x) and not x.is_meta and x.layout is torch.strided and not x.is_nested
+    return bool(unseen(x)) and not x.is_meta and x.layout is torch.strided and not bool(x.is_nested)
 
 
 class _Watched:
@@ -226,7 +233,7 @@ def _caller(frame: FrameType | None) -> tuple[str, str]:
 
 
 def _within_torch(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").startswith("torch.nn.modules.")
+    return str(frame.f_globals.get("__name__", "")).startswith("torch.nn.modules.")
 
 
 def _named(method: str, args: Sequence[Any]) -> Iterator[tuple[str, Tensor, Tensor | None]]:

@@ -1,4 +1,4 @@
-"""``PYTHONPATH=tests python -m fuzz [--minutes N] [--seed N] [--isa avx2 ...]``, or ``--case "Case(...)"`` for one again.
+"""``PYTHONPATH=tests python -m fuzz [--minutes N] [--seed N] [--isa avx2 ...]``; ``--case "Case(...)"`` runs one again.
 
 Each round is 500 cases of a seed of its own, on one of the instruction sets, in a process of its own. What fails is
 made small and printed, and its text is what ``--case`` takes.

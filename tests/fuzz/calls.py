@@ -96,7 +96,8 @@ def arguments(case: Case) -> Arguments:
         _reconstruction(found, values)
     if case.given_noise:
         shape = case.shape if case.num_samples is None else (case.num_samples, *case.shape)
-        found.tensors["eps"] = values.laid_out("eps", torch.randn(shape, generator=values.generator("eps"), dtype=torch.float64).to(values.dtype("eps")))  # fmt: skip
+        normal = torch.randn(shape, generator=values.generator("eps"), dtype=torch.float64)
+        found.tensors["eps"] = values.laid_out("eps", normal.to(values.dtype("eps")))
     if case.op == "packed":
         _pack(found)
     _want(found, values)
@@ -174,7 +175,9 @@ def _target(found: Arguments, values: Values, support: str, shape: tuple[int, ..
         o = found.likelihood.options
         x = o["low"] + (uniform * o["bins"]).floor() * (o["high"] - o["low"]) / (o["bins"] - 1)
     if kind == "wild":
-        pool = torch.tensor([0.0, 1.0, 1e-30, 1e4, 1e6, 1e38, math.inf, -math.inf, math.nan, -1.0, 0.5], dtype=torch.float64)
+        pool = torch.tensor(
+            [0.0, 1.0, 1e-30, 1e4, 1e6, 1e38, math.inf, -math.inf, math.nan, -1.0, 0.5], dtype=torch.float64
+        )
         picked = pool[torch.randint(len(pool), shape, generator=g)]
         x = torch.where(torch.rand(shape, generator=g) < 0.1, picked, x)
     dtype = values.dtype("target")
@@ -232,7 +235,13 @@ def engine(name: str) -> Iterator[None]:
 
 def kl_options(case: Case, given: Arguments, weight: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, default in (("free_bits", 0.0), ("free_bits_per", "dim"), ("balance", None), ("symmetric", False), ("capacity", None)):
+    for name, default in (
+        ("free_bits", 0.0),
+        ("free_bits_per", "dim"),
+        ("balance", None),
+        ("symmetric", False),
+        ("capacity", None),
+    ):
         if getattr(case, name) != default:
             found[name] = getattr(case, name)
     if case.capacity is not None and case.seed % 2:
@@ -289,7 +298,9 @@ def call(given: Arguments) -> dict[str, Tensor]:
 
 def _multi(given: Arguments, p: dict[str, Any], options: dict[str, Any]) -> dict[str, Tensor]:
     case = given.case
-    lists = [[given.of_level(name, k) for k in range(case.levels)] for name in ("mu", "raw", "prior_mu", "prior_logvar")]
+    lists = [
+        [given.of_level(name, k) for k in range(case.levels)] for name in ("mu", "raw", "prior_mu", "prior_logvar")
+    ]
     if case.op == "multi_tensor_gaussian_kl":
         priors = [None if ts[0] is None else ts for ts in lists[2:]]
         return {"kl": vaefast.multi_tensor_gaussian_kl(*lists[:2], *priors, **p, **options)}
@@ -379,5 +390,6 @@ def _backward(given: Arguments, outputs: dict[str, Tensor]) -> dict[str, Tensor]
         results.append([g.detach().clone() for g in found])
     if case.twice:
         for name, first, second in zip(given.wanted, *results):
-            assert torch.equal(first.nan_to_num(1.5), second.nan_to_num(1.5)), f"{name}'s gradient changed from one backward to the next"  # fmt: skip
+            same = torch.equal(first.nan_to_num(1.5), second.nan_to_num(1.5))
+            assert same, f"{name}'s gradient changed from one backward to the next"
     return dict(zip(given.wanted, results[-1]))

@@ -1,4 +1,4 @@
-"""What a call can be: a few fields, none a tensor, so that a case is printed, shrunk and run again by its text alone."""
+"""What a call can be: a few fields, none a tensor, so that a case is printed, made small and run again by its text."""
 
 from __future__ import annotations
 
@@ -208,10 +208,17 @@ def smaller(case: Case) -> Iterator[Case]:
         value = getattr(case, f.name)
         if f.name in ("shape", "data"):
             tries = [value[:k] + value[k + 1 :] for k in range(len(value))]
-            tries += [(*value[:k], less, *value[k + 1 :]) for k, n in enumerate(value) for less in (1, 2, n // 2, n - 1) if 0 < less < n]
+            tries += [
+                (*value[:k], less, *value[k + 1 :])
+                for k, n in enumerate(value)
+                for less in (1, 2, n // 2, n - 1)
+                if 0 < less < n
+            ]
         elif isinstance(value, tuple) and f.name != "clamp":
             tries = [value[:k] + value[k + 1 :] for k in range(len(value)) if len(value) > 1]
-            tries += [(*value[:k], f.default[0], *value[k + 1 :]) for k in range(len(value)) if value[k] != f.default[0]]
+            tries += [
+                (*value[:k], f.default[0], *value[k + 1 :]) for k in range(len(value)) if value[k] != f.default[0]
+            ]
         else:
             tries = [f.default] if f.name not in ("op", "likelihood", "count", "engine") and value != f.default else []
         for other in tries:

@@ -30,11 +30,13 @@ class Expected:
     def __init__(self, given: Arguments) -> None:
         self.given, self.case = given, given.case
         self.outputs: dict[str, tuple[Near, Reduced | None]] = {}
-        # terms that reach leaves: the output's name, the terms, how upstream gradients become their factors, the leaves'
-        # names
+        # terms that reach leaves: the output's name, the terms, how its upstream gradients become their factors, and
+        # the leaves' names
         self.paths: list[tuple[str, Terms, Reduced | None, dict[str, str]]] = []
         case = self.case
-        self.kl_dtype = wide(*(given.get(n) for n in ("mu", "raw", "prior_mu", "prior_logvar", "moments", "prior_moments")))
+        self.kl_dtype = wide(
+            *(given.get(n) for n in ("mu", "raw", "prior_mu", "prior_logvar", "moments", "prior_moments"))
+        )
         self.nll: Terms | None = None
         if case.has_sample:
             self._samples()
@@ -53,7 +55,9 @@ class Expected:
             dim = case.batch_dims
             halves = list(self.given.get("moments").detach().double().chunk(2, dim))
             prior = self.given.get("prior_moments")
-            halves += [*prior.detach().double().chunk(2, dim)] if prior is not None else [torch.zeros(shape).double()] * 2
+            halves += (
+                [*prior.detach().double().chunk(2, dim)] if prior is not None else [torch.zeros(shape).double()] * 2
+            )
             return halves, ["mu", "raw", "prior_mu", "prior_logvar"]
         found, names = [], []
         for name in ("mu", "raw", "prior_mu", "prior_logvar"):
@@ -71,7 +75,9 @@ class Expected:
             (mu, raw, *_), names = self._posterior(level)
             shape = mu.shape if self.case.num_samples is None else (self.case.num_samples, *mu.shape)
             drawn = "eps" not in self.given.tensors
-            dtype = self.kl_dtype if self.case.op != "reparameterize" else wide(self.given.get("mu"), self.given.get("raw"))
+            dtype = (
+                self.kl_dtype if self.case.op != "reparameterize" else wide(self.given.get("mu"), self.given.get("raw"))
+            )
             if self.case.op.startswith("multi"):
                 own = (self.given.of_level(n, level) for n in ("mu", "raw", "prior_mu", "prior_logvar"))
                 dtype = wide(*own)
@@ -83,7 +89,10 @@ class Expected:
                 self.case, mu.expand(shape), raw.expand(shape), eps.double().expand(shape), dtype, drawn
             )
             if drawn and self.given.reordered():
-                terms = Terms(replace(terms.value, free=terms.value.free | True), {n: replace(g, free=g.free | True) for n, g in terms.partials.items()})
+                terms = Terms(
+                    replace(terms.value, free=terms.value.free | True),
+                    {n: replace(g, free=g.free | True) for n, g in terms.partials.items()},
+                )
             name = f"z@{level}" if level else "z"
             self.outputs[name] = terms.value, None
             self.paths.append((name, terms, None, {"mu": names[0], "raw": names[1], "eps": "eps"}))
@@ -247,7 +256,9 @@ class Expected:
         if name.startswith("z"):
             return self.given.of_level("mu", int(name[2:] or 0)).dtype if case.op != "packed" else get("moments").dtype  # type: ignore[no-any-return]
         of_nll = [get(n) for n in ("recon0", "recon1", "recon2", "target")]
-        of_kl = [self.given.of_level(n, k) for k in range(case.levels) for n in ("mu", "raw", "prior_mu", "prior_logvar")]
+        of_kl = [
+            self.given.of_level(n, k) for k in range(case.levels) for n in ("mu", "raw", "prior_mu", "prior_logvar")
+        ]
         of_kl += [get("moments"), get("prior_moments")]
         if name == "nll" and case.reduction == "none":
             return promoted(of_nll)
@@ -278,14 +289,14 @@ class Expected:
                 holder = leaf.get(name, name) if case.op == "packed" else name
                 if holder not in self.given.wanted:
                     continue
-                sums[name] = self._add(sums.get(name), name, self.given.tensors[holder], terms.partials[own], factor, jumps)
+                sums[name] = self._add(
+                    sums.get(name), name, self.given.tensors[holder], terms.partials[own], factor, jumps
+                )
         if case.op == "packed":
             return self._packed(sums)
         return sums
 
-    def _add(
-        self, so_far: Near | None, name: str, leaf: Tensor, partial: Near, factor: Tensor, jumps: Tensor
-    ) -> Near:
+    def _add(self, so_far: Near | None, name: str, leaf: Tensor, partial: Near, factor: Tensor, jumps: Tensor) -> Near:
         case = self.case
         if name.startswith("recon") or name == "target":
             if LIKELIHOODS[case.likelihood].planes:
@@ -308,7 +319,10 @@ class Expected:
             expanded = case.num_samples or case.batch_dims != 1 or "kl_weight" in self.given.tensors
             step = oracle.ROUNDING[leaf.dtype if expanded else torch.float32][0]
             if leaf.dtype == torch.float16 and expanded:
-                found = replace(found, bound=found.bound + oracle.ROUNDING[leaf.dtype][1] * partial.value.numel() / max(1, leaf.numel()))
+                found = replace(
+                    found,
+                    bound=found.bound + oracle.ROUNDING[leaf.dtype][1] * partial.value.numel() / max(1, leaf.numel()),
+                )
             found = replace(found, bound=found.bound + step * size)
         elif name in self.given.tensors:
             found = found.over(lambda t: t.reshape(self.given.tensors[name].shape))
@@ -410,10 +424,12 @@ def doubtful(given: Arguments, expected: Expected) -> Tensor:
     sites = torch.ones_like(expected.nll.value.loose)
     if sites.sum() <= MOST_DIGITS:
         return sites
-    alone = replace(given.case, op="reconstruction_loss", shape=data_shape(given.case), reduction="none", overwrite=False)
+    alone = replace(
+        given.case, op="reconstruction_loss", shape=data_shape(given.case), reduction="none", overwrite=False
+    )
     copy = Arguments(alone, given.tensors, given.numbers, given.wanted, given.likelihood)
     found = run(copy).outputs["nll"]
-    return (~((found.double().reshape(sites.shape) - expected.nll.value.value).abs() <= 0.2 * expected.nll.value.bound))
+    return ~((found.double().reshape(sites.shape) - expected.nll.value.value).abs() <= 0.2 * expected.nll.value.bound)
 
 
 def explained(name: str, mask: Tensor, given: Arguments, found: Found, expected: Expected) -> str:

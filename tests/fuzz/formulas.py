@@ -177,7 +177,7 @@ def _mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: flo
 
 
 NLL: dict[str, Formula] = {
-    "bernoulli": lambda x, l: softplus(l) - l * x,
+    "bernoulli": lambda x, logits: softplus(logits) - logits * x,
     "bernoulli_probs": _bernoulli_probs,
     "continuous_bernoulli": _continuous_bernoulli,
     "gaussian": _gaussian,
@@ -197,17 +197,17 @@ NLL: dict[str, Formula] = {
 # ---- in 50 digits
 
 
-def _gaussian_digits(x: mpf, mean: mpf, lv: mpf = mpf(0), constant: float = 1.0) -> mpf:
+def _gaussian_digits(x: mpf, mean: mpf, lv: mpf | int = 0, *, constant: float) -> mpf:
     return (constant * mpmath.log(2 * mp.pi) + lv + (x - mean) ** 2 * mpmath.exp(-lv)) / 2
 
 
-def _laplace_digits(x: mpf, loc: mpf, ls: mpf = mpf(0), constant: float = 1.0) -> mpf:
+def _laplace_digits(x: mpf, loc: mpf, ls: mpf | int = 0, *, constant: float) -> mpf:
     return constant * mpmath.log(2) + ls + abs(x - loc) * mpmath.exp(-ls)
 
 
 DIGITS: dict[str, Callable[..., mpf]] = {
     **digits.NLL,
-    "bernoulli": lambda x, l: mpmath.log1p(mpmath.exp(l)) - l * x,
+    "bernoulli": lambda x, logit: mpmath.log1p(mpmath.exp(logit)) - logit * x,
     "gaussian": _gaussian_digits,
     "laplace": _laplace_digits,
 }

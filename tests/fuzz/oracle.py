@@ -1,9 +1,9 @@
 """What a case must give: outputs and gradients in float64, and how far a right result may be from each.
 
-First come elementwise values, their derivatives and the bounds of both; options, weights and reductions are then written
-out from the documentation, and take the bounds along. A number is *loose* where an input is infinite or so large or
-small that its square may leave float32: there a result is right or not finite, but never finite and wrong. It is *free*
-where an input is NaN, or where the derivative jumps.
+First come elementwise values, their derivatives and the bounds of both; options, weights and reductions are then
+written out from the documentation, and take the bounds along. A number is *loose* where an input is infinite or so
+large or small that its square may leave float32: there a result is right, to a ten thousandth, or not finite. It is
+*free* where an input is NaN, where the derivative jumps, and beyond what the documentation promises of a likelihood.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class Terms:
 # ---- elementwise terms; inputs are float64, of one shape
 
 
-def kl_terms(case: Case, q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor], dtype: torch.dtype, reverse: bool) -> Terms:
+def kl_terms(
+    case: Case, q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor], dtype: torch.dtype, reverse: bool
+) -> Terms:
     """Of KL(q || p), or of KL(p || q)."""
     own = case.op == "packed" and case.prior != "none"  # which has the posterior's clamp
     of_prior = case.prior_parameterization if case.prior not in ("none", "mu only") else "logvar"
@@ -112,7 +114,9 @@ def kl_terms(case: Case, q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor], dty
 
     leaves = [t.detach().clone().requires_grad_() for t in (q[0], q[1], p[0], p[1])]
     lv, lvp = logvars(leaves[1], leaves[3])
-    slopes = torch.autograd.grad(lv.sum() + lvp.sum(), (leaves[1], leaves[3]), retain_graph=True, materialize_grads=True)
+    slopes = torch.autograd.grad(
+        lv.sum() + lvp.sum(), (leaves[1], leaves[3]), retain_graph=True, materialize_grads=True
+    )
     pair = ((leaves[0], lv), (leaves[2], lvp))
     (m, a), (n, b) = pair[::-1] if reverse else pair
     value = formulas.kl(m, a, n, b)
@@ -161,9 +165,7 @@ def sample_terms(case: Case, mu: Tensor, raw: Tensor, eps: Tensor, dtype: torch.
     )
 
 
-def nll_terms(
-    case: Case, x: Tensor, params: list[Tensor], options: dict[str, float], dtype: torch.dtype
-) -> Terms:
+def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, float], dtype: torch.dtype) -> Terms:
     """Of the textbook's formula, wherever float64 is enough for it."""
     leaves = [t.detach().clone().requires_grad_() for t in (x, *params)]
     with torch.enable_grad():
@@ -177,6 +179,8 @@ def nll_terms(
     outside = value.detach().isnan() | free
     if LIKELIHOODS[case.likelihood].support in ("count", "some of total"):  # of log-gammas that large nothing is left
         large = sites(case, [~(t.abs() <= 1e9) for t in (x, *params)])
+        if "total" in LIKELIHOODS[case.likelihood].domains:
+            large = large | (params[LIKELIHOODS[case.likelihood].domains.index("total")] < 1)
         outside, infinite = outside | large, infinite | large
     if "floor" in options:  # a scale whose inverse leaves float32 is no number's to be held to
         scales = params[1:] if case.likelihood == "discretized_logistic" else params
@@ -190,7 +194,9 @@ def nll_terms(
     return Terms(
         near(value, tolerance * value.abs().clamp(min=1.0), loose & ~free, infinite & ~free),
         {
-            name: near(g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g) | g.isnan())
+            name: near(
+                g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g) | g.isnan()
+            )
             for name, g in zip(names, gradients)
         },
     )

@@ -61,7 +61,8 @@ FOUND = [
     Case(op="sample_with_kl", engine="reference", shape=(65,), dtypes=("float16",), free_bits=0.1),
     Case(op="sample_with_kl", engine="reference", shape=(5,), dtypes=("bfloat16",), free_bits=0.1),
     # a float64 prior makes the kernel's noise float64's, which a backward that is differentiated did not know
-    Case(op="sample_with_kl", shape=(40,), dtypes=("float32", "float32", "float64"), prior="mu only", create_graph=True),
+    Case(op="sample_with_kl", shape=(40,), dtypes=("float32", "float32", "float64"), prior="mu only",
+         create_graph=True),
     Case(op="packed", shape=(40, 2), dtypes=("float32", "float32", "float64"), prior="full", create_graph=True),
     Case(op="multi_tensor_sample_with_kl", shape=(8,), dtypes=("float32", "float32", "float64"), prior="scalar",
          create_graph=True, levels=2),
