@@ -5,8 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import bayesian, bounds, diagnostics, discrete, distributed, likelihoods, presets, priors, reference, schedules
-from . import debug, diagnostics, distributed, likelihoods, presets, reference, schedules
+from . import (
+    (,
+)
+    bayesian,
+    bounds,
+    debug,
+    diagnostics,
+    discrete,
+    distributed,
+    likelihoods,
+    presets,
+    priors,
+    reference,
+    schedules,
+)
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
