@@ -6,8 +6,6 @@ import importlib
 from typing import Any
 
 from . import (
-    (,
-)
     bayesian,
     bounds,
     debug,
