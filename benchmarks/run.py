@@ -244,18 +244,23 @@ def case_label(case: dict[str, Any]) -> str:
 
 
 def worst(document: dict[str, Any]) -> str:
-    """Where vaefast gains least on eager, and every case where it loses."""
+    """Where vaefast gains least on eager, and every case where it loses; and so the fallback, where that was timed."""
+    found = [verdict(document, name) for name in ("vaefast", "fallback")]
+    return "\n".join(filter(None, found)) or "vaefast and eager were not both timed"
+
+
+def verdict(document: dict[str, Any], name: str) -> str:
     ratios = [
         (fast["over"]["eager"], case_label(case))
         for case in document["cases"]
-        if "eager" in (fast := case["providers"].get("vaefast", {})).get("over", {})
+        if "eager" in (fast := case["providers"].get(name, {})).get("over", {})
     ]
     if not ratios:
-        return "vaefast and eager were not both timed"
+        return ""
     least, where = min(ratios)
     slower = [f"\n  {number(ratio)}x  {label}" for ratio, label in sorted(ratios) if ratio < 1]
     return (
-        f"vaefast against eager at worst {number(least)}x: {where}; "
+        f"{name} against eager at worst {number(least)}x: {where}; "
         f"slower than eager at {len(slower)} of {len(ratios)} points{':' if slower else ''}{''.join(slower)}"
     )
 

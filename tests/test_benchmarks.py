@@ -241,8 +241,13 @@ def test_the_verdict_names_what_is_slower() -> None:
     verdict = run.worst(document).splitlines()
     assert verdict[0].startswith("vaefast against eager at worst 0.500x: three fb") and "1 of 3 points:" in verdict[0]
     assert verdict[1:] == ["  0.500x  three fb B4 X1000"]
+    document["cases"][0]["providers"]["fallback"] = {"over": {"eager": 0.9}}
+    assert run.worst(document).splitlines()[2:] == [
+        "fallback against eager at worst 0.900x: one fb B4 X1000; slower than eager at 1 of 1 points:",
+        "  0.900x  one fb B4 X1000",
+    ]
     for case in document["cases"]:
-        case["providers"]["vaefast"] = {"error": "RuntimeError: x"}
+        case["providers"] = {"vaefast": {"error": "RuntimeError: x"}}
     assert run.worst(document) == "vaefast and eager were not both timed"
 
 

@@ -65,6 +65,19 @@ def kl(
     return value, [*found[:2], *(next(rest) if isinstance(t, Tensor) else None for t in (pm, plv))]
 
 
+def multi_kl(spec: Spec, reduction: str, wanted: Sequence[bool], *quads: Any) -> Term:
+    """The sum over mu, raw, prior mu and prior log variance in turn, with the gradients in all."""
+    terms: list[Tensor] = []
+    gradients: list[Scaled | None] = []
+    for k in range(0, len(quads), 4):
+        term, found = kl(spec, reduction, None, wanted[k : k + 4], *quads[k : k + 4])
+        terms.append(term)
+        gradients += found
+    if terms[0].is_cpu and not terms[0].dim():
+        return torch.scalar_tensor(math.fsum(t.item() for t in terms), dtype=terms[0].dtype), gradients
+    return torch.stack(terms).sum(0), gradients
+
+
 def nll(
     likelihood: Likelihood,
     reduction: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,12 @@ def sample(spec: Spec, eps: Tensor, mu: Tensor, raw: Tensor) -> Tensor:
 def kl(spec: Spec, reduction: str, balance: float | None, mu: Tensor, raw: Tensor, pm: Prior, plv: Prior) -> Tensor:
     each = functools.partial(_gaussian.kl, spec)
     return reduced(balanced(balance, each, (mu, raw), (pm, plv)), reduction, mu.dtype)
+
+
+def multi_kl(spec: Spec, reduction: str, *quads: Tensor | float | None) -> Tensor:
+    """The sum over mu, raw, prior mu and prior log variance in turn."""
+    each: list[Any] = [quads[k : k + 4] for k in range(0, len(quads), 4)]
+    return torch.stack([kl(spec, reduction, None, *quad) for quad in each]).sum(0)
 
 
 def nll(likelihood: Likelihood, reduction: str, x: Tensor, w: Tensor | None, *params: Tensor) -> Tensor:

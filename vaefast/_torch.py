@@ -142,7 +142,15 @@ def multi_kl(many: Posteriors, reduction: str) -> Tensor:
     count = len(many.mus)
     pms: Sequence[Prior] = many.prior_mus or [many.prior_mu or None] * count
     plvs: Sequence[Prior] = many.prior_logvars or [many.prior_logvar or None] * count
-    kls = [kl(Pair(*each, many.p), reduction, None) for each in zip(many.mus, many.raws, pms, plvs)]
+    each_of = list(zip(many.mus, many.raws, pms, plvs))
+    given = [t for each in each_of for t in each if isinstance(t, Tensor)]
+    if all(t.dtype == given[0].dtype and t.numel() for t in given) and unseen(*given):
+        # one node for all, where there is nothing to promote
+        if given[0].dtype in (torch.float32, torch.float64):
+            of = many.p.spec, reduction
+            flat = [t for each in each_of for t in each]
+            return loss(functools.partial(_nodes.multi_kl, *of), functools.partial(_plain.multi_kl, *of), *flat)
+    kls = [kl(Pair(*each, many.p), reduction, None) for each in each_of]
     dtype = compute_dtype(*kls)
     return torch.stack([each.to(dtype) for each in kls]).sum(0)
 

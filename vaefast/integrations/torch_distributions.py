@@ -1,7 +1,8 @@
 """``torch.distributions.Normal``: ``rsample``, ``sample``, ``log_prob`` and the KL between two, fused.
 
 Subclasses, Pyro's and scvi-tools' among them, and what is built of normals (``Independent``, ``LogNormal``,
-``MixtureSameFamily``) come along. Its ``entropy`` is a logarithm and has nothing to fuse. Construction still validates
+``MixtureSameFamily``) come along. Its ``entropy`` is a logarithm and has nothing to fuse; few draws and densities on a
+CPU stay torch's own, which are as fast. Construction still validates
 as torch does, which waits for a GPU: ``vaefast.distributions.Normal`` does not, or pass ``validate_args=False``.
 
 Kingma & Welling 2014 (arXiv:1312.6114), section 2.4 and appendix B.
