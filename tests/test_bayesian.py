@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import vaefast
-from vaefast.bayesian import Gaussian, MeanField, blundell_weights
+from vaefast.bayesian import Gaussian, MeanField, _low_rank, blundell_weights
 
 ESTIMATORS = ("weights", "local", "flipout")
 
@@ -470,3 +470,22 @@ def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="delta must be"):
         MeanField.moped(mlp(), delta=0.0)
     assert vaefast.bayesian.MeanField is MeanField
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+def test_a_low_rank_kl_where_a_scale_is_nearly_zero(dtype: torch.dtype, tolerance: float) -> None:
+    """Of 50 digits, by the determinant of the capacitance: a product in the dtype itself would have nothing left of the
+    smaller rows."""
+    mpmath = pytest.importorskip("mpmath", reason="needs mpmath: pip install 'vaefast[test]'")
+    rows = torch.randn(12, 3, dtype=dtype)
+    scales = torch.linspace(1.0, 2.0, 12, dtype=dtype)
+    scales[0] = 1e-4 if dtype == torch.float32 else 1e-9
+    found = _low_rank.log_det([(rows / scales[:, None])[:5], (rows / scales[:, None])[5:]])
+    with mpmath.workdps(50):
+        exact = [[mpmath.mpf(v) for v in row] for row in (rows / scales[:, None]).tolist()]
+        gram = mpmath.matrix(3, 3)
+        for i in range(3):
+            for j in range(3):
+                gram[i, j] = (i == j) + mpmath.fsum(row[i] * row[j] for row in exact)
+        expected = float(mpmath.log(mpmath.det(gram)))
+    assert found.item() == pytest.approx(expected, rel=tolerance)

@@ -117,7 +117,7 @@ def test_checkpointing_draws_the_same_again(estimator: str, reentrant: bool) -> 
     assert type(model.module[0].weight) is nn.Parameter
 
 
-def test_a_draw_keeps_no_noise() -> None:
+def test_a_draw_keeps_no_noise(native: str) -> None:
     """For backward: the layer's input, the weights that were drawn, and the posterior's own two tensors."""
     model = MeanField(nn.Linear(300, 200, bias=False))
     kept: dict[int, int] = {}

@@ -52,7 +52,10 @@ def log_det(blocks: Sequence[Tensor]) -> Tensor:
     """
     one = torch.eye(blocks[0].shape[-1], dtype=torch.float64, device=blocks[0].device)
     if blocks[0].dtype == torch.float64:
-        triangle = torch.linalg.qr(torch.cat((one, *blocks)))[1]
+        rows = torch.cat((one, *blocks))
+        # from the largest row down, so that none is made from what a larger one leaves of it
+        order = rows.detach().abs().amax(1).argsort(descending=True)
+        triangle = torch.linalg.qr(rows[order])[1]
         found: Tensor = 2 * triangle.diagonal().abs().log().sum()
         return found
     gram = sum((a.double().T @ a.double() for a in blocks), one)

@@ -157,7 +157,7 @@ class IVON(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of m, g and h, from the draws since the last one.
+        """One update of m, g and h, each of its parameter's shape, from the draws since the last one.
 
         Args:
             closure: None, or a function that draws, by :meth:`sampled_params`, computes the gradients and returns the

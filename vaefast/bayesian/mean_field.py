@@ -341,7 +341,7 @@ class MeanField(Drawing):
             fraction: in its place, the share of all chosen weights, those of the lowest ratios, in [0, 1].
 
         Returns:
-            A plain module like the one that is wrapped, of the same shapes.
+            A plain module like the one that is wrapped, each parameter of its own shape.
 
         Raises:
             TypeError, ValueError: both or neither given, or a number out of range.
