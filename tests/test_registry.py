@@ -20,7 +20,7 @@ FUNCTIONS = [n for n in vaefast.__all__ if inspect.isroutine(getattr(vaefast, n)
 SHARED = [n for n in FUNCTIONS if hasattr(reference, n)]
 KL_OPTIONS = (
     "free_bits=0.0 free_bits_per='dim' balance=None capacity=None symmetric=False prior_parameterization='logvar' "
-    "kl_weight=None batch_dims=1"
+    "kl_weight=None batch_dims=1 prior=None"
 )
 CONTRACT = {
     "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise=None num_samples=None",

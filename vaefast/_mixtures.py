@@ -175,13 +175,12 @@ class Few:
         if logits is not None:
             self.weights = torch.log_softmax(logits, 0, dtype=torch.float64)
             self.x += self.weights
-        self.value = torch.logsumexp(self.x, 1, keepdim=True)
 
     def log_prob(self, dtype: torch.dtype) -> Tensor:
-        return (self.value.squeeze(1) - self.common).to(dtype)
+        return torch.logsumexp(self.x, 1).sub_(self.common).to(dtype)
 
     def gradients(self, g: Tensor, wanted: tuple[bool, bool, bool, bool]) -> list[Tensor | None]:
-        r = (self.x - self.value).exp_().mul_(g.unsqueeze(1))
+        r = torch.softmax(self.x, 1).mul_(g.unsqueeze(1))
         moved, counts = r.unsqueeze(2) * self.t, r.sum(0)
         found: list[Tensor | None] = [None] * 4
         if wanted[0]:
@@ -191,7 +190,7 @@ class Few:
         if wanted[2]:
             found[2] = moved.mul_(self.t).sum(0).sub_(counts.unsqueeze(1)).mul_(0.5)
         if wanted[3] and self.weights is not None:
-            found[3] = counts - self.weights.exp() * g.sum()
+            found[3] = torch.ops.aten._log_softmax_backward_data(counts, self.weights, 0, torch.float64)
         return found
 
 
