@@ -69,6 +69,16 @@ def test_count_likelihoods_are_scvis(
         assert_close(g, e.sum(tuple(over)) if over else e, sized, TOLERANCE[dtype])
 
 
+def test_a_mixture_is_scvis(backend: str, device: str) -> None:
+    """totalVI's, whose two components share an inverse dispersion, to which theirs adds an epsilon in one place."""
+    module = scvi("distributions._negative_binomial")
+    rows = list(itertools.product(COUNTS, MU[1:], MU[1:], THETA[1:-1], [-3.0, 0.0, 2.0]))
+    x, *params = torch.tensor(rows, dtype=torch.float64, device=device)[:, None].unbind(2)
+    ours = vaefast.reconstruction_loss(tuple(params), x, likelihood="negative_binomial_mixture", reduction="none")
+    theirs = -module.log_mixture_nb(x, *params[:3], None, params[3])
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=2e-8)
+
+
 def test_preset_is_the_loss_of_scvis_module(backend: str, device: str) -> None:
     module, distributions = scvi("module").VAE(n_input=30), scvi("distributions")
     data = training("zero_inflated_negative_binomial", 3, (16, 30), torch.float64, shapes=[(16, 30), (30,), (16, 30)])
