@@ -187,14 +187,12 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
         far = sites(case, [x != x, *(p.abs() > EXPONENT / 2 for p in scales)])
         outside, infinite = outside | far, infinite | far
     names = ("target", *(f"recon{k}" for k in range(len(params))))
-    # e^r and r x of a Poisson may cancel, which its kernel's float32 knows to twice the bound
-    margin = 2.0 if case.likelihood == "poisson" else 1.0
 
     def as_planes(mask: Tensor, like: Tensor) -> Tensor:
         return mask.unsqueeze(1) if like.dim() > mask.dim() else mask
 
     return Terms(
-        near(value, margin * tolerance * value.abs().clamp(min=1.0), loose & ~free, infinite & ~free),
+        near(value, margin(case) * tolerance * value.abs().clamp(min=1.0), loose & ~free, infinite & ~free),
         {
             name: near(
                 g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g) | g.isnan()
@@ -202,6 +200,11 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
             for name, g in zip(names, gradients)
         },
     )
+
+
+def margin(case: Case) -> float:
+    """Of the bound on a value: e^r and r x of a Poisson may cancel, which its kernel in float32 knows to twice that."""
+    return 2.0 if case.likelihood == "poisson" else 1.0
 
 
 def sites(case: Case, masks: list[Tensor]) -> Tensor:
