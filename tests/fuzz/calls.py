@@ -51,11 +51,17 @@ class Arguments:
         return self.get(name if level == 0 or shared else f"{name}@{level}")
 
     def reordered(self) -> bool:
-        """Whether the noise of several tensors goes by the memory of the first, and lies otherwise in another's."""
+        """Whether batch dimensions are brought together in another order of memory than the noise goes by alone."""
         case = self.case
-        if case.op != "multi_tensor_sample_with_kl" or case.batch_dims == 1 or case.reduction == "sum":
+        if case.batch_dims == 1 or case.engine == "reference":
             return False
-        return not all(self.of_level("mu", k).is_contiguous() for k in range(case.levels))
+        if case.op == "multi_tensor_sample_with_kl":
+            return case.reduction != "sum" and not all(
+                self.of_level("mu", k).is_contiguous() for k in range(case.levels)
+            )
+        mu = self.get("moments") if case.op == "packed" else self.get("mu")
+        expanded = "expanded rows" in case.layouts and mu.dim() == case.batch_dims
+        return not mu.is_contiguous() and not expanded
 
 
 def level_shape(case: Case, level: int) -> tuple[int, ...]:

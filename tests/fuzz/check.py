@@ -192,7 +192,7 @@ class Expected:
         x, params, weight = self.nll_inputs()
         terms, case = self.nll, self.case
         planes = bool(LIKELIHOODS[case.likelihood].planes)
-        tolerance = oracle.TOLERANCE[self.nll_dtype]
+        tolerance = oracle.TOLERANCE[self.nll_dtype] * oracle.margin(case)
         changed = False
         for index in sites.nonzero().tolist()[:MOST_DIGITS]:
             at = tuple(index)
