@@ -192,7 +192,7 @@ class Expected:
         x, params, weight = self.nll_inputs()
         terms, case = self.nll, self.case
         planes = bool(LIKELIHOODS[case.likelihood].planes)
-        tolerance = oracle.TOLERANCE[self.nll_dtype] * oracle.margin(case)
+        tolerance = oracle.TOLERANCE[self.nll_dtype]
         changed = False
         for index in sites.nonzero().tolist()[:MOST_DIGITS]:
             at = tuple(index)
@@ -362,7 +362,8 @@ def _fields(near: Near) -> tuple[Tensor, ...]:
 
 
 def _set(near: Near, at: tuple[int, ...], value: float, tolerance: float) -> None:
-    near.value[at], near.bound[at], near.free[at] = value, tolerance * max(1.0, abs(value)), False
+    bound = tolerance * max(1.0, abs(value))
+    near.value[at], near.bound[at], near.free[at] = value, max(bound, near.bound[at].item()), False
 
 
 # ---- the verdict

@@ -192,7 +192,12 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
         return mask.unsqueeze(1) if like.dim() > mask.dim() else mask
 
     return Terms(
-        near(value, margin(case) * tolerance * value.abs().clamp(min=1.0), loose & ~free, infinite & ~free),
+        near(
+            value,
+            tolerance * value.abs().clamp(min=1.0) + beyond_value(case, x, params, dtype),
+            loose & ~free,
+            infinite & ~free,
+        ),
         {
             name: near(
                 g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g) | g.isnan()
@@ -202,9 +207,12 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
     )
 
 
-def margin(case: Case) -> float:
-    """Of the bound on a value: e^r and r x of a Poisson may cancel, which its kernel in float32 knows to twice that."""
-    return 2.0 if case.likelihood == "poisson" else 1.0
+def beyond_value(case: Case, x: Tensor, params: list[Tensor], dtype: torch.dtype) -> Tensor | float:
+    """What may be added to the bound on a value: e^r and r x of a Poisson cancel, and are each rounded."""
+    if case.likelihood != "poisson":
+        return 0.0
+    found: Tensor = ROUNDING[dtype][0] * (torch.exp(params[0]) + (params[0] * x).abs())
+    return found.nan_to_num(0.0, 0.0, 0.0)
 
 
 def sites(case: Case, masks: list[Tensor]) -> Tensor:
