@@ -23,13 +23,14 @@ KL_OPTIONS = (
     "kl_weight=None batch_dims=1 prior=None"
 )
 CONTRACT = {
-    "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise=None num_samples=None",
+    "reparameterize": "mu logvar * parameterization='logvar' eps=None generator=None noise=None num_samples=None "
+    "temperature=1.0",
     "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
     + KL_OPTIONS.replace("kl_weight", "weight"),
     "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' "
     "prior_parameterization='logvar'",
     "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
-    "eps=None generator=None noise=None " + KL_OPTIONS + " estimator='analytic'",
+    "eps=None generator=None noise=None " + KL_OPTIONS + " estimator='analytic' temperature=1.0",
     "multi_tensor_gaussian_kl": "mus raws prior_mus=None prior_raws=None * parameterization='logvar' "
     "prior_parameterization=None "
     "reduction='batchmean' batch_dims=1",
