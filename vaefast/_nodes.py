@@ -74,7 +74,8 @@ def multi_kl(spec: Spec, reduction: str, wanted: Sequence[bool], *quads: Any) ->
         terms.append(term)
         gradients += found
     if terms[0].is_cpu and not terms[0].dim():
-        return torch.scalar_tensor(math.fsum(t.item() for t in terms), dtype=terms[0].dtype), gradients
+        total = _closed.within(sum(t.item() for t in terms), terms[0].dtype)
+        return torch.scalar_tensor(total, dtype=terms[0].dtype), gradients
     return torch.stack(terms).sum(0), gradients
 
 
@@ -193,7 +194,7 @@ def short_elbo(
     twice, of_posterior = _gaussian.kl_with_gradients(spec, mu, raw, pm, plv, False, True)
     assert isinstance(twice, float)
     share = 1.0 if reduction == "sum" else 1 / first.shape[0]
-    value = torch.scalar_tensor((total + beta * 0.5 * twice) * share, dtype=first.dtype)
+    value = torch.scalar_tensor(_closed.within((total + beta * 0.5 * twice) * share, first.dtype), dtype=first.dtype)
     gradients: list[Scaled | None] = [None] * (6 + len(params))
     for k, (g, f) in enumerate(of_posterior, 2):
         if wanted[k]:
