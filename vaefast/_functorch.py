@@ -3,6 +3,7 @@ whatever else is to see PyTorch's own operations."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ _VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 def alone() -> bool:
     """Whether a backward pass is one, so that it may write over what forward kept, and not many in a batch."""
     return depth() == 0 and not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
+
+
+def outside() -> AbstractContextManager[object]:
+    """Without the transforms, for computing on what is none of their tensors."""
+    if depth() == 0:
+        return nullcontext()
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    found: AbstractContextManager[object] = temporarily_clear_interpreter_stack()
+    return found
 
 
 def tracing() -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import _closed, _gaussian, _plain
 from ._arguments import loss_shape
 from ._closed import Scaled, Term, Values
-from ._functorch import alone
+from ._functorch import alone, outside
 from ._gaussian import Prior, Spec
 from ._options import Likelihood
 from ._supports import Asked
@@ -226,7 +226,9 @@ class Loss(torch.autograd.Function):
             return None, None, *again(ctx, saved, upstream)
         kept: list[Any] = [None if k is None else saved[k[0]] for k in ctx.gradients]
         if ctx.used:
-            kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *given(ctx, saved))[1]]
+            # what was saved is of no transform, whoever maps over upstream gradients
+            with outside():
+                kept = [g and g[0] for g in ctx.compute(ctx.needs_input_grad[2:], *given(ctx, saved))[1]]
         own = alone()
         ctx.used = ctx.used or own
         return (
