@@ -20,7 +20,7 @@ from vaefast import _backends, _options, presets
 
 README = ROOT / "README.md"
 MODULES = (
-    "bayesian", "bounds", "debug", "diagnostics", "discrete", "distributed", "distributions", "likelihoods", "presets",
+    "bayesian", "bounds", "debug", "diagnostics", "distributed", "distributions", "likelihoods", "presets",
     "priors", "schedules",
 )  # fmt: skip
 INTEGRATIONS = ("diffusers", "pyro", "scvi", "torch_distributions")
@@ -121,18 +121,19 @@ TEXT = (
 )  # fmt: skip
 # what takes or gives no tensor
 NO_TENSOR = (
-    *TEXT, "Likelihood", "Parameterization", "ELBOTerms", "debug", "distributed.manual_seed",
+    *TEXT, "bounds.LogProb", "Likelihood", "Parameterization", "ELBOTerms", "debug", "distributed.manual_seed",
     "distributions.Normal.to_event", "diagnostics.CollapseMonitor", "diagnostics.CollapseReport.plot",
     "presets.Preset", "schedules", "integrations", "likelihoods",
 )  # fmt: skip
 # what has no formula of its own: it hands on, keeps books, or chooses
 NO_FORMULA = (
-    *TEXT, "check", "Likelihood", "Parameterization", "ELBOTerms", "elbo_loss", "ELBOLoss", "sample_with_kl",
+    *TEXT, "bounds.LogEvidence", "bounds.LogProb", "bounds.PIWAELosses", "check", "Likelihood", "Parameterization", "ELBOTerms", "elbo_loss", "ELBOLoss", "sample_with_kl",
     "likelihood_mean", "sample_likelihood", "presets", "distributed.manual_seed", "distributed.loss_scale",
     "distributed.global_mean", "debug", "diagnostics", "schedules.BetaSchedule", "integrations", "likelihoods",
 )  # fmt: skip
 # what cannot be called wrongly, or takes what its class took
 NO_ERRORS = (
+    "bounds.LogEvidence", "bounds.LogProb", "bounds.PIWAELosses",
     "show_config", "available_backends", "ELBOTerms", "ELBOTerms.of", "TCTerms", "debug.NanGuard",
     "debug.Finding", "DiagonalGaussian.mode",
     "distributions.Normal.sample", "distributions.Normal.rsample", "distributions.Normal.entropy",

@@ -287,6 +287,7 @@ MALFORMED = [
     "back(A=(5, -inf, inf, 0.0))",
     "back(A=(-1, -inf, inf, 0.0))",
     "back(reduction=5)",
+    "back(reduction=6)",
     "back(reduction=-1)",
     "back(mask=(True,))",
     "back(mask=(True, True, True, True))",

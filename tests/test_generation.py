@@ -216,6 +216,6 @@ def test_the_mean_is_that_of_the_nlls_distribution(likelihood: str, count: int) 
     draws = vaefast.sample_likelihood(tuple(p.expand(4000, -1) for p in recon), likelihood).double()
     error = draws.std(0) / 4000**0.5
     close = (draws.mean(0) - mean).abs() <= 8 * error + 5e-3
-    # of a tail as long as a log-normal's no number of draws shows the mean
-    heavy = (error > 0.2 * mean.abs()) | ~mean.isfinite()
-    assert (close | heavy).all()
+    # of a tail as long as a log-normal's no number of draws shows the mean, nor of what is rarer than they are many
+    heavy = (error > 0.2 * mean.abs()) | ~mean.isfinite() | (draws == 0).all(0)
+    assert (close | heavy).all() and close.any()

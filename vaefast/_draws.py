@@ -19,9 +19,22 @@ from .likelihoods import COMPOSED, entry_of
 
 
 class LogProb(Protocol):
-    """A prior of any kind: of :mod:`vaefast.priors`, or of ``torch.distributions`` with one event dimension."""
+    """A prior of any kind: of :mod:`vaefast.priors`, or of ``torch.distributions`` with one event dimension.
 
-    def log_prob(self, value: Tensor, /) -> Tensor: ...
+    Example::
+
+        normal = torch.distributions.Normal(torch.zeros(20), 1.0)
+        prior: vaefast.bounds.LogProb = torch.distributions.Independent(normal, 1)
+    """
+
+    def log_prob(self, value: Tensor, /) -> Tensor:
+        """The log density in nats: of z ``[..., D]``, ``[...]``.
+
+        Example::
+
+            normal = torch.distributions.Normal(torch.zeros(20), 1.0)
+            log_p = torch.distributions.Independent(normal, 1).log_prob(torch.zeros(8, 2, 20))  # [8, 2]
+        """
 
 
 class Draws(NamedTuple):

@@ -24,7 +24,6 @@ from ._path import scale_path
 from .functional import reparameterize
 
 __all__ = [
-    "ESTIMATORS",
     "LogEvidence",
     "LogProb",
     "PIWAELosses",
@@ -200,7 +199,7 @@ def iwae_loss(
 
 
 class PIWAELosses(NamedTuple):
-    """The two targets of :func:`piwae_losses`, in nats: each goes to its own parameters.
+    """The two targets of :func:`piwae_losses`, in nats, 0-d or ``[B]``: each goes to its own parameters.
 
     Example::
 

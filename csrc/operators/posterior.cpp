@@ -50,6 +50,10 @@ void sum_to(Sum& sum, const Tensor& kl, const PosteriorCall& call) {
   sum.scale = scale_of(call.spec.reduced, call.in.mu.sizes());
 }
 
+void refuse_draws(const PosteriorCall& call) {
+  TORCH_CHECK_VALUE(call.spec.reduced.kind != Reduction::kPerDraw, "vaefast: a KL has no draws to add up");
+}
+
 int64_t rows_of(const PosteriorCall& call, bool kl) { return kl ? batch_dims_of(call.spec.reduced) : 0; }
 
 void use_seed(Philox& philox, const Tensor& seed, const Tensor& mu) {
@@ -76,7 +80,7 @@ PosteriorOutputs empty_outputs(const PosteriorCall& call) {
   if (call.asked.sample) out.z = fresh_like(in.mu);
   if (call.asked.sample && !eps && !seed) out.seed = fresh({2}, in.mu.options().dtype(at::kLong));
   if (!call.asked.kl) return out;
-  TORCH_CHECK_VALUE(call.spec.reduced.kind != Reduction::kPerDraw, "vaefast: a KL has no draws to add up");
+  refuse_draws(call);
   if (is_reduced(call.spec.reduced)) {
     out.kl = empty_sum(in.mu, call.spec.reduced, is_wide(call));
   } else {
@@ -127,6 +131,7 @@ bool PosteriorGradients::wide() const { return is_wide(call_) || is_double(dz_) 
 PosteriorProblem PosteriorGradients::problem(double factor, const Tensor& kl) const {
   const Tensor& mu = call_.in.mu;
   const PosteriorSpec& spec = call_.spec;
+  refuse_draws(call_);
   Layout layout(mu, rows_of(call_, kl.defined()));
   PosteriorProblem p = posterior_problem(call_, layout);
   p.backward = true;
