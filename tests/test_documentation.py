@@ -127,7 +127,8 @@ NO_TENSOR = (
 )  # fmt: skip
 # what has no formula of its own: it hands on, keeps books, or chooses
 NO_FORMULA = (
-    *TEXT, "bounds.LogEvidence", "bounds.LogProb", "bounds.PIWAELosses", "check", "Likelihood", "Parameterization", "ELBOTerms", "elbo_loss", "ELBOLoss", "sample_with_kl",
+    *TEXT, "bounds.LogEvidence", "bounds.LogProb", "bounds.PIWAELosses",
+    "check", "Likelihood", "Parameterization", "ELBOTerms", "elbo_loss", "ELBOLoss", "sample_with_kl",
     "likelihood_mean", "sample_likelihood", "presets", "distributed.manual_seed", "distributed.loss_scale",
     "distributed.global_mean", "debug", "diagnostics", "schedules.BetaSchedule", "integrations", "likelihoods",
 )  # fmt: skip
