@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("_categorical", "_pairwise", "likelihoods"),
     ("_options",),
     ("_engine",),
-    ("_batch",),
+    ("_batch", "_best_variance"),
     ("_arguments", "distributed", "presets"),
     ("_compose", "_domains", "_importance", "_plain"),
     ("_nodes",),
@@ -112,7 +112,7 @@ def test_nothing_of_the_compiled_engine_comes_with_it(name: str) -> None:
 def test_the_imports_were_found() -> None:
     """The reader of imports sees through each way of writing them."""
     assert {"_native", "_torch", "_build"} <= IMPORTS["_backends"]
-    assert {"_C", "_double_backward"} <= IMPORTS["_native"]  # within a function
+    assert {"_batched", "_double_backward"} <= IMPORTS["_native"]  # within a function
     assert {"_normal", "functional", "integrations.torch_distributions"} <= IMPORTS["integrations.scvi"]
     assert "_native" in below("functional")
 

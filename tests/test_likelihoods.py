@@ -57,9 +57,12 @@ def reduced(elementwise: Tensor, reduction: str) -> Tensor:
 def slack_of(kind: str, likelihood: str, data: Data, device: str) -> list[Tensor | float]:
     """Beside the bound, for the nll and each gradient. A mixture's extremes have components so sharp that a rounding of
     a mean moves the nll: no more than four such roundings. A gamma's concentration's gradient may move as far as its
-    inputs' rounding moves it where logarithms are CUDA's, which are an ulp off."""
-    if likelihood == "gamma" and device == "cuda":
+    inputs' rounding moves it where logarithms are CUDA's, which are an ulp off; so may those of what is made of gammas
+    and of negative binomials' differences."""
+    if (likelihood == "gamma" and device == "cuda") or likelihood == "zero_inflated_gamma":
         return [*sensitivity(likelihood, data)]
+    if likelihood == "negative_binomial_mixture":
+        return [0.0, *(4 * s for s in sensitivity(likelihood, data)[1:])]
     if kind != "extreme" or not LIKELIHOODS[likelihood].planes:
         return [0.0] * (1 + len(data.recon))
     return [4 * s for s in sensitivity(likelihood, data)]

@@ -123,7 +123,9 @@ def _or_zero(nll: Callable[..., Tensor], x: Tensor, *params: Tensor) -> Tensor:
     *own, pi_logits = params
     none = x == 0
     above = nll(torch.where(none, 1.0, x), *own)
-    kept = pi_logits + torch.where(x >= 0, 0.0, math.nan)  # so that its gradient is NaN where the loss is
+    kept = pi_logits + torch.where(
+        x >= 0, torch.zeros_like(x), math.nan
+    )  # so that its gradient is NaN where the loss is
     return torch.where(none, softplus(-pi_logits), beside(above, softplus(kept)))
 
 
