@@ -224,9 +224,9 @@ def whole_step(device: str) -> tuple[list[Tensor], Callable[[], vaefast.ELBOTerm
     return [*data.recon, *p.tensors()], terms
 
 
-def assert_all_close(actual: Any, expected: Any) -> None:
+def assert_all_close(actual: Any, expected: Any, atol: float = 1e-7) -> None:
     for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=2e-6, atol=1e-7)
+        torch.testing.assert_close(a, e, rtol=2e-6, atol=atol)
 
 
 def test_upstream_gradient_scales(backend: str, device: str) -> None:
@@ -255,7 +255,9 @@ def test_upstream_gradient_of_many_losses(
         losses, data.recon, rows if reduction == "per_sample" else rows[:, None].expand(6, 50)
     )
     total = vaefast.reconstruction_loss(data.recon, data.target, likelihood=likelihood, reduction="sum")
-    assert_all_close(weighted, [g * by_rows(g) for g in torch.autograd.grad(total, data.recon)])
+    # a mixture's elements go by the plain formula without kernels, and their sum by the closed form: each has the bound
+    apart = 3 * 4e-6 if backend == "reference" and LIKELIHOODS[likelihood].planes else 1e-7
+    assert_all_close(weighted, [g * by_rows(g) for g in torch.autograd.grad(total, data.recon)], apart)
 
 
 @CASES
@@ -347,7 +349,10 @@ def test_elbo_loss_is_the_loss_of_the_terms(backend: str, device: str, reduction
         results += torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
         found.append(results)
     for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
+        if backend == "native":
+            assert torch.equal(one, other)
+        else:  # which adds up the loss alone in one go
+            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("which", [0, 1, (0, 1), 2, 3])
