@@ -62,7 +62,7 @@ def slack_of(kind: str, likelihood: str, data: Data, device: str) -> list[Tensor
     if (likelihood == "gamma" and device == "cuda") or likelihood == "zero_inflated_gamma":
         return [*sensitivity(likelihood, data)]
     if likelihood == "negative_binomial_mixture":
-        return [0.0, *(4 * s for s in sensitivity(likelihood, data)[1:])]
+        return [0.0, *(8 * s for s in sensitivity(likelihood, data)[1:])]
     if kind != "extreme" or not LIKELIHOODS[likelihood].planes:
         return [0.0] * (1 + len(data.recon))
     return [4 * s for s in sensitivity(likelihood, data)]

@@ -126,7 +126,7 @@ def _or_zero(nll: Callable[..., Tensor], x: Tensor, *params: Tensor) -> Tensor:
     kept = pi_logits + torch.where(
         x >= 0, torch.zeros_like(x), math.nan
     )  # so that its gradient is NaN where the loss is
-    return torch.where(none, softplus(-pi_logits), beside(above, softplus(kept)))
+    return torch.where(none, softplus(-pi_logits), above + softplus(kept))
 
 
 @in_float64

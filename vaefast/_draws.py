@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _arguments, _backends, _options, _torch
+from ._best_variance import SQUARES
 from ._checks import floating, same_device
-from ._compose import SQUARES
 from ._engine import Engine, Reconstruction
 from ._functions import Recon
 from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, reduced, wide

@@ -110,7 +110,9 @@ def nll(
             """A mixture's planes have a dimension more than its sites, which are what is weighed."""
             return w.expand(shape).unsqueeze(dim) if dim and t.dim() > len(shape) else w
 
-        x, *params = (torch.where(over(on, t), t, 1.0) for t in (x, *params))
+        # of one class there is no other than 0
+        x = torch.where(over(on, x), x, 0.0 if LIKELIHOODS[likelihood.name].support == "class" else 1.0)
+        params = [torch.where(over(on, t), t, 1.0) for t in params]
         values, _, factor, constant, found = evaluated(x, params, wanted)
         gradients = [
             (g[0] * over(weight, g[0]), g[1]) if g is not None and yes else None for g, yes in zip(found, wanted)
