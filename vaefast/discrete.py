@@ -240,7 +240,7 @@ def categorical_elbo_terms(
 
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|), elementwise: Hafner et al. 2023 (arXiv:2301.04104), equation 9.
+    """``sign(x) log(1 + |x|)``, elementwise: Hafner et al. 2023 (arXiv:2301.04104), equation 9.
 
     Args:
         x: any shape, a floating dtype.

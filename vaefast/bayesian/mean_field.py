@@ -122,7 +122,7 @@ class MeanField(Drawing):
         """The module's output with weights that are drawn for this call.
 
         Args:
-            *args, **kwargs: the module's.
+            args, kwargs: the module's.
             num_samples: K for K runs, each with a draw of its own, stacked: ``[K, ...]``.
             antithetic: every second of them with the noise of the one before it, negated, for
                 ``estimator="weights"``.
@@ -315,7 +315,7 @@ class MeanField(Drawing):
 
     @torch.no_grad()
     def signal_to_noise(self) -> dict[str, Tensor]:
-        """|mu| / sigma of every weight, by name, each of its parameter's shape: what is large is certain.
+        """``|mu| / sigma`` of every weight, by name, each of its parameter's shape: what is large is certain.
 
         Raises:
             RuntimeError: as PyTorch's operators.
@@ -337,7 +337,7 @@ class MeanField(Drawing):
         Graves 2011, section 6; Blundell et al. 2015, section 5.1.
 
         Args:
-            signal_to_noise: the ratio |mu| / sigma below which they are.
+            signal_to_noise: the ratio ``|mu| / sigma`` below which they are.
             fraction: in its place, the share of all chosen weights, those of the lowest ratios, in [0, 1].
 
         Returns:
