@@ -90,7 +90,7 @@ class Parameterization:
 
     @property
     def hard(self) -> Parameterization:
-        """What is left of it behind the soft clamp: what engines take."""
+        """Without the soft clamp, which comes before an engine."""
         return replace(self, soft_clamp=None)
 
 

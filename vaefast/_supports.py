@@ -92,7 +92,7 @@ class LikelihoodEntry:
     without ``dim``.
 
     ``gradients``, where there is one, is the closed form of ``nll`` with its gradients, for the fallback's speed: of
-    an :class:`Asked`, the data, the parameters and the options it makes the values, a number that they are to be
+    an ``Asked``, the data, the parameters and the options it makes the values, a number that they are to be
     multiplied by and one that is to be added, and of each parameter the gradient, a tensor times a number; what is not
     wanted may be None. Its tensors are its own, and nothing of it is differentiated. Where it has nothing for its
     arguments it is None, and ``nll`` is differentiated.

@@ -43,6 +43,7 @@ def beside(x: object, first: Tensor) -> bool:
         (type(x) is Tensor or type(x) is Parameter)
         and x.dtype is torch.float32
         and x.layout is torch.strided
+        and not x.is_nested
         and x.device == first.device
         and x.dim() <= first.dim()
         and all(n in (1, size) for n, size in zip(reversed(x.shape), reversed(first.shape)))

@@ -169,7 +169,7 @@ def iwae_loss(
         groups: M, which divides K: the mean of the bounds of M groups of K / M draws (MIWAE; Rainforth et al. 2018,
             arXiv:1802.04537).
         mix: the ELBO's share beta in ``beta ELBO + (1 - beta) IWAE`` (CIWAE; the same). For PIWAE see
-            :func:`piwae_losses`.
+            :func:`vaefast.bounds.piwae_losses`.
         reduction: ``"per_sample"`` ``[B]``, ``"batchmean"`` its mean over the batch, or ``"sum"``.
 
     Returns:
@@ -199,7 +199,7 @@ def iwae_loss(
 
 
 class PIWAELosses(NamedTuple):
-    """The two targets of :func:`piwae_losses`, in nats, 0-d or ``[B]``: each goes to its own parameters.
+    """The two targets of :func:`vaefast.bounds.piwae_losses`, in nats, 0-d or ``[B]``: each goes to its own parameters.
 
     Example::
 
@@ -270,8 +270,8 @@ def piwae_losses(
 
 
 class LogEvidence(NamedTuple):
-    """What :func:`log_evidence` finds, float64 ``[B]`` each: log p(x) in nats, its standard error, and how many draws
-    of the posterior itself the draws are worth.
+    """What :func:`vaefast.bounds.log_evidence` finds, float64 ``[B]`` each: log p(x) in nats, its standard error,
+    and how many draws of the posterior itself the draws are worth.
 
     Example::
 

@@ -91,7 +91,7 @@ class Finding(NamedTuple):
 
 
 class NanGuard:
-    """What :func:`nan_guard` gives; its questions wait for the device, and nothing else does.
+    """What :func:`vaefast.debug.nan_guard` gives; its questions wait for the device, and nothing else does.
 
     Example::
 

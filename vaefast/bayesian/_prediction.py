@@ -16,7 +16,7 @@ from ..likelihoods import COMPOSED, entry_of
 
 
 class Prediction(NamedTuple):
-    """What :meth:`MeanField.predict` tells of each example.
+    """What :meth:`vaefast.bayesian.MeanField.predict` tells of each example.
 
     With p(y | x, w) of one draw w of the weights, the law of total variance, and the entropy's:
     ``Var[y] = E_w[Var[y | w]] + Var_w[E[y | w]]`` and ``H[y] = E_w[H[y | w]] + I[y; w]`` (Depeweg et al. 2018,

@@ -13,7 +13,8 @@ from .._checks import Real, broadcasts, flag, floating, is_real
 
 
 class Gaussian(nn.Module):
-    """N(mean, std^2), the prior of a :class:`MeanField`'s weights; one object for many parameters is one prior.
+    """N(mean, std^2), the prior of a :class:`vaefast.bayesian.MeanField`'s weights; one object for many parameters is
+    one prior.
 
     Args:
         mean: a number or a tensor that broadcasts to the parameter.
