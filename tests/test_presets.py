@@ -187,7 +187,8 @@ def test_is_the_projects_arithmetic(
     exact = gradients(theirs, [*wide.recon, *q.tensors()])
     for g, e in zip(found, exact):
         assert g.dtype == dtype
-        assert_relative(g, e)
+        # without kernels a mixture's gradient has the bound of likelihoods
+        assert_relative(g, e, 1e-6 if backend == "native" else 2e-6)
 
 
 def test_cases_are_whole() -> None:

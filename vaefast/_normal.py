@@ -74,11 +74,11 @@ def covered(d: Normal) -> bool:
 FEW_TRAINED, FEW = 1 << 13, 1 << 16
 
 
-def few(*tensors: Tensor) -> bool:
+def few(*tensors: object) -> bool:
     """Whether so few numbers come of these, on the CPU, that PyTorch's operators are as fast."""
     most = 0
     for t in tensors:
-        if not t.is_cpu:  # and a graph is for any size
+        if not isinstance(t, Tensor) or not t.is_cpu:  # and a graph is for any size
             return False
         most = max(most, t.numel())
     if most >= FEW or torch.compiler.is_compiling():
