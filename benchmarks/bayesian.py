@@ -9,6 +9,7 @@ what else a machine does falls on all; ``batch 1`` is nearly all sampling and KL
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import statistics
 import time
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import peak_bytes
+from benchmarks.harness import kept_bytes, peak_bytes
 from vaefast.bayesian import MeanField
 
 EXAMPLES = 60_000
@@ -77,24 +78,6 @@ LIBRARIES: dict[str, Callable[[nn.Module], tuple[nn.Module, Loss]]] = {
 NETWORKS = {"LeNet": (lenet, (1, 64)), "MLP of 10 million": (mlp, (1, 64))}
 
 
-def kept_bytes(model: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> int:
-    """What forward keeps for backward beside the parameters and the data."""
-    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), x, y)}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(t.detach())  # an address is not used twice
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss(x, y)
-    return sum(kept.values())
-
-
 def compare(make: Callable[[], nn.Module], batch: int, rounds: int) -> dict[str, dict[str, float]]:
     """Seconds, bytes kept and bytes at the peak of a step, forward and backward, by library."""
     x, y = torch.rand(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
@@ -113,7 +96,10 @@ def compare(make: Callable[[], nn.Module], batch: int, rounds: int) -> dict[str,
         for _ in range(2):
             step()
         model.zero_grad(set_to_none=True)
-        found[name] = {"kept": kept_bytes(model, loss, x, y), "peak": peak_bytes(step, x.device)}
+        found[name] = {
+            "kept": kept_bytes(functools.partial(loss, x, y), (*model.parameters(), x, y)),
+            "peak": peak_bytes(step, x.device),
+        }
         steps[name] = step
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):

@@ -24,7 +24,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -242,7 +242,12 @@ def check_noise(eps: Tensor) -> None:
 
 def saved_bytes(case: Case, function: Function) -> int:
     """Bytes that forward keeps for backward beside its inputs."""
-    known = {t.untyped_storage().data_ptr() for t in case.inputs}
+    return kept_bytes(lambda: function(*case.inputs), case.inputs)
+
+
+def kept_bytes(forward: Callable[[], object], beside: Iterable[Tensor]) -> int:
+    """Bytes that forward keeps for backward beside those tensors."""
+    known = {t.untyped_storage().data_ptr() for t in beside}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
 
@@ -254,7 +259,7 @@ def saved_bytes(case: Case, function: Function) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        function(*case.inputs)
+        forward()
     return sum(kept.values())
 
 

@@ -10,7 +10,6 @@ installed. ``import vaefast`` loads the one that goes with the torch it finds (`
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import shlex
@@ -28,7 +27,8 @@ from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools import ROOT, setup_py
+
 # a release of each that vaefast takes
 TORCHES = "2.11.0,2.12.1,2.13.0,2.14.1,2.15.0"
 LIBRARY = "vaefast_kernels"
@@ -42,15 +42,6 @@ class Headers(NamedTuple):
     release: str
     include: Path
     standard: str
-
-
-def setup_py() -> ModuleType:
-    """Which sources, flags and instruction sets there are."""
-    spec = importlib.util.spec_from_file_location("vaefast_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def headers_of(version: str, folder: Path) -> Headers:

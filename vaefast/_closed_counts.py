@@ -17,13 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._counts import LARGE
 from ._supports import Asked, Closed
 
 # elements: up to here, operations that begin cost more than log-gammas
 _FEW = 1 << 10
-
-# of a larger dispersion a difference of log-gammas is its first terms of 1 / n
-LARGE = 1e5
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 

@@ -18,7 +18,7 @@ from ._checks import wrapped
 from ._engine import Engine, Engines, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, balanced, compute_dtype, logvar_of, promoted, reduced, std_of
 from ._generators import Generators, each_its_own, torch_noise
-from ._options import PLAIN, Density, ELBOTerms, KLOptions, Parameterization
+from ._options import PLAIN, ELBOTerms, KLOptions, LogProb, Parameterization
 from ._philox import philox_noise
 from .likelihoods import COMPOSED
 
@@ -226,7 +226,7 @@ def at_sample(
     return drawn_z, found if batch is None else batch.restored(found, reduction)
 
 
-def log_density(prior: Density, z: Tensor) -> Tensor:
+def log_density(prior: LogProb, z: Tensor) -> Tensor:
     """One of each sample, as has to be."""
     found = prior.log_prob(z)
     if not isinstance(found, Tensor) or found.shape != z.shape[:-1]:

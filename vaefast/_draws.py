@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,27 +14,8 @@ from ._checks import floating, same_device
 from ._engine import Engine, Reconstruction
 from ._functions import Recon
 from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, reduced, wide
-from ._options import PER_DRAW, Likelihood, Parameterization
+from ._options import PER_DRAW, Likelihood, LogProb, Parameterization
 from .likelihoods import COMPOSED, entry_of
-
-
-class LogProb(Protocol):
-    """A prior of any kind: of :mod:`vaefast.priors`, or of ``torch.distributions`` with one event dimension.
-
-    Example::
-
-        normal = torch.distributions.Normal(torch.zeros(20), 1.0)
-        prior: vaefast.bounds.LogProb = torch.distributions.Independent(normal, 1)
-    """
-
-    def log_prob(self, value: Tensor, /) -> Tensor:
-        """The log density in nats: of z ``[..., D]``, ``[...]``.
-
-        Example::
-
-            normal = torch.distributions.Normal(torch.zeros(20), 1.0)
-            log_p = torch.distributions.Independent(normal, 1).log_prob(torch.zeros(8, 2, 20))  # [8, 2]
-        """
 
 
 class Draws(NamedTuple):

@@ -228,11 +228,23 @@ class ELBOTerms(NamedTuple):
         return cls(reconstruction + beta * kl, reconstruction, kl)
 
 
-class Density(Protocol):
-    """A prior that is no Gaussian: the objects of :mod:`vaefast.priors`, and others that have this."""
+class LogProb(Protocol):
+    """A prior of any kind: of :mod:`vaefast.priors`, or of ``torch.distributions`` with one event dimension.
 
-    def log_prob(self, z: Tensor, /) -> Tensor:
-        """In nats, z ``[..., D]`` to ``[...]``."""
+    Example::
+
+        normal = torch.distributions.Normal(torch.zeros(20), 1.0)
+        prior: vaefast.bounds.LogProb = torch.distributions.Independent(normal, 1)
+    """
+
+    def log_prob(self, value: Tensor, /) -> Tensor:
+        """The log density in nats: of z ``[..., D]``, ``[...]``.
+
+        Example::
+
+            normal = torch.distributions.Normal(torch.zeros(20), 1.0)
+            log_p = torch.distributions.Independent(normal, 1).log_prob(torch.zeros(8, 2, 20))  # [8, 2]
+        """
 
 
 class KLOptions(NamedTuple):
@@ -246,7 +258,7 @@ class KLOptions(NamedTuple):
     prior_parameterization: str | Parameterization = "logvar"
     kl_weight: Tensor | None = None
     batch_dims: int = 1
-    prior: Density | None = None
+    prior: LogProb | None = None
 
     def changed(self) -> dict[str, Any]:
         """Those that are not the defaults."""
@@ -272,7 +284,7 @@ class Composed(TypedDict, total=False):
     prior_parameterization: str | Parameterization
     kl_weight: Tensor | None
     batch_dims: int
-    prior: Density | None
+    prior: LogProb | None
 
 
 def spelled_out(f: F, **own_names: str) -> F:
@@ -376,7 +388,7 @@ def kl_capacity(value: object, reduction: str, free_bits: float) -> Tensor | flo
     return capacity
 
 
-def density(prior: object) -> Density:
+def density(prior: object) -> LogProb:
     if not callable(getattr(prior, "log_prob", None)):
         raise TypeError(
             f"prior must have a method log_prob(z), as the objects of vaefast.priors do, got {type(prior).__name__}; "
@@ -386,7 +398,7 @@ def density(prior: object) -> Density:
     return found  # type: ignore[no-any-return]
 
 
-def kl_prior(prior: object, reduction: str, balance: object, options: Composed) -> Density:
+def kl_prior(prior: object, reduction: str, balance: object, options: Composed) -> LogProb:
     """What samples alone know the KL to, so that it is one of whole samples."""
     found = density(prior)
     per = options.get("free_bits_per", "dim")

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from . import _draws, _importance, _options
 from ._checks import Real, choice, flag, floating, is_whole
-from ._draws import LogProb
 from ._functions import Recon
 from ._gaussian import Prior
 from ._importance import ESTIMATORS
-from ._options import Likelihood, Parameterization
+from ._options import Likelihood, LogProb, Parameterization
 from ._path import scale_path
 from .functional import reparameterize
 

@@ -15,7 +15,7 @@ from ._arguments import posterior
 from ._checks import Real, batch, choice, factor, flag, is_whole, like
 from ._compose import log_density
 from ._gaussian import compute_dtype, logvar_of
-from ._options import Density, Likelihood, Parameterization
+from ._options import Likelihood, LogProb, Parameterization
 from .functional import Recon, reconstruction_loss
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def total_correlation(
     *,
     estimator: str = "mws",
     parameterization: str | Parameterization = "logvar",
-    prior: Density | None = None,
+    prior: LogProb | None = None,
     published_weights: bool = False,
 ) -> TCTerms:
     """The KL to the prior as mutual information, total correlation and dimension-wise KL, estimated on a batch.
@@ -139,7 +139,7 @@ def beta_tcvae_loss(
     weight: Tensor | None = None,
     estimator: str = "mws",
     parameterization: str | Parameterization = "logvar",
-    prior: Density | None = None,
+    prior: LogProb | None = None,
     published_weights: bool = False,
 ) -> Tensor:
     """The loss of a beta-TCVAE: ``nll + alpha MI + beta TC + gamma dimension-wise KL``, a mean over the batch, in nats.

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.gpu.machine import setup_py  # noqa: E402
+from tools import setup_py  # noqa: E402
 
 SIMT = HERE.parent / "simt"
 ORDER = ("DEFAULT", "AVX2", "AVX512")

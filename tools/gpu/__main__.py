@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.facts import file_name
+from tools import ROOT
 from tools.gpu import machine, results
-from tools.gpu.machine import ROOT, Unfit
+from tools.gpu.machine import Unfit
 from tools.gpu.plan import SECONDS_IN_ALL, Setting, build, plan
 from tools.gpu.stages import Record, Runner, Stage, summary
 

@@ -12,12 +12,11 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from benchmarks.facts import first_line
+from tools import setup_py
 
-ROOT = Path(__file__).resolve().parents[2]
 TESTED_WITH = ("pytest", "hypothesis", "mpmath", "scipy", "numpy")
 BUILT_WITH = ("ninja", "setuptools")
 OLDEST_SETUPTOOLS = 77
@@ -94,15 +93,6 @@ def why_not_usable(kind: str, capability: str = "") -> str:
     if kind == "cuda" and not covers(archs, capability):
         return f"it was built for {' '.join(archs)}, and the GPU is {capability}"
     return ""
-
-
-def setup_py() -> ModuleType:
-    """setup.py, which knows where nvcc is."""
-    spec = importlib.util.spec_from_file_location("vaefast_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def find_compilers(capability: str) -> dict[str, str]:
