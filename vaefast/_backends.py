@@ -95,6 +95,8 @@ def show_config() -> str:
 def direct(x: object) -> Direct | None:
     if _backend != "reference" and _native.is_plain(x):
         return _native.eager
+    if torch.compiler.is_compiling():
+        return _native.short if _backend != "reference" and _native.is_seen_whole(x) else None
     return _torch_direct.direct if _backend != "native" and _torch_direct.takes(x) else None
 
 

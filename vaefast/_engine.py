@@ -95,9 +95,13 @@ class Engine(Protocol):
         """[z][kl]"""
 
 
+class Declined(Exception):
+    """What a short way raises of a call that it is not for."""
+
+
 class Direct(Engine, Protocol):
-    """The short way of a plain eager call: an engine that checks tensors for itself, and raises TypeError or ValueError
-    in words of its own. And its primitives without groups, which take time to make.
+    """The short way of a plain call: an engine that checks tensors for itself, and raises TypeError or ValueError in
+    words of its own, or :class:`Declined`. And its primitives without groups, which take time to make.
     """
 
     def posterior(
@@ -135,7 +139,7 @@ class Engines(Protocol):
     """Which engine a call goes to."""
 
     def direct(self, x: object, /) -> Direct | None:
-        """For a plain eager call whose first tensor is x, if there is a short way."""
+        """For a plain call whose first tensor is x, if there is a short way."""
 
     def engine(
         self,

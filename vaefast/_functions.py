@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _arguments, _compose, _options, distributed, presets
 from ._checks import Real, batched, choice, is_real, number, wrapped
-from ._engine import Pair, Reconstruction
+from ._engine import Declined, Pair, Reconstruction
 from ._gaussian import Prior
 from ._options import Composed, ELBOTerms, KLOptions, Likelihood, Parameterization, composed, spelled_out
 from ._posterior_functions import PosteriorFunctions
@@ -127,6 +127,8 @@ class Functions(PosteriorFunctions):
         if direct is not None and params is not None:
             try:
                 return direct.reconstruction(params, target, weight, chosen, overwrite_recon, reduction)
+            except Declined:
+                pass
             except Exception:
                 self._reconstruction(recon, target, weight, chosen, overwrite_recon, reduction)
                 if not any(map(wrapped, (*params, target, weight))):
@@ -195,6 +197,8 @@ class Functions(PosteriorFunctions):
                 pair, o = _arguments.with_options(pair, reduction, balance, options)
                 terms = _compose.elbo_of_terms(direct, direct, of, pair, factor, reduction, o)
                 return terms.loss if loss_alone else terms
+            except Declined:
+                pass
             except Exception:
                 self._groups(*tensors, chosen, beta, p, reduction, weight, balance, overwrite_recon, options)
                 if not any(map(wrapped, (*params, weight, *tensors))):

@@ -16,12 +16,13 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import _build, _functorch, _pairwise
-from ._checks import is_real, wrapped
-from ._engine import Moments, Pair, Posteriors, Reconstruction
+from ._checks import is_bool, is_real, wrapped
+from ._engine import Declined, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior
-from ._options import ELBOTerms, Likelihood, Parameterization
+from ._options import ELBO_REDUCTIONS, REDUCTIONS, ELBOTerms, Likelihood, Parameterization
 from ._philox import draw_seed
 from ._torch import trained
+from .likelihoods import LIKELIHOODS as REGISTRY
 
 MAX_DIMS = 8  # kMaxDims in csrc/problems.h
 
@@ -99,6 +100,39 @@ def is_plain(x: object) -> bool:
         and torch._C._get_tracing_state() is None
         and (x.is_cpu or x.device.type in DEVICES)
         and x.dim() <= MAX_DIMS
+    )
+
+
+def is_seen_whole(x: object) -> bool:
+    """Whether a call whose first tensor is x may be traced straight into an operator, as far as x can tell."""
+    return (
+        isinstance(x, Tensor)
+        and not wrapped(x)
+        and x.is_floating_point()
+        and 0 < x.dim() <= MAX_DIMS
+        and (x.is_cpu or x.device.type in DEVICES)
+        and _C is not None
+        and not torch.compiler.is_exporting()
+        and forward_ad._current_level < 0
+        and not _functorch.transforming()
+    )
+
+
+def alike(x: object, like: Tensor) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and not wrapped(x)
+        and x.is_floating_point()
+        and x.shape == like.shape
+        and x.device == like.device
+    )
+
+
+def pair_is_alike(mu: Tensor, raw: object, prior_mu: object, prior_logvar: object) -> bool:
+    return (
+        alike(raw, mu)
+        and (prior_mu is None or type(prior_mu) is float or alike(prior_mu, mu))
+        and (prior_logvar is None or type(prior_logvar) is float or alike(prior_logvar, mu))
     )
 
 
@@ -216,11 +250,13 @@ class Compiled:
         reduction: str,
         balance: float | None,
     ) -> Any:
-        entry = self.entries.elbo_loss if loss_alone else self.entries.elbo
+        alone = loss_alone and not self.traced  # what is traced drops by itself what nothing reads
+        entry = self.entries.elbo_loss if alone else self.entries.elbo
         prior = STANDARD if prior_mu is None and prior_logvar is None else (*split(prior_mu), *split(prior_logvar))
-        return entry(
+        found = entry(
             params, target, weight, *chosen.spec, mu, raw, *prior, *p.spec, reduction, balance, beta, overwrite
         )  # fmt: skip
+        return found[0] if loss_alone and not alone else found
 
     def elbo(self, of: Reconstruction, pair: Pair, beta: float, reduction: str, balance: float | None) -> ELBOTerms:
         return ELBOTerms(*self.fused_elbo(False, *of, *pair, beta, reduction, balance))
@@ -272,4 +308,95 @@ class Compiled:
         return result
 
 
+def _decline(*_: object) -> Any:
+    raise Declined
+
+
+_declines: Any = staticmethod(_decline)
+
+
+class Short(Compiled):
+    """``_engine.Direct`` while torch.compile traces, for tensors that are alike: a compiled function's guards look, in
+    every call, at each object that Python looked at on the way to the operator."""
+
+    def posterior(
+        self,
+        mu: Tensor,
+        raw: Tensor,
+        prior_mu: Prior,
+        prior_logvar: Prior,
+        p: Parameterization,
+        reduction: str,
+        balance: float | None,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+        with_sample: bool,
+        with_kl: bool,
+    ) -> list[Tensor]:
+        if not pair_is_alike(mu, raw, prior_mu, prior_logvar) or reduction not in REDUCTIONS:
+            raise Declined
+        return super().posterior(
+            mu, raw, prior_mu, prior_logvar, p, reduction, balance, eps, generator, with_sample, with_kl
+        )  # fmt: skip
+
+    def parameters(self, recon: object, target: object, weight: object, chosen: Likelihood) -> Sequence[Tensor] | None:
+        params = recon if isinstance(recon, (tuple, list)) else (recon,)
+        if weight is not None or chosen.name not in LIKELIHOODS or not isinstance(target, Tensor):
+            return None
+        entry = REGISTRY[chosen.name]
+        if entry.planes or not entry.required <= len(params) <= len(entry.params) or not is_seen_whole(target):
+            return None
+        if target.requires_grad or not all(alike(t, target) for t in params):
+            return None
+        return params
+
+    def reconstruction(
+        self,
+        params: Sequence[Tensor],
+        target: Tensor,
+        weight: Tensor | None,
+        chosen: Likelihood,
+        overwrite: bool,
+        reduction: str,
+    ) -> Tensor:
+        if reduction not in REDUCTIONS or not is_bool(overwrite):
+            raise Declined
+        return super().reconstruction(params, target, weight, chosen, overwrite, reduction)
+
+    def fused_elbo(
+        self,
+        loss_alone: bool,
+        params: Sequence[Tensor],
+        target: Tensor,
+        weight: Tensor | None,
+        chosen: Likelihood,
+        overwrite: bool,
+        mu: Tensor,
+        raw: Tensor,
+        prior_mu: Prior,
+        prior_logvar: Prior,
+        p: Parameterization,
+        beta: float,
+        reduction: str,
+        balance: float | None,
+    ) -> Any:
+        if (
+            not pair_is_alike(mu, raw, prior_mu, prior_logvar)
+            or mu.device != target.device
+            or reduction not in ELBO_REDUCTIONS
+            or (reduction != "sum" and mu.shape[0] != target.shape[0])
+            or not is_bool(overwrite)
+        ):
+            raise Declined
+        return super().fused_elbo(
+            loss_alone, params, target, weight, chosen, overwrite,
+            mu, raw, prior_mu, prior_logvar, p, beta, reduction, balance,
+        )  # fmt: skip
+
+    # what options are made of, and lists
+    sample = kl = sample_with_kl = nll = elbo = _declines
+    multi = multi_kl = multi_sample_with_kl = packed = _declines
+
+
 eager, traced = Compiled(_C, traced=False), Compiled(torch.ops.vaefast, traced=True)
+short = Short(torch.ops.vaefast, traced=True)

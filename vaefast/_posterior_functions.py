@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _arguments, _compose, _options
 from ._checks import batch, wrapped
-from ._engine import Engine, Engines, Pair, Posteriors
+from ._engine import Declined, Engine, Engines, Pair, Posteriors
 from ._gaussian import Prior, compute_dtype, wide
 from ._generators import Generators
 from ._options import Composed, Parameterization, composed, spelled_out
@@ -91,6 +91,8 @@ class PosteriorFunctions:
             if direct is not None and (noise is None or noise == direct.noise):
                 try:
                     return direct.posterior(mu, logvar, None, None, p, "none", None, None, None, True, False)[0]
+                except Declined:
+                    pass
                 except Exception:
                     _arguments.posterior(mu, logvar)
                     if not wrapped(logvar):
@@ -181,6 +183,8 @@ class PosteriorFunctions:
                     return direct.posterior(*given, p, reduction, balance, None, None, False, True)[0]
                 pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
                 return _compose.kl(direct, pair, reduction, o)
+            except Declined:
+                pass
             except Exception:
                 _arguments.kl(*given, p, reduction, balance, options)
                 if not any(map(wrapped, given)):
@@ -286,6 +290,8 @@ class PosteriorFunctions:
                         return z, kl
                     pair, o = _arguments.with_options(Pair(*given, p), reduction, balance, options)
                     return _compose.sample_with_kl(direct, pair, reduction, o, None, None)
+                except Declined:
+                    pass
                 except Exception:
                     _arguments.kl(*given, p, reduction, balance, options)
                     if not any(map(wrapped, given)):
@@ -354,6 +360,8 @@ class PosteriorFunctions:
                     return direct.multi(
                         mus, raws, prior_mus or (), 0.0, prior_raws or (), 0.0, p, reduction, None, False
                     )[0]  # fmt: skip
+                except Declined:
+                    pass
                 except Exception:
                     _arguments.each_with_its_prior(mus, raws, prior_mus, prior_raws, p, None, reduction, 1)
                     if not any(map(wrapped, (*mus, *raws, *(prior_mus or ()), *(prior_raws or ())))):

@@ -38,15 +38,14 @@ struct Upstream {
 constexpr int64_t kFewLatents = 16384;
 
 // The posterior's gradients that an ELBO's forward writes for backward to find: on a device that computes them with the
-// KL, in float32 or float64, of few latents.
-Mask kept_mask(const PosteriorInputs& in, Overwrite overwrite) {
+// KL, in float32 or float64, of few latents; of a number that is not known while traced there are many.
+Mask kept_mask(const PosteriorInputs& in) {
   const Tensor given[] = {in.mu, in.raw, in.prior_mu.value_or(in.mu), in.prior_logvar.value_or(in.raw)};
   const bool fits = std::all_of(std::begin(given), std::end(given), [&](const Tensor& t) {
     return (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && t.sym_sizes() == in.mu.sym_sizes();
   });
-  if (overwrite == Overwrite::kNothing || !fits || !device_for(in.mu.device().type()).both ||
-      in.mu.numel() > kFewLatents)
-    return {};
+  const auto latents = in.mu.sym_numel().maybe_as_int();
+  if (!fits || !device_for(in.mu.device().type()).both || !latents || *latents > kFewLatents) return {};
   const Mask mask{wants_grad(in.mu), wants_grad(in.raw), wants_grad(in.prior_mu), wants_grad(in.prior_logvar)};
   return any(mask) ? mask : Mask();
 }
@@ -58,7 +57,7 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
                                const MaybeTensor&, const ReconstructionInputs& rec, const PosteriorInputs& post,
                                const PosteriorSpec& spec, double beta, const Mask& wanted, Overwrite overwrite,
                                bool loss_alone) {
-    const Mask kept = vaefast::kept_mask(rec, spec.reduced, wanted), post_wanted = kept_mask(post, overwrite);
+    const Mask kept = vaefast::kept_mask(rec, spec.reduced, wanted), post_wanted = kept_mask(post);
     Mask over;
     if (overwrite == Overwrite::kParams) {
       over = overwritable(rec, kept, {post.mu, post.raw, post.prior_mu, post.prior_logvar});
@@ -91,12 +90,13 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
     const Upstream dnll(upstream[0], upstream[1], 1.0, mask);
     const Upstream dkl(upstream[0], upstream[2], beta, post_mask);
     if (!any(mask) && !any(post_mask)) return grads;
+    // where all comes down from the loss, so do the gradients that forward kept of it
+    const bool loss_alone = upstream[0].defined() && !upstream[1].defined() && !upstream[2].defined();
+    const bool kept = loss_alone && !post_kept.empty();
     if (rec.final(upstream)) {
       at::AutoDispatchBelowADInplaceOrView guard;
       Tensors all = kept_for(mask, rec.kept, rec.wanted);
-      // where all comes down from the loss, so do the gradients that forward kept of it
-      const bool loss_alone = upstream[0].defined() && !upstream[1].defined() && !upstream[2].defined();
-      if (loss_alone && !post_kept.empty() && all.size() == size_t(count(mask))) {
+      if (kept && all.size() == size_t(count(mask))) {
         for (Tensor& g : kept_for(post_mask, post_kept, post_wanted)) all.push_back(std::move(g));
         if (!is_one(upstream[0])) dispatched<scale_>(Written{all}, upstream[0]);
       } else {
@@ -109,7 +109,9 @@ struct ElboNode : torch::autograd::Function<ElboNode> {
       return grads;
     }
     if (any(mask)) spread(grads, 0, mask, rec.backward(dnll.grad, mask));
-    if (any(post_mask)) {
+    if (any(post_mask) && kept && !at::GradMode::is_enabled()) {
+      spread(grads, params, post_mask, rescaled(kept_for(post_mask, post_kept, post_wanted), upstream[0], false));
+    } else if (any(post_mask)) {
       const MaybeTensor none, scaled = dkl.factor == 1.0 ? dkl.grad : dkl.grad * dkl.factor;
       spread(grads, params, post_mask,
              differentiable<posterior_backward>(none, scaled, post, Noise(), spec, post_mask));
