@@ -68,14 +68,19 @@ class Wrong(Exception):
 
 
 class GivenNoise(TorchFunctionMode):
-    """Makes ``torch.randn_like`` return the given tensors in turn."""
+    """Makes ``torch.randn_like``, and what torch.distributions draw by, take the given tensors in turn."""
 
     def __init__(self, noise: Sequence[Tensor]) -> None:
         super().__init__()
         self.noise = list(noise)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.noise.pop(0) if func is torch.randn_like else func(*args, **(kwargs or {}))
+        if func is torch.randn_like or func is torch.Tensor.normal_:
+            return self.noise.pop(0)
+        if func is torch.normal:
+            mean, std = args
+            return mean + std * self.noise.pop(0)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass

@@ -114,8 +114,8 @@ def spread(ratio: float, count: int) -> tuple[float, ...]:
 
 
 def swept(names: str) -> list[str]:
-    """The workloads that ``--sweep`` names; all is those with a backward, for a bare generator is a part of a call."""
-    return [name for name, w in WORKLOADS.items() if "fb" in w.modes] if names == "all" else names.split(",")
+    """The workloads that ``--sweep`` names; all is without the bare generator, which is a part of a call."""
+    return [name for name in WORKLOADS if name != "normal"] if names == "all" else names.split(",")
 
 
 def factors_for(workload: Workload, elements: int) -> tuple[float, ...]:

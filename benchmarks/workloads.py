@@ -16,7 +16,7 @@ from torch.distributions import Bernoulli, Normal, OneHotCategoricalStraightThro
 from torch.nn import functional as F
 
 import vaefast
-from benchmarks import bounds, likelihoods, pairwise
+from benchmarks import bounds, likelihoods, normals, pairwise
 from benchmarks.workload import Draw, Function, Workload
 
 LOG_2PI = math.log(2 * math.pi)
@@ -389,6 +389,7 @@ REGISTERED = (
     ),
     *bounds.REGISTERED,
     *likelihoods.REGISTERED,
+    *normals.REGISTERED,
     *pairwise.REGISTERED,
 )  # fmt: skip
 WORKLOADS: dict[str, Workload] = {w.name: w for w in REGISTERED}
