@@ -319,25 +319,11 @@ class Short(Compiled):
     """``_engine.Direct`` while torch.compile traces, for tensors that are alike: a compiled function's guards look, in
     every call, at each object that Python looked at on the way to the operator."""
 
-    def posterior(
-        self,
-        mu: Tensor,
-        raw: Tensor,
-        prior_mu: Prior,
-        prior_logvar: Prior,
-        p: Parameterization,
-        reduction: str,
-        balance: float | None,
-        eps: Tensor | None,
-        generator: torch.Generator | None,
-        with_sample: bool,
-        with_kl: bool,
-    ) -> list[Tensor]:
+    def posterior(self, *given: Any, **_: Any) -> list[Tensor]:
+        mu, raw, prior_mu, prior_logvar, _p, reduction, *_rest = given
         if not pair_is_alike(mu, raw, prior_mu, prior_logvar) or reduction not in REDUCTIONS:
             raise Declined
-        return super().posterior(
-            mu, raw, prior_mu, prior_logvar, p, reduction, balance, eps, generator, with_sample, with_kl
-        )  # fmt: skip
+        return super().posterior(*given)
 
     def parameters(self, recon: object, target: object, weight: object, chosen: Likelihood) -> Sequence[Tensor] | None:
         params = recon if isinstance(recon, (tuple, list)) else (recon,)
@@ -350,36 +336,15 @@ class Short(Compiled):
             return None
         return params
 
-    def reconstruction(
-        self,
-        params: Sequence[Tensor],
-        target: Tensor,
-        weight: Tensor | None,
-        chosen: Likelihood,
-        overwrite: bool,
-        reduction: str,
-    ) -> Tensor:
+    def reconstruction(self, *given: Any, **_: Any) -> Tensor:
+        *_rest, overwrite, reduction = given
         if reduction not in REDUCTIONS or not is_bool(overwrite):
             raise Declined
-        return super().reconstruction(params, target, weight, chosen, overwrite, reduction)
+        return super().reconstruction(*given)
 
-    def fused_elbo(
-        self,
-        loss_alone: bool,
-        params: Sequence[Tensor],
-        target: Tensor,
-        weight: Tensor | None,
-        chosen: Likelihood,
-        overwrite: bool,
-        mu: Tensor,
-        raw: Tensor,
-        prior_mu: Prior,
-        prior_logvar: Prior,
-        p: Parameterization,
-        beta: float,
-        reduction: str,
-        balance: float | None,
-    ) -> Any:
+    def fused_elbo(self, *given: Any, **_: Any) -> Any:
+        _alone, _params, target, _weight, _chosen, overwrite, mu, raw, prior_mu, prior_logvar, *_rest = given
+        reduction = given[-2]
         if (
             not pair_is_alike(mu, raw, prior_mu, prior_logvar)
             or mu.device != target.device
@@ -388,10 +353,7 @@ class Short(Compiled):
             or not is_bool(overwrite)
         ):
             raise Declined
-        return super().fused_elbo(
-            loss_alone, params, target, weight, chosen, overwrite,
-            mu, raw, prior_mu, prior_logvar, p, beta, reduction, balance,
-        )  # fmt: skip
+        return super().fused_elbo(*given)
 
     # what options are made of, and lists
     sample = kl = sample_with_kl = nll = elbo = _declines
