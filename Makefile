@@ -27,7 +27,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-torches test-pypi bayesian programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges lint format clean FORCE
+.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-arm test-torches test-pypi bayesian programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,13 +100,18 @@ ddp: $(VENV)/.with-demo  ## a VAE on two processes (out/ddp); make ddp RANKS=4 A
 	$(BIN)/torchrun --standalone --nproc-per-node $(RANKS) examples/ddp_vae.py $(ARGS)
 
 test: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench  ## the tests; make test ARGS='-k kl' runs some
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not install and not cuda_build' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not install and not cuda_build and not arm' $(ARGS)
 
 fuzz: $(VENV)/.with-test  ## random calls against float64, as long as MINUTES says; make fuzz MINUTES=60 ARGS='--seed 7'
 	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES) --isa $(ISAS) $(ARGS)
 
 test-install: $(VENV)/.with-test  ## pip, uv, a missing torch, compiler or nvcc, a new likelihood; minutes
 	$(BIN)/pytest -m install $(ARGS)
+
+test-arm: $(VENV)/.with-test  ## the CPU kernels for ARM, cross-compiled and emulated; Debian's g++-aarch64-linux-gnu, qemu-user
+	@command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64 > /dev/null || \
+	{ echo 'make test-arm needs a compiler for ARM and an emulator: apt install g++-aarch64-linux-gnu qemu-user' >&2; exit 1; }
+	$(BIN)/pytest -m arm tests/test_arm.py $(ARGS)
 
 test-torches:  ## what a torch could break: torch.compile, training loops, autograd; on 2.11 and 2.15; minutes each
 	@for torch in $(TORCHES); do $(MAKE) test TORCH=torch==$$torch VENV=.venv-torch-$$torch ARGS='$(LOOPS) $(ARGS)' \
