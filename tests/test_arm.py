@@ -89,8 +89,8 @@ def test_same_results(solved: dict[Key, tuple[list[Tensor], list[Tensor]]], key:
     slack: list[Tensor | float] = [0.0] * len(PROBLEMS[key].outputs)
     if key[-1] == "extreme":
         moved = sensitivity(*key[:1], extremes(*key[:2]))
-        # each of the two may be a rounding of the inputs off
-        slack = [2 * t.view(shape).nan_to_num(0.0) for t, shape in zip(moved, PROBLEMS[key].outputs)]
+        # what test_likelihoods leaves to sharp likelihoods
+        slack = [4 * t.view(shape).nan_to_num(0.0) for t, shape in zip(moved, PROBLEMS[key].outputs)]
     for n, (found, expected, more) in enumerate(zip(*solved[key], [0.0, *slack])):
         same = torch.isfinite(found) == torch.isfinite(expected)
         assert bool(same.all()), f"result {n}"
