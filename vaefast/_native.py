@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _build, _functorch, _pairwise
+from . import _build, _functorch, _pairwise, _torch
 from ._checks import is_real, wrapped
-from ._engine import Moments, Pair, Posteriors, Reconstruction
+from ._engine import Categorical, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior
 from ._options import ELBOTerms, Likelihood, Parameterization
 from ._philox import draw_seed
@@ -110,6 +110,9 @@ def split(prior: object) -> tuple[Tensor | None, float]:
         raise TypeError(f"a prior must be None, a float or a torch.Tensor, got {type(prior).__name__}")
     return None, float(prior)
 
+
+# a uniform share below it is lost beside the softmax, which the kernels' formulas are not made for
+LEAST_UNIMIX = 1e-20
 
 # both, of N(0, I)
 STANDARD = (None, 0.0, None, 0.0)
@@ -269,6 +272,14 @@ class Compiled:
         result: list[Tensor] = self.entries.packed_posterior(
             moments, dim, prior, prior_lo, prior_hi, seed, generator, *p.spec, reduction, None, with_sample, with_kl
         )
+        return result
+
+    def categorical(
+        self, of: Categorical, uniforms: Tensor | None, reduction: str, balance: float | None, with_kl: bool
+    ) -> list[Tensor]:
+        if not of.logits.is_cpu or not (of.unimix == 0 or LEAST_UNIMIX <= of.unimix < 1):
+            return _torch.categorical(of, uniforms, reduction, balance, with_kl)
+        result: list[Tensor] = self.entries.categorical(uniforms, *of, reduction, balance, with_kl)
         return result
 
 

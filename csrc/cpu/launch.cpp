@@ -171,8 +171,31 @@ void marginals(const MarginalsProblem& p) {
                    [&](int64_t begin, int64_t end) { kernels().marginals(p, begin, end); });
 }
 
+// A row's sites, in a few chains, whose order is fixed by the sizes alone.
+template <class T>
+void add_up(const CategoricalProblem& p) {
+  constexpr int kChains = 4;
+  const int64_t rows = p.space.rows, cols = rows ? p.space.numel / rows : 0;
+  const T* each = static_cast<const T*>(p.each);
+  for (int64_t row = 0; row < rows; ++row, each += cols) {
+    double sums[kChains] = {};
+    for (int64_t i = 0; i < cols; ++i) sums[i % kChains] += double(each[i]);
+    static_cast<T*>(p.sum.out)[row] = T(p.sum.scale * ((sums[0] + sums[1]) + (sums[2] + sums[3])));
+  }
+}
+
+void categorical(const CategoricalProblem& p) {
+  const int64_t others = p.classes - 1;
+  use_huge_pages(p.out_z, p.space, others * p.out_z_step);
+  use_huge_pages(p.out_dlogits, p.space, others * p.out_dlogits_step);
+  use_huge_pages(p.out_dprior, p.space, others * p.out_dprior_step);
+  const int64_t grain = std::max<int64_t>(1, kGrain / 4 / p.classes);
+  at::parallel_for(0, p.space.numel, grain, [&](int64_t begin, int64_t end) { kernels().categorical(p, begin, end); });
+  if (p.sum.out) p.wide ? add_up<double>(p) : add_up<float>(p);
+}
+
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true, nullptr, marginals};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true, nullptr, marginals, categorical};
   return true;
 }();
 
