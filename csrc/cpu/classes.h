@@ -32,7 +32,7 @@ VF_HD void transpose(Vec<T>* rows) {
 // As many rows as a vector has lanes, from numbers that are `step` apart to `to_step` apart: columns of the first are
 // rows of the second. What is left of them behind the last whole square goes one by one.
 template <class T>
-void transposed(const T* from, int64_t step, int columns, T* to, int64_t to_step, bool back) {
+VF_CALLED void transposed(const T* from, int64_t step, int columns, T* to, int64_t to_step, bool back) {
   constexpr int n = lanes<Vec<T>>();
   int k = 0;
   for (; k + n <= columns; k += n) {
@@ -69,7 +69,7 @@ struct SiteALane {
   static VF_HD V most(V x) { return x; }
 
   // `missing` stands for a class that there is not.
-  static void read(const PlaneOperand& o, const Tile& t, T* to, T) {
+  VF_CALLED static void read(const PlaneOperand& o, const Tile& t, T* to, T) {
     if (!o.op.data) return fill(o, to);
     const T* data = static_cast<const T*>(o.op.data);
     const int64_t inner = o.op.stride[t.space.ndim - 1];
@@ -88,7 +88,7 @@ struct SiteALane {
     }
   }
 
-  static void write(const PlaneOperand& o, const Tile& t, const T* from) {
+  VF_CALLED static void write(const PlaneOperand& o, const Tile& t, const T* from) {
     if (!o.op.data) return;
     T* data = static_cast<T*>(o.op.data);
     const int64_t inner = o.op.stride[t.space.ndim - 1];
@@ -125,7 +125,7 @@ struct SiteAtATime {
     return V(found);
   }
 
-  static void read(const PlaneOperand& o, const Tile& t, T* to, T missing) {
+  VF_CALLED static void read(const PlaneOperand& o, const Tile& t, T* to, T missing) {
     for (int k = 0; !o.op.data && k < o.count; ++k) to[k] = lit<T>(o.op.value);
     if (o.op.data) {
       for_plane_runs(o, t, 1, [&](int64_t from, int64_t step, int count, int64_t, int64_t) {
@@ -135,7 +135,7 @@ struct SiteAtATime {
     for (int k = o.count; k % lanes<V>() != 0; ++k) to[k] = missing;
   }
 
-  static void write(const PlaneOperand& o, const Tile& t, const T* from) {
+  VF_CALLED static void write(const PlaneOperand& o, const Tile& t, const T* from) {
     if (!o.op.data) return;
     for_plane_runs(o, t, 1, [&](int64_t to, int64_t step, int count, int64_t, int64_t) {
       store_run(o.op, to, step, count, from, 1);

@@ -57,7 +57,7 @@ class Sites {
   }
 
   // Exponentials and their sums; with a KL also the mean of d, and S.
-  VF_HD void sum_up() {
+  VF_CALLED void sum_up() {
     V most_q = lit<V>(0) - infinity<V>(), most_p = most_q;
     pass([&](int i) {
       most_q = larger(most_q, at<T>(q_, i));
@@ -66,6 +66,8 @@ class Sites {
     most_q_ = L::most(most_q);
     most_p_ = L::most(most_p);
     least_p_ = most_p_ - lit<V>(kLeast);
+    const V offset = most_p_ - most_q_;
+    raw_ = select(less(abs_(offset), lit<V>(1)), lit<V>(1), lit<V>(0));
     advance();
     Chains<V> sum_q, sum_p, sum_d;
     pass([&](int i) {
@@ -80,7 +82,7 @@ class Sites {
     const V whole_p = L::sum(sum_p.total());
     inverse_p_ = reciprocal(whole_p);
     mean_ = L::sum(sum_d.total()) * inverse_q_;
-    const V shift = (most_p_ - most_q_) - mean_, of_t = exp_(shift) * inverse_q_;
+    const V shift = select(equal(raw_, lit<V>(0)), lit<V>(0), offset) - mean_, of_t = exp_(shift) * inverse_q_;
     Chains<V> sum;
     pass([&](int i) {
       const V s = at<T>(q_, i) * inverse_q_, d = at<T>(d_, i) - mean_;
@@ -97,7 +99,7 @@ class Sites {
     kl_ = select(less(sum_, one), tail, select(small, log, log + shift));
   }
 
-  VF_HD V kl() {
+  VF_CALLED V kl() {
     if constexpr (MIXED) {
       Chains<V> sum;
       pass([&](int i) { sum.add(apart(i).kl); });
@@ -106,11 +108,16 @@ class Sites {
     return kl_;
   }
 
-  // In proportion to q, which is all that drawing asks for.
-  VF_HD V weight(int i) const { return MIXED ? fma_(at<T>(q_, i), inverse_q_, lit<V>(p_.uniform)) : at<T>(q_, i); }
+  // A vector of what is in proportion to q, which is all that drawing asks for; `behind` is where its classes end.
+  VF_HD void weights(int i, int64_t behind, T* to) const {
+    put(to, 0, MIXED ? fma_(at<T>(q_, i), inverse_q_, lit<V>(p_.uniform)) : at<T>(q_, i));
+    if constexpr (L::kAtOnce == 1) {
+      for (int64_t l = lanes<V>() - (behind - p_.classes); behind > p_.classes && l < lanes<V>(); ++l) to[l] = 0;
+    }
+  }
 
   // Gradients from the sample's, which is read, and from the KL's in q and in p.
-  VF_HD void differentiate(V of_q, V of_p) {
+  VF_CALLED void differentiate(V of_q, V of_p) {
     of_q_ = of_q;
     if (pieces_ == 1) read_upstream(0);
     advance();
@@ -165,7 +172,7 @@ class Sites {
   void read_upstream(int64_t piece) { L::read({p_.dz, p_.dz_step, count(piece), piece * kBlock}, t_, upstream_, T(0)); }
 
   // What has been done to all pieces, done to this one.
-  void bring(int64_t piece) {
+  VF_CALLED void bring(int64_t piece) {
     read(piece);
     if (steps_ >= 1) exponentials(piece);
     if (steps_ < 2) return;
@@ -178,22 +185,25 @@ class Sites {
     if (pieces_ == 1) steps_ == 1 ? exponentials(0) : terms(0);
   }
 
-  // In place of the logits: of q and of p, and d but for its mean.
-  void exponentials(int64_t piece) {
+  // In place of the logits: of q and of p, and d but for its mean. The difference of two logits is exact where they
+  // are near each other; where one's are larger by far, what they have beyond the largest is.
+  VF_CALLED void exponentials(int64_t piece) {
     const int n = L::vectors(count(piece)) * lanes<V>();
     for_vectors<T>(n, [&](int i) {
-      const V l = at<T>(q_, i), e = exp_down(l - most_q_);
+      const V l = at<T>(q_, i), down_q = l - most_q_, e = exp_down(down_q);
       put(q_, i, e);
       if (!p_.kl) return;
       V m = at<T>(prior_, i);
-      put(prior_, i, exp_down(m - most_p_));
       if constexpr (MIXED) m = larger(m, least_p_);
-      put(d_, i, select(equal(e, lit<V>(0)), lit<V>(kApart), m - l));
+      const V down_p = m - most_p_;
+      put(prior_, i, exp_down(down_p));
+      const V d = select(equal(raw_, lit<V>(0)), down_p - down_q, m - l);
+      put(d_, i, select(equal(e, lit<V>(0)), lit<V>(kApart), d));
     });
   }
 
   // In their place the softmaxes, in d's what p's gradient is made of, and in the sample's that of q's.
-  void terms(int64_t piece) {
+  VF_CALLED void terms(int64_t piece) {
     const int n = L::vectors(count(piece)) * lanes<V>();
     for_vectors<T>(n, [&](int i) {
       const V e_q = at<T>(q_, i), e_p = at<T>(prior_, i), v = at<T>(upstream_, i);
@@ -236,7 +246,7 @@ class Sites {
   const Tile& t_;
   int64_t pieces_;
   int steps_ = 0;
-  V most_q_, most_p_, least_p_, inverse_q_, inverse_p_, mean_, sum_, near_, inverse_, kl_, of_q_;
+  V most_q_, most_p_, least_p_, raw_, inverse_q_, inverse_p_, mean_, sum_, near_, inverse_, kl_, of_q_;
   alignas(64) T q_[kBlock];
   alignas(64) T prior_[kBlock];
   alignas(64) T d_[kBlock];
@@ -261,12 +271,12 @@ void draw(Sites<T, SiteALane<T>, MIXED>& sites, const CategoricalProblem& p, con
   T weights[n];
   double whole[n] = {}, sum[n] = {}, at[n], place[n] = {};
   sites.pass([&](int i) {
-    put(weights, 0, sites.weight(i));
+    sites.weights(i, 0, weights);
     for (int l = 0; l < n; ++l) whole[l] += double(weights[l]);
   });
   for (int l = 0; l < n; ++l) at[l] = whole[l] * (uniforms[l] * kBelowOne);
   sites.pass([&](int i) {
-    put(weights, 0, sites.weight(i));
+    sites.weights(i, 0, weights);
     for (int l = 0; l < n; ++l) {
       sum[l] += double(weights[l]);
       place[l] += sum[l] <= at[l] ? 1.0 : 0.0;
@@ -279,31 +289,33 @@ void draw(Sites<T, SiteALane<T>, MIXED>& sites, const CategoricalProblem& p, con
 }
 
 template <class T, bool MIXED>
-void draw(Sites<T, SiteAtATime<T>, MIXED>& sites, const CategoricalProblem& p, const double* uniforms,
-          Drawn<T>* drawn) {
-  constexpr int n = lanes<Wide<T>>();
+void draw(Sites<T, SiteAtATime<T>, MIXED>& sites, const CategoricalProblem&, const double* uniforms, Drawn<T>* drawn) {
+  using V = Wide<T>;
+  constexpr int n = lanes<V>();
+  T weights[n];
   double whole = 0, sum = 0;
-  sites.pass([&](int i) { whole += sum_of_lanes<T>(sites.weight(i)); });
-  const double at = whole * (uniforms[0] * kBelowOne);
   int64_t first = 0, place = 0;
-  bool found = false;
   sites.pass([&](int i) {
-    const double more = found ? 0 : sum_of_lanes<T>(sites.weight(i));
-    if (!found && sum + more > at) {
-      T weights[n];
-      put(weights, 0, sites.weight(i));
-      double each = sum;
-      for (int l = 0; l < n && !(each > at); ++l) {
-        each += double(weights[l]);
-        // by another order of adding up, the last one may not come to it
-        if (weights[l] > 0) place = first + l;
-      }
-      found = true;
+    sites.weights(i, first += n, weights);
+    whole += sum_of_lanes<T>(load_lanes<V>(weights));
+  });
+  const double at = whole * (uniforms[0] * kBelowOne);
+  bool found = false;
+  first = 0;
+  sites.pass([&](int i) {
+    if (found) return;
+    sites.weights(i, first + n, weights);
+    const double more = sum_of_lanes<T>(load_lanes<V>(weights));
+    found = sum + more > at;
+    for (int l = 0; found && l < n && !(sum > at); ++l) {
+      sum += double(weights[l]);
+      // added up in another order, they may not come to it
+      if (weights[l] > 0) place = first + l;
     }
-    sum += more;
+    if (!found) sum += more;
     first += n;
   });
-  *drawn = {place < p.classes ? place : p.classes - 1, T(whole - whole + 1)};
+  *drawn = {place, T(whole - whole + 1)};
 }
 
 // One-hot vectors.
