@@ -3,8 +3,9 @@
 Rows are latents and columns classes: ``[N, K]``. A row's probabilities are ``p = (1 - u) softmax(l) + u / K``, of which
 the share u, ``unimix``, is uniform (Hafner et al. 2023, arXiv:2301.04104).
 
-In eager they have an autograd node of their own, :class:`Latents`, which keeps the softmax, and of the KL what its
-gradient needs. Where others are to see the operations, they are PyTorch's: :func:`plain_kl` and :func:`plain_sample`.
+In eager, where no kernel computes them, they have an autograd node of their own, :class:`Latents`, which keeps the
+softmax, and of the KL what its gradient needs. Where others are to see the operations, they are PyTorch's:
+:func:`plain_kl` and :func:`plain_sample`.
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ def categorical(
 ) -> list[Tensor]:
     logits, prior, dim, unimix = of
     dtype = compute_dtype(logits, prior)
-    rows = (None if t is None else t.to(dtype).movedim(dim, -1) for t in (logits, prior))
-    z, kl = _categorical.sites(unimix, balance, with_kl, *rows, uniforms)
+    q = logits.to(dtype).movedim(dim, -1)
+    p = None if prior is None else prior.to(dtype).movedim(dim, -1)
+    z, kl = _categorical.sites(unimix, balance, with_kl, q, p, uniforms)
     out = [] if z is None else [z.movedim(-1, dim).to(logits.dtype)]
     return out if kl is None else [*out, reduced(kl, reduction, dtype)]
