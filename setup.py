@@ -188,7 +188,14 @@ def cost(simd: str, source: str) -> int:
     name = Path(source).stem.removeprefix("run_")
     if not simd:
         return {"csrc": 35, "autograd": 25, "operators": 15}.get(name, 5)
-    seconds = {"posterior_float": 30, "discrete": 22, "counts": 20, "posterior_double": 10, "kernels": 4}
+    seconds = {
+        "posterior_float": 30,
+        "discrete": 22,
+        "counts": 20,
+        "posterior_double": 10,
+        "categorical": 11,
+        "kernels": 4,
+    }
     return seconds.get(name, 8) * {"AVX512": 3, "AVX2": 2}.get(simd, 1) // 3
 
 

@@ -119,6 +119,23 @@ struct ReconstructionInputs {
   }
 };
 
+// Logits with classes along dim, and the prior's of the same shape, where it is not uniform; of both the share unimix
+// is made uniform. And how the sites' KLs are reduced.
+struct CategoricalInputs {
+  Tensor logits;
+  MaybeTensor prior;
+  int64_t dim = -1;
+  double unimix = 0;
+  Reduced reduced;
+  MaybeDouble balance;  // as PosteriorSpec's
+
+  static constexpr auto fields() {
+    using C = CategoricalInputs;
+    return std::make_tuple(field("logits", &C::logits), field("prior", &C::prior), field("dim", &C::dim),
+                           field("unimix", &C::unimix), field("", &C::reduced), field("balance", &C::balance));
+  }
+};
+
 // What the marginals of a batch's aggregate posterior are made of; MarginalsProblem says what each is.
 struct MarginalsInputs {
   Tensor z, mu, slope, constant;  // [D, B]

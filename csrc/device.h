@@ -19,6 +19,7 @@ struct Device {
   uint64_t (*capture)(c10::Device device) = nullptr;
   // Null where PyTorch computes them.
   void (*marginals)(const MarginalsProblem&) = nullptr;
+  void (*categorical)(const CategoricalProblem&) = nullptr;
 };
 
 Device& device_for(c10::DeviceType type);

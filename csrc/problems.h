@@ -181,6 +181,25 @@ struct MarginalsProblem {
   void *dmu = nullptr, *dlogvar = nullptr;
 };
 
+// Categorical latents: q = share * softmax(logits) + (1 - share) / classes of each site and a p likewise, KL(q || p) in
+// out_kl and, where there are uniform numbers, a one-hot sample of q. Backward: the d* outputs from the same, from the
+// sample's gradient dz and, as far as it is a KL's, from dkl * dkl_scale or dkl * dkl_prior_scale. The space is the
+// sites; an operand with all of a site's classes has its place at the first, and they are `*_step` elements apart.
+struct CategoricalProblem {
+  Space space;
+  int64_t classes = 1;
+  bool wide = false;  // arithmetic in double
+  bool kl = false, backward = false;
+  Number share = 1.0, uniform = 0.0;  // and (1 - share) / classes / share
+  Operand logits, prior, dz, dkl, uniforms;
+  Operand out_z, out_kl, out_dlogits, out_dprior;
+  int64_t logits_step = 0, prior_step = 0, dz_step = 0, out_z_step = 0, out_dlogits_step = 0, out_dprior_step = 0;
+  Number dkl_scale = 1.0, dkl_prior_scale = 1.0;
+  // out_kl's memory, contiguous, whose rows are added up
+  const void* each = nullptr;
+  Sum sum;
+};
+
 // What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row]. Several
 // posteriors have one sum in common, over the rows that all of them have.
 struct Job {

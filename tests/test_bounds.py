@@ -570,3 +570,19 @@ def test_the_engines_reduction_is_no_ones_else(backend: str) -> None:
     ):
         with pytest.raises(ValueError, match="reduction"):
             call()
+
+
+def test_weights_that_are_almost_nothing() -> None:
+    """Softmaxes of log weights that are far apart are subnormal, and so would be what they multiply: each such number
+    takes as long as some hundred others. The kept gradients count them as 0, and nothing else changes."""
+    recon = torch.randn(5, 4, 70, generator=generator(), requires_grad=True)
+    target = torch.rand(4, 70, generator=generator(1))
+    z, still = torch.zeros(5, 4, 3), torch.zeros(4, 3)
+    log_w = vaefast.bounds.log_weights(recon, target, z, still, still)
+    upstream = torch.exp(-torch.linspace(0, 110, 20, dtype=torch.float64)).float().view(5, 4)
+    (got,) = torch.autograd.grad(log_w, recon, upstream)
+    exact = upstream.double().unsqueeze(2) * (target - torch.sigmoid(recon.detach().double()))
+    least = torch.finfo(torch.float32).tiny
+    assert ((0 < upstream) & (upstream < least)).any()
+    torch.testing.assert_close(got.double(), exact, rtol=1e-3, atol=2 * least)
+    assert torch.tensor(least).mul(0.5) > 0

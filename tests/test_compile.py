@@ -266,6 +266,20 @@ SAMPLES: Samples = {
         ),
     ],
     "scale_": lambda: [([torch.randn(3, 4)], torch.tensor(2.0)), ([torch.randn(3, 4)] * 2, torch.randn(3))],
+    "categorical": lambda: [
+        (torch.rand(6, 4).double(), classes(True), classes(True), 1, 0.01, "none", 0.8, True),
+        (torch.rand(6, 4).double(), classes(True), None, -2, 0.0, "none", None, False),
+        (None, classes(True), classes(), 1, 0.0, "batchmean", None, True),
+    ],
+    "categorical_forward": lambda: [
+        (torch.rand(6, 4).double(), classes(), classes(), 1, 0.01, "per_sample", None, True),
+        (None, classes(), None, 1, 0.01, "none", None, True),
+    ],
+    "categorical_backward": lambda: [
+        (classes(), torch.randn(6, 4), classes(), classes(), 1, 0.01, "none", 0.3, [True, True]),
+        (classes(), None, classes(), classes(), 1, 0.0, "none", None, [True, True]),
+        (None, torch.tensor(2.0), classes(), None, 1, 0.0, "sum", None, [True, False]),
+    ],
     "marginals_forward": lambda: [(*four(), [], []), (*four(), columns(), [torch.randn(5)] * 2)],
     "marginals_backward": lambda: [
         (torch.randn(5), torch.randn(3, 5), *four(), [], []),
@@ -288,6 +302,10 @@ SAMPLES: Samples = {
         (*three(), True, -2.0, [], [], torch.randn(3, 5), *(torch.randn(5).double() for _ in range(3)))
     ],
 }
+
+
+def classes(grad: bool = False) -> Tensor:
+    return torch.randn(6, 5, 4, requires_grad=grad)
 
 
 def four() -> list[torch.Tensor]:

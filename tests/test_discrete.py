@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import mpmath
 import pytest
@@ -54,12 +55,13 @@ def leaves(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0, scale
     return [(scale * torch.randn(shape, generator=rng, dtype=dtype)).requires_grad_() for _ in range(2)]
 
 
-@pytest.fixture(params=["closed", "plain"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The closed form, and what compilers and transforms see."""
+@pytest.fixture(params=["kernels", "closed", "plain"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The kernels where there are any, PyTorch's closed form, and what compilers and transforms see."""
     if request.param == "plain":
         monkeypatch.setattr(_categorical, "unseen", lambda *tensors: False)
-    return str(request.param)
+    with nullcontext() if request.param == "kernels" else vaefast.use_backend("reference"):
+        yield str(request.param)
 
 
 # -- the KL

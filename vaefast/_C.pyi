@@ -115,6 +115,17 @@ def elbo_loss(
     overwrite_recon: bool,
     /,
 ) -> Tensor: ...
+def categorical(
+    uniforms: Tensor | None,
+    logits: Tensor,
+    prior: Tensor | None,
+    dim: int,
+    unimix: float,
+    reduction: str,
+    balance: float | None,
+    kl: bool,
+    /,
+) -> list[Tensor]: ...
 def marginals_forward(
     z: Tensor,
     mu: Tensor,

@@ -3,8 +3,9 @@
 Rows are latents and columns classes: ``[N, K]``. A row's probabilities are ``p = (1 - u) softmax(l) + u / K``, of which
 the share u, ``unimix``, is uniform (Hafner et al. 2023, arXiv:2301.04104).
 
-In eager they have an autograd node of their own, :class:`Latents`, which keeps the softmax, and of the KL what its
-gradient needs. Where others are to see the operations, they are PyTorch's: :func:`plain_kl` and :func:`plain_sample`.
+In eager, where no kernel computes them, they have an autograd node of their own, :class:`Latents`, which keeps the
+softmax, and of the KL what its gradient needs. Where others are to see the operations, they are PyTorch's:
+:func:`plain_kl` and :func:`plain_sample`.
 """
 
 from __future__ import annotations
@@ -81,9 +82,13 @@ def plain_balanced(unimix: float, balance: float | None, logits: Tensor, prior: 
     return balanced(balance, functools.partial(plain_kl, unimix), (logits,), (prior,))
 
 
+def probabilities(unimix: float, logits: Tensor) -> Tensor:
+    return mixed(torch.softmax(logits, -1), unimix)
+
+
 def plain_sample(unimix: float, logits: Tensor, one_hot: Tensor) -> Tensor:
     """A drawn one-hot vector with the gradient of the probabilities (Bengio et al. 2013, arXiv:1308.3432)."""
-    p = mixed(torch.softmax(logits, -1), unimix)
+    p = probabilities(unimix, logits)
     return one_hot + (p - p.detach())
 
 
@@ -298,6 +303,6 @@ def sites(
     z = None
     if uniforms is not None:
         with torch.no_grad():
-            one_hot = drawn(mixed(torch.softmax(logits, -1), unimix), uniforms)
+            one_hot = drawn(probabilities(unimix, logits), uniforms)
         z = plain_sample(unimix, logits, one_hot)
     return z, plain_balanced(unimix, balance, logits, prior) if with_kl else None

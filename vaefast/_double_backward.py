@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _torch
-from ._engine import Moments, Pair, Reconstruction
-from ._gaussian import PARAMETERIZATIONS
+from . import _categorical, _torch
+from ._engine import Categorical, Moments, Pair, Reconstruction
+from ._gaussian import PARAMETERIZATIONS, compute_dtype
 from ._options import PER_DRAW, REDUCTIONS, Likelihood, Parameterization
 from .likelihoods import LIKELIHOODS
 
@@ -143,7 +143,35 @@ def _reconstruction_backward(
     return _gradients(forward, params, [upstream], mask)
 
 
+def _categorical_backward(
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    logits: Tensor,
+    prior: Tensor | None,
+    dim: int,
+    unimix: float,
+    reduction: int,
+    balance: float | None,
+    mask: Sequence[int],
+) -> list[Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.vaefast.categorical_backward(dz, dkl, logits, prior, dim, unimix, reduction, balance, mask)
+
+    def forward(logits: Tensor, prior: Tensor | None) -> list[Tensor]:
+        out = []
+        if dz is not None:  # of the sample no more than its gradient is asked for
+            rows = logits.to(compute_dtype(logits)).movedim(dim, -1)
+            out.append(_categorical.probabilities(unimix, rows).movedim(-1, dim).to(logits.dtype))
+        if dkl is not None:
+            of = Categorical(logits, prior, dim, unimix)
+            out += _torch.categorical(of, None, _REDUCTIONS[reduction], balance, True)
+        return out
+
+    return _gradients(forward, (logits, prior), [t for t in (dz, dkl) if t is not None], mask)
+
+
 _LIBRARY: Any = torch.library.Library("vaefast", "IMPL")
 _LIBRARY.impl("_differentiable_posterior_backward", _posterior_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_packed_backward", _packed_backward, "CompositeImplicitAutograd")
+_LIBRARY.impl("_differentiable_categorical_backward", _categorical_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_reconstruction_backward", _reconstruction_backward, "CompositeImplicitAutograd")

@@ -56,6 +56,16 @@ class Moments(NamedTuple):
     prior: tuple[Tensor, Parameterization] | None
 
 
+class Categorical(NamedTuple):
+    """Logits of q and, in one shape, of p, None where that is uniform; the classes lie along ``dim``, and the share
+    ``unimix`` of both is made uniform."""
+
+    logits: Tensor
+    prior: Tensor | None
+    dim: int
+    unimix: float
+
+
 class Engine(Protocol):
     @property
     def noise(self) -> str:
@@ -93,6 +103,12 @@ class Engine(Protocol):
         self, of: Moments, reduction: str, generator: torch.Generator | None, with_sample: bool, with_kl: bool, /
     ) -> list[Tensor]:
         """[z][kl]"""
+
+    def categorical(
+        self, of: Categorical, uniforms: Tensor | None, reduction: str, balance: float | None, with_kl: bool, /
+    ) -> list[Tensor]:
+        """[z][kl]: one-hot vectors where there are uniform numbers, float64, one for each; the KL in float32, and in
+        float64 where an input is."""
 
 
 class Declined(Exception):

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _build, _functorch, _pairwise
+from . import _build, _functorch, _pairwise, _torch
 from ._checks import is_bool, is_real, wrapped
-from ._engine import Declined, Moments, Pair, Posteriors, Reconstruction
+from ._engine import Categorical, Declined, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior
 from ._options import ELBO_REDUCTIONS, REDUCTIONS, ELBOTerms, Likelihood, Parameterization
 from ._philox import draw_seed
@@ -144,6 +144,9 @@ def split(prior: object) -> tuple[Tensor | None, float]:
         raise TypeError(f"a prior must be None, a float or a torch.Tensor, got {type(prior).__name__}")
     return None, float(prior)
 
+
+# a uniform share below it is lost beside the softmax, which the kernels' formulas are not made for
+LEAST_UNIMIX = 1e-20
 
 # both, of N(0, I)
 STANDARD = (None, 0.0, None, 0.0)
@@ -307,6 +310,14 @@ class Compiled:
         )
         return result
 
+    def categorical(
+        self, of: Categorical, uniforms: Tensor | None, reduction: str, balance: float | None, with_kl: bool
+    ) -> list[Tensor]:
+        if not of.logits.is_cpu or not (of.unimix == 0 or LEAST_UNIMIX <= of.unimix < 1):
+            return _torch.categorical(of, uniforms, reduction, balance, with_kl)
+        result: list[Tensor] = self.entries.categorical(uniforms, *of, reduction, balance, with_kl)
+        return result
+
 
 def _decline(*_: object) -> Any:
     raise Declined
@@ -357,7 +368,7 @@ class Short(Compiled):
 
     # what options are made of, and lists
     sample = kl = sample_with_kl = nll = elbo = _declines
-    multi = multi_kl = multi_sample_with_kl = packed = _declines
+    multi = multi_kl = multi_sample_with_kl = packed = categorical = _declines
 
 
 eager, traced = Compiled(_C, traced=False), Compiled(torch.ops.vaefast, traced=True)

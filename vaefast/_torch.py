@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _closed, _nodes, _plain
+from . import _categorical, _closed, _nodes, _plain
 from ._arguments import loss_shape
-from ._engine import Moments, Pair, Posteriors, Reconstruction
+from ._engine import Categorical, Moments, Pair, Posteriors, Reconstruction
 from ._functorch import unseen
-from ._gaussian import Prior, compute_dtype, logvar_of, promoted
+from ._gaussian import Prior, compute_dtype, logvar_of, promoted, reduced
 from ._generators import torch_noise, torch_noises
 from ._options import ELBOTerms, Likelihood, Parameterization
 from ._philox import normal
@@ -186,3 +186,18 @@ def packed(
             prior = prior_mu, logvar_of(prior_raw, p.spec)
         out.append(kl(Pair(mu, raw, *prior, of.p), reduction, None))
     return out
+
+
+# -- discrete latents
+
+
+def categorical(
+    of: Categorical, uniforms: Tensor | None, reduction: str, balance: float | None, with_kl: bool
+) -> list[Tensor]:
+    logits, prior, dim, unimix = of
+    dtype = compute_dtype(logits, prior)
+    q = logits.to(dtype).movedim(dim, -1)
+    p = None if prior is None else prior.to(dtype).movedim(dim, -1)
+    z, kl = _categorical.sites(unimix, balance, with_kl, q, p, uniforms)
+    out = [] if z is None else [z.movedim(-1, dim).to(logits.dtype)]
+    return out if kl is None else [*out, reduced(kl, reduction, dtype)]

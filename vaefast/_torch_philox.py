@@ -13,9 +13,20 @@ from ._engine import Moments, Pair, Posteriors
 from ._gaussian import Prior, compute_dtype
 from ._options import Parameterization
 from ._philox import philox_noise, philox_noises, take_counters
-from ._torch import elbo, kl, multi_kl, nll
+from ._torch import categorical, elbo, kl, multi_kl, nll
 
-__all__ = ["elbo", "kl", "multi_kl", "multi_sample_with_kl", "nll", "noise", "packed", "sample", "sample_with_kl"]
+__all__ = [
+    "categorical",
+    "elbo",
+    "kl",
+    "multi_kl",
+    "multi_sample_with_kl",
+    "nll",
+    "noise",
+    "packed",
+    "sample",
+    "sample_with_kl",
+]
 
 noise = "philox"
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _arguments, _categorical, _options, presets
+from . import _arguments, _backends, _categorical, _options, presets
 from ._batch import behind
 from ._checks import Real, broadcasts, choice, flag, floating, is_real, is_whole, number, same_device
 from ._compose import bounded, reduced_for_floors
+from ._engine import Categorical
 from ._functions import Recon
 from ._gaussian import compute_dtype, promoted, reduced
 from ._generators import explain_to_compilers
@@ -23,12 +24,9 @@ __all__ = ["categorical_elbo_terms", "categorical_kl", "sample_categorical", "sa
 
 
 class _Asked(NamedTuple):
-    """Logits with the classes last, in the dtype of the arithmetic; and what the KL is to become."""
+    """What of, and what the KL is to become: the options, and the dtype of what is not reduced."""
 
-    logits: Tensor
-    prior: Tensor | None
-    dim: int
-    unimix: float
+    of: Categorical
     options: KLOptions
     narrow: torch.dtype
 
@@ -77,9 +75,7 @@ def categorical_kl(
         kl = vaefast.categorical_kl(logits, prior_logits, unimix=0.01, free_bits=1.0, balance=0.8)
     """
     asked = _asked(logits, prior_logits, dim, unimix, reduction, free_bits, free_bits_per, balance, batch_dims)
-    _, kl = _categorical.sites(asked.unimix, asked.options.balance, True, asked.logits, asked.prior, None)
-    assert kl is not None
-    return _reduced(kl, reduction, asked)
+    return _computed(asked, None, reduction)[-1]
 
 
 def sample_categorical(
@@ -122,12 +118,10 @@ def sample_categorical(
         z = vaefast.sample_categorical(logits, unimix=0.01)
     """
     logits = _logits(logits)
-    found = _dim(logits, dim)
-    mix, t = _unimix(unimix), _temperature(temperature)
-    straight = flag("straight_through", straight_through)
+    of = Categorical(logits, None, _dim(logits, dim), _unimix(unimix))
+    t, straight = _temperature(temperature), flag("straight_through", straight_through)
     _check_generator(generator, logits)
-    wide = logits.to(compute_dtype(logits)).movedim(found, -1)
-    return _sample(wide, mix, straight, t, generator).movedim(-1, found).to(logits.dtype)
+    return _sample(of, straight, t, generator)
 
 
 def sample_with_categorical_kl(
@@ -166,15 +160,10 @@ def sample_with_categorical_kl(
     asked = _asked(logits, prior_logits, dim, unimix, reduction, free_bits, free_bits_per, balance, batch_dims)
     t, straight = _temperature(temperature), flag("straight_through", straight_through)
     _check_generator(generator, logits)
-    q = asked.logits
     if t is None and straight:
-        z, kl = _categorical.sites(asked.unimix, asked.options.balance, True, q, asked.prior, _uniforms(q, generator))
-        assert z is not None
-    else:
-        z = _sample(q, asked.unimix, straight, t, generator)
-        _, kl = _categorical.sites(asked.unimix, asked.options.balance, True, q, asked.prior, None)
-    assert kl is not None
-    return z.movedim(-1, asked.dim).to(logits.dtype), _reduced(kl, reduction, asked)
+        z, kl = _computed(asked, _uniforms(asked.of, generator), reduction)
+        return z, kl
+    return _sample(asked.of, straight, t, generator), _computed(asked, None, reduction)[0]
 
 
 @presets.filled_in
@@ -264,22 +253,27 @@ def symlog(x: Tensor) -> Tensor:
 # -- samples
 
 
-def _uniforms(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One in [0, 1) for each row."""
+def _uniforms(of: Categorical, generator: torch.Generator | None) -> Tensor:
+    """One in [0, 1) for each vector."""
     explain_to_compilers(generator)
-    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-    return torch.rand(logits.shape[:-1], dtype=dtype, device=logits.device, generator=generator)
+    shape, device = of.logits.shape, of.logits.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.rand(shape[: of.dim] + shape[of.dim + 1 :], dtype=dtype, device=device, generator=generator)
 
 
-def _sample(
-    logits: Tensor, unimix: float, straight: bool, temperature: float | None, generator: torch.Generator | None
-) -> Tensor:
-    """Of logits with the classes last."""
+def _sample(of: Categorical, straight: bool, temperature: float | None, generator: torch.Generator | None) -> Tensor:
+    logits, _, dim, unimix = of
     if temperature is None:
-        uniforms = _uniforms(logits, generator)
-        z, _ = _categorical.sites(unimix, None, False, logits if straight else logits.detach(), None, uniforms)
-        assert z is not None
-        return z
+        drawn = of if straight else of._replace(logits=logits.detach())
+        return _backends.engine(logits).categorical(drawn, _uniforms(of, generator), "none", None, False)[0]
+    wide = logits.to(compute_dtype(logits)).movedim(dim, -1)
+    return _relaxed(wide, unimix, straight, temperature, generator).movedim(-1, dim).to(logits.dtype)
+
+
+def _relaxed(
+    logits: Tensor, unimix: float, straight: bool, temperature: float, generator: torch.Generator | None
+) -> Tensor:
+    """With the classes last."""
     explain_to_compilers(generator)
     # as F.gumbel_softmax draws them; a variate of 0, which there is in float32, would be an infinite Gumbel
     exponential = torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_(generator=generator)
@@ -294,17 +288,22 @@ def _sample(
 # -- the KL
 
 
-def _reduced(kl: Tensor, reduction: str, asked: _Asked) -> Tensor:
-    """The latents' KLs with the options."""
-    dims, o = asked.options.batch_dims, asked.options
-    shape = kl.shape[:dims]
-    if dims != 1:
-        kl = kl.flatten(0, dims - 1)
+def _computed(asked: _Asked, uniforms: Tensor | None, reduction: str) -> list[Tensor]:
+    """[z][kl], with the options."""
+    of, o, narrow = asked
     inner = reduced_for_floors(reduction, o)
-    kl = bounded(reduced(kl, inner, asked.narrow if inner == reduction else kl.dtype), kl, reduction, o, None)
+    # an engine's batch is one dimension
+    own = inner if o.batch_dims == 1 or inner in ("sum", "mean") else "none"
+    engine = _backends.engine(of.logits, beside=() if of.prior is None else (of.prior,))
+    *sample, kl = engine.categorical(of, uniforms, own, o.balance, True)
+    shape = of.logits.shape[: o.batch_dims]
+    if o.batch_dims != 1 and own == "none":
+        kl = reduced(kl.flatten(0, o.batch_dims - 1), inner, kl.dtype)
+    kl = bounded(kl, kl, reduction, o, None)
     if reduction == "none":
-        kl = kl.to(asked.narrow)
-    return kl.unflatten(0, shape) if dims != 1 and reduction in ("none", "per_sample") else kl
+        kl = kl.to(narrow)
+    apart = o.batch_dims != 1 and reduction in ("none", "per_sample")
+    return [*sample, kl.unflatten(0, shape) if apart else kl]
 
 
 # -- arguments
@@ -334,14 +333,12 @@ def _asked(
             f"balance={balance!r} divides the KL's gradient between the posterior and the prior, but prior_logits is "
             "None; give a prior that is trained, or balance=None"
         )
-    dtype, narrow = compute_dtype(q), q.dtype
     if p is not None:
         p = floating("prior_logits", p)
         broadcasts("prior_logits", p, "logits", q.shape)
         same_device("prior_logits", p, "logits", q.device)
-        dtype, narrow = compute_dtype(q, p), promoted(q, p)
-        p = p.to(dtype).expand(q.shape).movedim(found, -1)
-    return _Asked(q.to(dtype).movedim(found, -1), p, found, mix, o, narrow)
+        p = p if p.shape == q.shape else p.expand(q.shape)
+    return _Asked(Categorical(q, p, found, mix), o, promoted(q, p))
 
 
 def _logits(value: object) -> Tensor:

@@ -18,6 +18,10 @@ Tensors multi_posterior(const MultiInputs& in, const MaybeTensor& seed, const Ma
                         const PosteriorSpec& spec, const Asked& asked);
 VF_OPERATOR(multi_posterior, "seed", "generator");
 
+// [z][kl]
+Tensors categorical(const MaybeTensor& uniforms, const CategoricalInputs& in, bool kl);
+VF_OPERATOR(categorical, "uniforms", "kl");
+
 // With overwrite_recon the caller is done with the likelihood's parameters.
 Tensor reconstruction(const ReconstructionInputs& in, const Reduced& reduced, bool overwrite_recon);
 VF_OPERATOR(reconstruction, "overwrite_recon");

@@ -65,6 +65,10 @@ void marginals(const MarginalsProblem& p, int64_t begin, int64_t end) {
   p.wide ? run_marginals<double>(p, begin, end) : run_marginals<float>(p, begin, end);
 }
 
+void categorical(const CategoricalProblem& p, int64_t begin, int64_t end) {
+  p.wide ? run_categorical<double>(p, begin, end) : run_categorical<float>(p, begin, end);
+}
+
 }  // namespace
 }  // namespace VF_ISA
 
@@ -72,7 +76,7 @@ void marginals(const MarginalsProblem& p, int64_t begin, int64_t end) {
 #define VF_PASTE(a, b) VF_PASTE_(a, b)
 
 const CpuKernels& VF_PASTE(cpu_kernels_, CPU_CAPABILITY)() {
-  static const CpuKernels kernels{posterior, reconstruction, marginals};
+  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical};
   return kernels;
 }
 

@@ -24,6 +24,8 @@ struct CpuKernels {
   void (*reconstruction)(const ReconstructionProblem&, int64_t begin, int64_t end);
   // Runs tasks [begin, end), each a chunk of the samples for one latent: latents * chunks of them.
   void (*marginals)(const MarginalsProblem&, int64_t begin, int64_t end);
+  // Runs sites [begin, end).
+  void (*categorical)(const CategoricalProblem&, int64_t begin, int64_t end);
 };
 
 // Each is defined where the build has it; see cpu/launch.cpp. A wheel has them in a library of their own.

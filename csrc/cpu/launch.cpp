@@ -1,6 +1,7 @@
 // The CPU back end: picks the instruction set, spreads units over threads, and adds the partial sums in a fixed order.
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
@@ -9,6 +10,7 @@
 #endif
 
 #include <algorithm>
+#include <limits>
 #include <mutex>
 #include <vector>
 
@@ -122,6 +124,26 @@ void prepare_outputs(const Job& job) {
   }
 }
 
+// While one lives, its thread takes subnormal numbers for 0. Weights of several draws, e^x with x down to -100, make
+// such of the gradients that they multiply, and each would take some hundred cycles.
+class Flushed {
+ public:
+  explicit Flushed(bool wanted) : changed_(wanted && !flushes() && at::Context::setFlushDenormal(true)) {}
+  ~Flushed() {
+    if (changed_) at::Context::setFlushDenormal(false);
+  }
+  Flushed(const Flushed&) = delete;
+  Flushed& operator=(const Flushed&) = delete;
+
+ private:
+  static bool flushes() {
+    const volatile float least = std::numeric_limits<float>::min();
+    return least * 0.5f == 0;
+  }
+
+  bool changed_;
+};
+
 void run_on_cpu(const at::Tensor&, Job& job) {
   const CpuKernels& k = kernels();
   prepare_outputs(job);
@@ -140,7 +162,10 @@ void run_on_cpu(const at::Tensor&, Job& job) {
   if (r) r->sum.partial = partial.data();
   for (size_t i = 0; i < post.size(); next += post[i++].count) job.posterior[i].sum.partial = next;
   at::parallel_for(0, total, kGrain, [&](int64_t begin, int64_t end) {
-    rec.within(begin, end, [&](int64_t a, int64_t b) { k.reconstruction(*r, a, b); });
+    rec.within(begin, end, [&](int64_t a, int64_t b) {
+      const Flushed flushed(r->kept);
+      k.reconstruction(*r, a, b);
+    });
     int64_t before = rec.total();
     for (size_t i = 0; i < post.size() && before < end; before += post[i++].total()) {
       post[i].within(begin - before, end - before, [&](int64_t a, int64_t b) { k.posterior(job.posterior[i], a, b); });
@@ -171,8 +196,31 @@ void marginals(const MarginalsProblem& p) {
                    [&](int64_t begin, int64_t end) { kernels().marginals(p, begin, end); });
 }
 
+// A row's sites, in a few chains, whose order is fixed by the sizes alone.
+template <class T>
+void add_up(const CategoricalProblem& p) {
+  constexpr int kChains = 4;
+  const int64_t rows = p.space.rows, cols = rows ? p.space.numel / rows : 0;
+  const T* each = static_cast<const T*>(p.each);
+  for (int64_t row = 0; row < rows; ++row, each += cols) {
+    double sums[kChains] = {};
+    for (int64_t i = 0; i < cols; ++i) sums[i % kChains] += double(each[i]);
+    static_cast<T*>(p.sum.out)[row] = T(p.sum.scale * ((sums[0] + sums[1]) + (sums[2] + sums[3])));
+  }
+}
+
+void categorical(const CategoricalProblem& p) {
+  const int64_t others = p.classes - 1;
+  use_huge_pages(p.out_z, p.space, others * p.out_z_step);
+  use_huge_pages(p.out_dlogits, p.space, others * p.out_dlogits_step);
+  use_huge_pages(p.out_dprior, p.space, others * p.out_dprior_step);
+  const int64_t grain = std::max<int64_t>(1, kGrain / 4 / p.classes);
+  at::parallel_for(0, p.space.numel, grain, [&](int64_t begin, int64_t end) { kernels().categorical(p, begin, end); });
+  if (p.sum.out) p.wide ? add_up<double>(p) : add_up<float>(p);
+}
+
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true, nullptr, marginals};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true, nullptr, marginals, categorical};
   return true;
 }();
 

@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "cpu/kernels.h"
-#include "cpu/tile.h"
+#include "cpu/planes.h"
 #include "likelihoods/term.h"
 #include "mixture.h"
 #include "weight.h"
@@ -24,27 +24,6 @@ struct Planes {
   VF_HD T* operator[](int k) const { return data + k * step; }
 };
 
-// An operand whose `count` planes lie `step` elements of memory apart.
-struct PlaneOperand {
-  const Operand& op;
-  int64_t step;
-  int count;
-};
-
-// f(element of memory, step there, count, position in the buffer, step there) for each run, the closer of sites and
-// planes innermost.
-template <class F>
-VF_HD void for_plane_runs(const PlaneOperand& o, const Tile& t, const F& f) {
-  const int64_t inner = o.op.stride[t.space.ndim - 1];
-  for_runs(t, o.op.stride, [&](int at, int n, int64_t offset) {
-    if (o.step < inner) {
-      for (int i = 0; i < n; ++i) f(offset + i * inner, o.step, o.count, at + i, kSites);
-    } else {
-      for (int k = 0; k < o.count; ++k) f(offset + k * o.step, inner, n, k * kSites + at, 1);
-    }
-  });
-}
-
 template <class T>
 Planes<T> writable(const PlaneOperand& o, const Tile& t, T* buffer) {
   if (T* direct = in_place<T>(o.op, t)) return {direct, o.step};
@@ -55,7 +34,7 @@ template <class T>
 Planes<T> read(const PlaneOperand& o, const Tile& t, T* buffer) {
   const Planes<T> planes = writable(o, t, buffer);
   if (planes.data != buffer) return planes;
-  for_plane_runs(o, t, [&](int64_t from, int64_t step, int n, int64_t to, int64_t to_step) {
+  for_plane_runs(o, t, kSites, [&](int64_t from, int64_t step, int n, int64_t to, int64_t to_step) {
     load_run(o.op, from, step, n, buffer + to, to_step);
   });
   return planes;
@@ -64,7 +43,7 @@ Planes<T> read(const PlaneOperand& o, const Tile& t, T* buffer) {
 template <class T>
 void write_back(const PlaneOperand& o, const Tile& t, const T* buffer) {
   if (in_place<T>(o.op, t)) return;
-  for_plane_runs(o, t, [&](int64_t to, int64_t step, int n, int64_t from, int64_t from_step) {
+  for_plane_runs(o, t, kSites, [&](int64_t to, int64_t step, int n, int64_t from, int64_t from_step) {
     store_run(o.op, to, step, n, buffer + from, from_step);
   });
 }

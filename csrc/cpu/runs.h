@@ -14,6 +14,8 @@ template <class T, class Group>
 void run_reconstruction(int index, const ReconstructionProblem&, int64_t begin, int64_t end);
 template <class T>
 void run_marginals(const MarginalsProblem&, int64_t begin, int64_t end);
+template <class T>
+void run_categorical(const CategoricalProblem&, int64_t begin, int64_t end);
 
 }  // namespace VF_ISA
 }  // namespace vaefast

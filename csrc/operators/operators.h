@@ -59,6 +59,14 @@ Tensors elbo_backward_(const Written& kept, const MaybeTensor& dnll, const Maybe
                        const Mask& mask, const Mask& post_mask);
 VF_OPERATOR(elbo_backward_, "kept", "dnll", "dkl", "beta", "mask", "post_mask");
 
+// [z][kl] of categorical latents: a one-hot sample where there are uniform numbers, [sites] of float64, and the KL. And
+// the gradients of logits and prior as far as the mask wants them; dz or dkl may be absent.
+Tensors categorical_forward(const MaybeTensor& uniforms, const CategoricalInputs& in, bool kl);
+VF_OPERATOR(categorical_forward, "uniforms", "kl");
+Tensors categorical_backward(const MaybeTensor& dz, const MaybeTensor& dkl, const CategoricalInputs& in,
+                             const Mask& mask);
+VF_OPERATOR(categorical_backward, "dz", "dkl", "mask");
+
 // [D, B], and the gradients in z, mu and the log variance of the sum of g [B] times those.
 Tensor marginals_forward(const MarginalsInputs& in);
 VF_OPERATOR(marginals_forward);
