@@ -120,12 +120,25 @@ VF_HD KL<V> kl_of(V mu, const Scale<V>& q) {
   return {half * fma_(mu, mu, q.terms.h), mu, half * q.terms.em1, lit<V>(0)};
 }
 
+// Up to here |logvar| + |prior_logvar| leaves normal numbers of both stds.
+template <class V>
+constexpr double kOrdinary = kDouble<V> ? 1400 : 170;
+
 template <class V>
 VF_HD KL<V> kl_of(V mu, const Scale<V>& q, const Prior<V>& prior) {
-  const V half = lit<V>(0.5), delta = (mu - prior.mu) * prior.inverse;
-  const auto e = exp_terms(q.logvar - prior.logvar, q.std * prior.inverse);
-  return {half * fma_(delta, delta, e.h), delta * prior.inverse, half * e.em1,
-          lit<V>(-0.5) * fma_(delta, delta, e.em1)};
+  const V half = lit<V>(0.5), off = mu - prior.mu, d = q.logvar - prior.logvar;
+  V ratio = q.std * prior.inverse, delta = off * prior.inverse, slope = delta * prior.inverse;
+  const auto far = less(lit<V>(kOrdinary<V>), abs_(q.logvar) + abs_(prior.logvar));
+  if (any(far)) {
+    // the ratio of stds that are no numbers may be one; off is scaled step by step, and where it is 0 stays that
+    const V step = exp_(prior.logvar * lit<V>(-0.25)), once = off * step * step;
+    const auto none = equal(off, lit<V>(0));
+    ratio = select(far, exp_(d * half), ratio);
+    delta = select(far, select(none, off, once), delta);
+    slope = select(far, select(none, off, once * step * step), slope);
+  }
+  const auto e = exp_terms(d, ratio);
+  return {half * fma_(delta, delta, e.h), slope, half * e.em1, lit<V>(-0.5) * fma_(delta, delta, e.em1)};
 }
 
 }  // namespace VF_ISA

@@ -12,7 +12,8 @@ struct Poisson {
   static constexpr const char* name = "poisson";
   static constexpr int required = 1, params = 1, options = 1;
 
-  // e^l - x l + log(x!) = x h(d) + (log(x!) - x log x + x) with d = l - log x, where large terms cancel on paper
+  // e^l - x l + log(x!) = x h(d) + (log(x!) - x log x + x) with d = l - log x, where large terms cancel on paper.
+  // Without log(x!) there are the two terms alone, of which an infinite rate leaves none.
   template <class V>
   static VF_HD Term<V, 1> eval(const V (&p)[1], V x, const Options& o) {
     const V l = p[0], zero = lit<V>(0);
@@ -20,10 +21,12 @@ struct Poisson {
     const V count = select(none, lit<V>(1), count_of(x));
     const auto log = log_difference(l, count);
     const auto e = exp_terms(select(none, l, log.difference));
-    const V rate = e.root * e.root;
-    const V data = o[0].narrow != 0 ? factorial_excess(count, log.log) : fma_(zero - count, log.log, count);
-    const V nll = fma_(count, e.h, data);
-    return {select(none, rate, nll), {select(none, rate, count * e.em1)}};
+    const V slope = select(none, e.root * e.root, count * e.em1);
+    if (o[0].narrow != 0) {
+      return {select(none, slope, fma_(count, e.h, factorial_excess(count, log.log))), {slope}};
+    }
+    const V rate = exp_(l), most = rate + (count - count);
+    return {select(none, rate, select(equal(most, infinity<V>()), most, fma_(zero - count, l, rate))), {slope}};
   }
 };
 

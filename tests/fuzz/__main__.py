@@ -1,6 +1,6 @@
 """``PYTHONPATH=tests python -m fuzz [--minutes N] [--seed N] [--isa avx2 ...]``; ``--case "Case(...)"`` runs one again.
 
-Each round is 500 cases of a seed of its own, on one of the instruction sets, in a process of its own. What fails is
+Each round is 2000 cases of a seed of its own, on one of the instruction sets, in a process of its own. What fails is
 made small and printed, and its text is what ``--case`` takes.
 """
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--minutes", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0, help="of the first round; each round takes the next")
-    p.add_argument("--cases", type=int, default=500, help="of a round")
+    p.add_argument("--cases", type=int, default=2000, help="of a round")
     p.add_argument("--isa", nargs="*", choices=ISAS, help="instruction sets, by turns (default: this machine's)")
     p.add_argument("--case", help="run one case by its text")
     p.add_argument("--round", action="store_true", help=argparse.SUPPRESS)

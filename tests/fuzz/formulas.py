@@ -14,7 +14,8 @@ import mpmath
 import torch
 from mpmath import mp, mpf
 from torch import Tensor
-from torch.nn import functional as F
+
+from vaefast.reference import LIKELIHOODS
 
 Formula = Callable[..., Tensor]
 
@@ -78,10 +79,12 @@ def kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Te
 
 
 def _bernoulli_probs(x: Tensor, p: Tensor) -> Tensor:
+    """Not F.binary_cross_entropy, whose backward has the 1e-12 below rounded to float32."""
     inside = (x >= 0) & (x <= 1) & (p >= 0) & (p <= 1)
-    shown = torch.where(inside, p, 0.5)
-    nll = F.binary_cross_entropy(shown, torch.where(inside, x, 0.5).detach(), reduction="none")
-    return torch.where(inside, nll, math.nan)
+    x, p = torch.where(inside, x, 0.5), torch.where(inside, p, 0.5)
+    at = p.detach()
+    nll = -(x * torch.log(at).clamp(min=-100) + (1 - x) * torch.log1p(-at).clamp(min=-100))
+    return torch.where(inside, nll + (p - at) * (at - x) / (at * (1 - at)).clamp(min=1e-12), math.nan)
 
 
 def _continuous_bernoulli(x: Tensor, l: Tensor) -> Tensor:  # noqa: E741
@@ -136,6 +139,25 @@ def _zero_inflated(x: Tensor, mu: Tensor, t: Tensor, pi: Tensor, constant: float
     return softplus(pi) - torch.where(x == 0, at_zero, nb)
 
 
+def _negative_binomial_mixture(
+    x: Tensor, mu1: Tensor, mu2: Tensor, t: Tensor, logit: Tensor, constant: float, eps: float
+) -> Tensor:
+    first, second = (_negative_binomial(x, mu, t, constant, eps) for mu in (mu1, mu2))
+    return -torch.logaddexp(-softplus(-logit) - first, -softplus(logit) - second)
+
+
+def _zero_or(density: Formula) -> Formula:
+    """A mass at 0 beside a density above it, which there is none of below."""
+
+    def nll(x: Tensor, *params: Tensor) -> Tensor:
+        *own, pi = params
+        # at 0 the density is not asked, nor below
+        shown = density(torch.where(x > 0, x, 1.0), *own)
+        return torch.where(x == 0, softplus(-pi), torch.where(x > 0, softplus(pi) + shown, math.nan))
+
+    return nll
+
+
 def _beta_binomial(x: Tensor, a: Tensor, b: Tensor, n: Tensor) -> Tensor:
     def log_beta(p: Tensor, q: Tensor) -> Tensor:
         return torch.lgamma(p) + torch.lgamma(q) - torch.lgamma(p + q)
@@ -185,9 +207,12 @@ NLL: dict[str, Formula] = {
     "student_t": _student_t,
     "log_normal": _log_normal,
     "gamma": _gamma,
+    "zero_inflated_log_normal": _zero_or(_log_normal),
+    "zero_inflated_gamma": _zero_or(_gamma),
     "poisson": _poisson,
     "negative_binomial": _negative_binomial,
     "zero_inflated_negative_binomial": _zero_inflated,
+    "negative_binomial_mixture": _negative_binomial_mixture,
     "beta_binomial": _beta_binomial,
     "discretized_logistic": _discretized_logistic,
     "categorical": _categorical,
@@ -215,11 +240,24 @@ DIGITS: dict[str, Callable[..., mpf]] = {
 VALUE_ALONE = ("bernoulli_probs",)
 
 
+def inside(likelihood: str, x: Sequence[float], params: Sequence[float]) -> bool:
+    """Whether the data are the likelihood's, which formulas in digits do not ask."""
+    support = LIKELIHOODS[likelihood].support
+    if likelihood == "bernoulli" or support in ("real", "bins"):
+        return True
+    if support == "class":
+        return x[0] in range(len(params))
+    most = {"unit": 1.0, "some of total": params[-1]}.get(support, math.inf)
+    return (x[0] > 0 if support == "positive" else x[0] >= 0) and x[0] <= most
+
+
 def exact(
     likelihood: str, x: Sequence[float], params: Sequence[float], options: dict[str, float]
 ) -> tuple[float, list[float]] | None:
     """The nll of one site and its derivatives in its parameters; None where the formula does not take the numbers. x
     and params are a mixture's along ``dim``."""
+    if not inside(likelihood, x, params):
+        return None
     xs, ps = list(map(mpf, x)), list(map(mpf, params))
     if likelihood in digits.MIXTURES:
         without = {k: v for k, v in options.items() if k != "dim"}

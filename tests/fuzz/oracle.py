@@ -182,6 +182,10 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
         if "total" in LIKELIHOODS[case.likelihood].domains:
             large = large | (params[LIKELIHOODS[case.likelihood].domains.index("total")] < 1)
         outside, infinite = outside | large, infinite | large
+    # of what is no normal number of that dtype there may be few digits, or none, of which a gradient is made
+    domains = LIKELIHOODS[case.likelihood].domains
+    tiny = [(p != 0) & (p.abs() < torch.finfo(dtype).tiny) & (d == "positive") for p, d in zip(params, domains)]
+    outside = outside | sites(case, [x != x, *tiny])
     if "floor" in options:  # a scale whose inverse leaves float32 is no number's to be held to
         scales = params[1:] if case.likelihood == "discretized_logistic" else params
         far = sites(case, [x != x, *(p.abs() > EXPONENT / 2 for p in scales)])
@@ -239,8 +243,9 @@ def beyond_domain(case: Case, x: Tensor, params: list[Tensor]) -> Tensor:
         found.append(far)
     if LIKELIHOODS[case.likelihood].support in ("count", "some of total"):
         found.append(~(x.abs() <= 1e9))
-    elif LIKELIHOODS[case.likelihood].support == "positive":
-        found.append(~((x >= TINY) & (x <= HUGE)))
+    elif LIKELIHOODS[case.likelihood].support in ("positive", "at least 0"):
+        zero = (x == 0) & (LIKELIHOODS[case.likelihood].support == "at least 0")
+        found.append(~((x >= TINY) & (x <= HUGE) | zero))
     else:
         found.append(~(x.abs() <= HUGE))
     return sites(case, found)
