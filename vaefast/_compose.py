@@ -458,7 +458,7 @@ def packed(
     if batch_dims == 1 or not with_kl:
         return engine.packed(of, reduction, generator, with_sample, with_kl)
     batch = Batch(of.moments, batch_dims, engine.noise)
-    if with_sample and batch.reorders(of.moments):
+    if with_sample and not of.moments.is_contiguous() and batch.reorders(of.moments.chunk(2, of.dim)[0]):
         (z,) = engine.packed(of, reduction, generator, True, False)
         return [z, *packed(engine, of, reduction, batch_dims, None, False, True)]
     *samples, kl = engine.packed(batch.moments(of), reduction, generator, with_sample, with_kl)

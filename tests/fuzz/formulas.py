@@ -66,7 +66,8 @@ def h(x: Tensor) -> Tensor:
     series = torch.ones_like(c)
     for n in range(17, 2, -1):
         series = 1 + c / n * series
-    return torch.where(near, c * c / 2 * series, torch.expm1(torch.where(near, 1.0, x)) - torch.where(near, 1.0, x))
+    far = torch.where(near, 1.0, x)  # of which nothing is left beside an infinite e^x
+    return torch.where(near, c * c / 2 * series, torch.expm1(far) - far.clamp(max=1e30))
 
 
 def kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:

@@ -129,9 +129,11 @@ def kl_terms(
     small, mass = torch.expm1(a - b).abs(), torch.exp(a - b)
     square = ((q[0] - p[0]) * torch.exp(-b / 2)) ** 2
     bound = relative * value.detach().abs() + times(off, small + square) + times(off**2, mass)
-    near_prior = relative * (small + square) + times(off, mass + square)
+    in_ratio = relative * small + times(off, mass)
+    in_scale = in_ratio + relative * square + times(off, square)  # of what the means' distance is measured by
+    of_raw, of_prior_raw = (in_scale, in_ratio) if reverse else (in_ratio, in_scale)
     in_mean = (relative + off) * partials[0].abs()
-    bounds = in_mean, near_prior * slopes[0].abs(), in_mean, near_prior * slopes[1].abs()
+    bounds = in_mean, of_raw * slopes[0].abs(), in_mean, of_prior_raw * slopes[1].abs()
     inputs = q[0], q[1], p[0], p[1]
     loose = beyond(*inputs) | (lv.abs() > EXPONENT) | (lvp.abs() > EXPONENT)
     loose = loose | ((lv - lvp).abs() > EXPONENT - 20)
@@ -242,7 +244,7 @@ def beyond_domain(case: Case, x: Tensor, params: list[Tensor]) -> Tensor:
             far = far | (p.abs() > 1e4)
         found.append(far)
     if LIKELIHOODS[case.likelihood].support in ("count", "some of total"):
-        found.append(~(x.abs() <= 1e9))
+        found.append(~(x.abs() <= 1e9) | (x > 0) & (x < 1e-6))
     elif LIKELIHOODS[case.likelihood].support in ("positive", "at least 0"):
         zero = (x == 0) & (LIKELIHOODS[case.likelihood].support == "at least 0")
         found.append(~((x >= TINY) & (x <= HUGE) | zero))

@@ -76,10 +76,15 @@ FOUND = [
     Case(op="multi_tensor_sample_with_kl", shape=(4, 3, 2, 5), seed=1, layouts=("permuted",), batch_dims=2,
          reduction="batchmean", levels=2),
     Case(op="packed", shape=(4, 3, 2, 5), seed=4, layouts=("permuted",), batch_dims=2),
+    Case(op="packed", shape=(4, 4, 2, 3), layouts=("overlapping",), batch_dims=2),
+    # a continuous Bernoulli of float64 had float32's digits where it is nearly even
+    Case(op="elbo_terms", engine="dispatched", shape=(9,), data=(65,), seed=349833, dtypes=("float64",),
+         kinds=("near",), likelihood="continuous_bernoulli"),
 ]  # fmt: skip
 
 # what was the oracle's fault: data outside the domain in 50 digits; a digamma of what is next to 0, in float64; 1e-12
-# in float32; gradients of one backward and another, each right and rounded by itself
+# in float32; gradients of one backward and another, each right and rounded by itself; a count between 0 and 1; a mean
+# that is infinite in the bound of a scale's gradient; infinity less infinity; halves that are added up beyond their range
 FOUND += [
     Case(op="elbo_terms", engine="reference", shape=(249,), kinds=("wild",), reduction="per_sample",
          likelihood="continuous_bernoulli"),
@@ -91,6 +96,15 @@ FOUND += [
     Case(op="elbo_loss", shape=(1,), data=(1, 1), seed=556419, layouts=("padded rows", "transposed", "transposed"),
          kinds=("training", "wild", "extreme"), wanted=(True, False, True), parameterization="log_std",
          clamp=(0.5, 0.5), prior="mu only", balance=0.8, poison=True, beta=4.0, twice=True),
+    Case(op="elbo_loss", shape=(2,), data=(32,), seed=64018, kinds=("extreme", "wild"), upstream="large",
+         parameterization="log_std", prior="scalar", likelihood="poisson", weight="row", beta=0.0),
+    Case(op="multi_tensor_gaussian_kl", shape=(3,), seed=604271, kinds=("wild", "near"), floor=0.0001),
+    Case(op="sample_with_kl", shape=(8, 4, 2), seed=234601, kinds=("training", "wild"), upstream="zeros",
+         reduction="batchmean", batch_dims=3, prior="broadcast", prior_parameterization="std", given_noise=True,
+         free_bits=0.1, free_bits_per="batch_dim", balance=0.0, kl_weight="full"),
+    Case(op="elbo_terms", engine="dispatched", shape=(7, 16, 2, 2), seed=370454, dtypes=("float16",),
+         layouts=("every second",), upstream="large", reduction="batchmean", parameterization="std", prior="broadcast",
+         symmetric=True, likelihood="log_normal", count=2, beta=0.5),
 ]  # fmt: skip
 
 
