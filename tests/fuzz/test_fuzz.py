@@ -84,7 +84,8 @@ FOUND = [
 
 # what was the oracle's fault: data outside the domain in 50 digits; a digamma of what is next to 0, in float64; 1e-12
 # in float32; gradients of one backward and another, each right and rounded by itself; a count between 0 and 1; a mean
-# that is infinite in the bound of a scale's gradient; infinity less infinity; halves that are added up beyond their range
+# that is infinite in the bound of a scale's gradient; infinity less infinity; halves beyond their range
+# before they are added up
 FOUND += [
     Case(op="elbo_terms", engine="reference", shape=(249,), kinds=("wild",), reduction="per_sample",
          likelihood="continuous_bernoulli"),
