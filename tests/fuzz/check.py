@@ -16,7 +16,8 @@ from .calls import Arguments, Found, arguments, data_shape, level_shape, noises,
 from .cases import Case
 from .oracle import Near, Reduced, Terms
 
-# sites whose textbook's formula is in doubt are computed in 50 digits, so many of them
+# sites whose textbook's formula is in doubt are computed in 50 digits, so many of them; fewer of a mixture, whose time
+# grows with the square of its planes
 MOST_DIGITS = 300
 
 
@@ -189,15 +190,18 @@ class Expected:
         assert self.nll is not None and self.given.likelihood is not None
         x, params, weight = self.nll_inputs()
         terms, case = self.nll, self.case
-        planes = bool(LIKELIHOODS[case.likelihood].planes)
-        tolerance, least = oracle.TOLERANCE[self.nll_dtype], torch.finfo(self.nll_dtype).tiny
+        entry = LIKELIHOODS[case.likelihood]
+        planes = bool(entry.planes)
+        tolerance, least = oracle.TOLERANCE[self.nll_dtype], torch.finfo(self.nll_dtype).tiny ** 0.5
         changed = False
-        for index in sites.nonzero().tolist()[:MOST_DIGITS]:
+        most = min(MOST_DIGITS, max(1, 3000 // params[0].shape[1] ** 2)) if planes else MOST_DIGITS
+        for index in sites.nonzero().tolist()[:most]:
             at = tuple(index)
             along = (at[0], slice(None), *at[1:]) if planes else at
             own = x[along].reshape(-1).tolist() if x.dim() > sites.dim() else [x[at].item()]
             numbers = params[0][along].tolist() if planes else [p[at].item() for p in params]
-            if not all(map(_finite, (*own, *numbers))) or any(0 < abs(n) < least for n in numbers):
+            small = any(0 < n < least and d == "positive" for n, d in zip(numbers, entry.domains))
+            if small or not all(map(_finite, (*own, *numbers))):
                 continue
             found = formulas.exact(case.likelihood, own, numbers, self.given.likelihood.options)
             if found is None:
@@ -329,7 +333,7 @@ class Expected:
             nothing = not partial.value.numel()
             found = replace(found, loose=found.loose | ~(leaf.detach().abs() <= oracle.HUGE) | nothing)
         found = found.rounded(leaf.dtype)  # by each node, before they add up
-        return found if so_far is None else so_far + found
+        return found if so_far is None else (so_far + found).rounded(leaf.dtype)
 
     def _packed(self, sums: dict[str, Near]) -> dict[str, Near]:
         found = {}

@@ -182,8 +182,21 @@ def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
     K = logits.shape[1]
     known = (x >= 0) & (x < K) & (x == x.floor())
     index = torch.where(known, x, 0.0).long().unsqueeze(1)
-    picked = logits.gather(1, index).squeeze(1)
-    return torch.where(known, torch.logsumexp(logits, 1) - picked, math.nan)
+    apart = logits - _most(logits)
+    picked = apart.gather(1, index).squeeze(1)
+    return torch.where(known, _logsumexp(apart) - picked, math.nan)
+
+
+def _logsumexp(x: Tensor) -> Tensor:
+    most = _most(x)
+    return (torch.exp(x - most).sum(1, keepdim=True).log() + most).squeeze(1)
+
+
+def _most(x: Tensor) -> Tensor:
+    """Along dim 1 what is to be subtracted before exponentials: torch.logsumexp's gradient is off where its value has
+    no digits left for the logarithm."""
+    most = x.detach().amax(1, keepdim=True) if x.shape[1] else x.detach().sum(1, keepdim=True)
+    return torch.where(most.isfinite(), most, 0.0)
 
 
 def _mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: float) -> Tensor:
@@ -196,7 +209,7 @@ def _mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: flo
         for b in range(c):
             mean = mean + torch.tanh(groups[coupling[c, b]]) * x[:, b : b + 1]
         joint = joint - _discretized_logistic(x[:, c : c + 1], mean, ls, **grid)
-    return torch.logsumexp(logits, 1) - torch.logsumexp(joint, 1)
+    return _logsumexp(logits) - _logsumexp(joint)
 
 
 NLL: dict[str, Formula] = {

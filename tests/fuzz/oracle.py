@@ -184,9 +184,9 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
         if "total" in LIKELIHOODS[case.likelihood].domains:
             large = large | (params[LIKELIHOODS[case.likelihood].domains.index("total")] < 1)
         outside, infinite = outside | large, infinite | large
-    # of what is no normal number of that dtype there may be few digits, or none, of which a gradient is made
-    domains = LIKELIHOODS[case.likelihood].domains
-    tiny = [(p != 0) & (p.abs() < torch.finfo(dtype).tiny) & (d == "positive") for p, d in zip(params, domains)]
+    # beyond what is promised, where the square is no normal number there may be few digits of which a gradient is made
+    domains, least_root = LIKELIHOODS[case.likelihood].domains, torch.finfo(dtype).tiny ** 0.5
+    tiny = [(p != 0) & (p.abs() < least_root) & (d == "positive") for p, d in zip(params, domains)]
     outside = outside | sites(case, [x != x, *tiny])
     if "floor" in options:  # a scale whose inverse leaves float32 is no number's to be held to
         scales = params[1:] if case.likelihood == "discretized_logistic" else params
