@@ -206,9 +206,12 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
         ),
         {
             name: near(
-                g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g) | g.isnan()
+                g,
+                tolerance * g.abs().clamp(min=1.0) + least + beyond_slope(case, at, dtype),
+                as_planes(loose, g),
+                as_planes(outside, g) | g.isnan(),
             )
-            for name, g in zip(names, gradients)
+            for name, g, at in zip(names, gradients, (x, *params))
         },
     )
 
@@ -219,6 +222,13 @@ def beyond_value(case: Case, x: Tensor, params: list[Tensor], dtype: torch.dtype
         return 0.0
     found: Tensor = ROUNDING[dtype][0] * (torch.exp(params[0]) + (params[0] * x).abs())
     return found.nan_to_num(0.0, 0.0, 0.0)
+
+
+def beyond_slope(case: Case, at: Tensor, dtype: torch.dtype) -> Tensor | float:
+    """And on one of its gradient: the PyTorch engine's digammas of what is next to 0, where they cancel in float64."""
+    if case.likelihood != "beta_binomial" or dtype != torch.float64:
+        return 0.0
+    return (ROUNDING[dtype][0] / at.abs()).nan_to_num(0.0, 0.0, 0.0)
 
 
 def sites(case: Case, masks: list[Tensor]) -> Tensor:
