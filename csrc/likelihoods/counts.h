@@ -82,7 +82,8 @@ struct NegativeBinomialMixture {
 
   // With a and b the two nlls, each beside its share: min(a, b) - log(1 + e^-|a - b|). How far they are apart is the
   // difference of the terms in the means, which are what the rounding of the nlls leaves nothing of where those are
-  // large; or of the nlls, where they are smaller than such terms.
+  // large; or of the nlls, where they are smaller than such terms. Without `constant` an nll may be small and made of
+  // terms as large as the count.
   template <class V>
   static VF_HD Term<V, 4> eval(const V (&p)[4], V x, const Options& o) {
     const V zero = lit<V>(0), eps = lit<V>(o[1]), count = count_of(x), theta = p[2], l = p[3];
@@ -93,7 +94,8 @@ struct NegativeBinomialMixture {
     const V mu = p[0] + eps, other = p[1] + eps, off = p[1] - p[0];
     const V by_total = (theta + count) * log_ratio(theta + mu, theta + other, off);
     const V by_mean = select(equal(count, zero), zero, count * log_ratio(mu, other, off));
-    const auto smaller = less(abs_(by_total) + abs_(by_mean), first.nll + second.nll);
+    const V size = abs_(first.nll) + abs_(second.nll), terms = abs_(by_total) + abs_(by_mean);
+    const auto smaller = less(terms, constant ? size : size + count);
     const auto apart = softplus_terms(select(smaller, by_total - by_mean, second.nll - first.nll) + l);
     const V a = first.nll + (select(less(l, zero), zero - l, zero) + share.tail), b = second.nll + softplus(l, share);
     const V least = select(less(b, a), b, a), of_first = apart.sigmoid, of_second = apart.complement;
