@@ -77,6 +77,8 @@ FOUND = [
          reduction="batchmean", levels=2),
     Case(op="packed", shape=(4, 3, 2, 5), seed=4, layouts=("permuted",), batch_dims=2),
     Case(op="packed", shape=(4, 4, 2, 3), layouts=("overlapping",), batch_dims=2),
+    Case(op="multi_tensor_sample_with_kl", shape=(2, 2, 2), seed=987067, layouts=("permuted",),
+         reduction="per_sample", batch_dims=3, levels=3),
     # the shares of a mixture of negative binomials without log x! came of the nlls' rounding
     Case(op="reconstruction_loss", shape=(7, 2), seed=589290, likelihood="negative_binomial_mixture", count=4,
          other_options=True),
