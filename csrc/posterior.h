@@ -121,11 +121,36 @@ VF_HD KL<V> kl_of(V mu, const Scale<V>& q) {
 }
 
 template <class V>
+VF_HD KL<V> kl_of(V delta, V slope, const ExpTerms<V>& e) {
+  const V half = lit<V>(0.5);
+  return {half * fma_(delta, delta, e.h), slope, half * e.em1, lit<V>(-0.5) * fma_(delta, delta, e.em1)};
+}
+
+// Of any log variances, d apart: their roots may be no numbers where the ratio of those is one; means that are off
+// apart are scaled step by step, and where off is 0 it stays that.
+template <class V>
+VF_CALLED KL<V> far_kl(V off, V d, V prior_logvar) {
+  const auto none = equal(off, lit<V>(0));
+  const V step = exp_(prior_logvar * lit<V>(-0.25)), delta = select(none, off, off * step * step);
+  return kl_of(delta, select(none, off, delta * step * step), exp_terms(d));
+}
+
+// Up to here |prior_logvar| leaves a normal number of the prior's std; a std that is none beside it is next to 0 or
+// infinite in that.
+template <class V>
+constexpr double kOrdinary = kDouble<V> ? 700 : 80;
+
+template <class V>
 VF_HD KL<V> kl_of(V mu, const Scale<V>& q, const Prior<V>& prior) {
-  const V half = lit<V>(0.5), delta = (mu - prior.mu) * prior.inverse;
-  const auto e = exp_terms(q.logvar - prior.logvar, q.std * prior.inverse);
-  return {half * fma_(delta, delta, e.h), delta * prior.inverse, half * e.em1,
-          lit<V>(-0.5) * fma_(delta, delta, e.em1)};
+  const V off = mu - prior.mu, d = q.logvar - prior.logvar, delta = off * prior.inverse;
+  KL<V> kl = kl_of(delta, delta * prior.inverse, exp_terms(d, q.std * prior.inverse));
+  const auto far = less(lit<V>(kOrdinary<V>), abs_(prior.logvar));
+  if (any(far)) {
+    const KL<V> other = far_kl(off, d, prior.logvar);
+    kl = {select(far, other.value, kl.value), select(far, other.dmu, kl.dmu), select(far, other.dlogvar, kl.dlogvar),
+          select(far, other.dprior_logvar, kl.dprior_logvar)};
+  }
+  return kl;
 }
 
 }  // namespace VF_ISA

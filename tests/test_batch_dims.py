@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -190,6 +191,60 @@ def test_packed(backend: str, reduction: str) -> None:
     torch.testing.assert_close(kl, q.kl(reduction=reduction, batch_dims=2))
     point = vaefast.DiagonalGaussian(moments, dim=-1, deterministic=True)
     assert point.kl(reduction=reduction, batch_dims=2).shape == kl.shape
+
+
+# the dimensions in an order of memory, of which the first two are the batch
+ORDERS = list(itertools.permutations(range(3)))
+
+
+def ordered(order: tuple[int, ...], last: int = D, seed: int = 0) -> Tensor:
+    shape = (B, T, last)
+    t = torch.randn([shape[d] for d in order], generator=torch.Generator().manual_seed(seed))
+    return t.permute([order.index(d) for d in range(3)])
+
+
+def drawn(f: Callable[[], Any]) -> Any:
+    torch.manual_seed(3)
+    return f()
+
+
+def alone(mu: Tensor, raw: Tensor, moments: Tensor, **prior: Any) -> list[Tensor]:
+    z, _ = vaefast.sample_with_kl(mu, raw, **prior)
+    return [z, vaefast.DiagonalGaussian(moments, dim=-1).sample()]
+
+
+def in_batches(mu: Tensor, raw: Tensor, moments: Tensor, **prior: Any) -> list[Tensor]:
+    z, _ = vaefast.sample_with_kl(mu, raw, **prior, batch_dims=2)
+    return [z, vaefast.DiagonalGaussian(moments, dim=-1).sample_with_kl(batch_dims=2)[0]]
+
+
+@pytest.mark.parametrize("prior", [{}, {"prior_mu": torch.zeros((), dtype=torch.float64)}], ids=["", "wide"])
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_the_noise_of_a_sample_is_that_of_its_memory(
+    native: str, order: tuple[int, ...], prior: dict[str, Any]
+) -> None:
+    """Whatever dimensions are the batch, and however those of the batch lie among the others."""
+    inputs = ordered(order), ordered(order, seed=1), ordered(order, 2 * D, seed=2)
+    expected, got = (drawn(lambda f=f: f(*inputs, **prior)) for f in (alone, in_batches))
+    torch.testing.assert_close(got, expected)
+
+
+def test_and_so_it_is_compiled(native: str) -> None:
+    inputs = ordered((0, 2, 1)), ordered((0, 2, 1), seed=1), ordered((0, 2, 1), 2 * D, seed=2)
+    compiled = (torch.compile(f, fullgraph=True, backend="aot_eager") for f in (alone, in_batches))
+    expected, got = (drawn(lambda f=f: f(*inputs)) for f in compiled)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("orders", list(itertools.combinations(ORDERS, 2)), ids=str)
+def test_the_noise_of_several_is_that_of_their_memory(native: str, orders: tuple[tuple[int, ...], ...]) -> None:
+    mus, raws = ([ordered(order, d, seed=k) for d, order in zip((3, 6), orders)] for k in (1, 2))
+    expected, _ = drawn(lambda: vaefast.multi_tensor_sample_with_kl(mus, raws))
+    for reduction in ("per_sample", "batchmean"):
+        options = {"reduction": reduction, "batch_dims": 2}
+        got, kl = drawn(lambda options=options: vaefast.multi_tensor_sample_with_kl(mus, raws, **options))
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(kl, vaefast.multi_tensor_gaussian_kl(mus, raws, **options))
 
 
 def test_three_dimensions_and_all(backend: str) -> None:

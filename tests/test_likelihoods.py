@@ -394,6 +394,36 @@ def test_a_rate_that_meets_its_count(backend: str, device: str, count: float) ->
     assert (error <= BOUND * expected.abs().clamp(min=1) + 2e-9 * count).all()
 
 
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_continuous_bernoulli_that_is_nearly_even(backend: str, device: str, dtype: torch.dtype) -> None:
+    logits = torch.logspace(-12, -1, 67, dtype=torch.float64)
+    logits = torch.cat((logits, -logits)).to(dtype)
+    target = torch.linspace(0, 1, len(logits), dtype=dtype)
+    leaf = logits.to(device).requires_grad_()
+    nll = vaefast.reconstruction_loss(leaf, target.to(device), likelihood="continuous_bernoulli", reduction="none")
+    bound = {torch.float32: 2e-6, torch.float64: 1e-14}[dtype]
+    assert_within(nll, exact_nll("continuous_bernoulli", target, (logits,)), bound)
+    (gradient,) = torch.autograd.grad(nll.sum(), leaf)
+    wide = logits.double()
+    mean = 0.5 + wide / 12 - wide**3 / 720 + wide**5 / 30240 - wide**7 / 1209600
+    assert_within(gradient, mean - target.double(), {torch.float32: 2e-6, torch.float64: 2e-12}[dtype])
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("count", [1e2, 1e4, 1e6, 1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rate_beside_a_large_count(backend: str, device: str, count: float, dtype: torch.dtype) -> None:
+    """Without log x! there are e^l and x l alone, which here are small beside x log x: each is rounded once."""
+    log_rate = (torch.linspace(-3, 3, 401, dtype=torch.float64) / count).to(dtype)
+    chosen = vaefast.Likelihood("poisson", constant=False)
+    target = torch.full_like(log_rate, count)
+    nll = vaefast.reconstruction_loss(log_rate.to(device), target.to(device), likelihood=chosen, reduction="none")
+    sample = slice(None, None, 8)
+    exact = exact_nll("poisson", target[sample], (log_rate[sample],), constant=False)
+    assert_within(nll[sample], exact, {torch.float32: 2e-6, torch.float64: 1e-14}[dtype])
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_class_that_there_is_not_is_nan(backend: str, device: str, reduction: str) -> None:
     """Its loss, and all of its gradient; the other sites' gradients are their own."""

@@ -17,6 +17,7 @@ TEXT = (Path(__file__).resolve().parents[1] / "docs" / "limits.md").read_text()
 ROWS = [[cell.strip() for cell in row.split("|")] for row in re.findall(r"^\| (`.*) \|$", TEXT, re.MULTILINE)]
 LIKELIHOOD_ROWS = [row for row in ROWS if len(row) == 5]
 KL_ROWS = [row for row in ROWS if len(row) == 4]
+PRIOR_ROWS = [row for row in ROWS if len(row) == 3]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 BOUND = {torch.float32: 2e-6, torch.float64: 5e-9}  # the tables give nine digits
 LANES = 37
@@ -62,6 +63,24 @@ def test_parameterizations(backend: str, device: str, row: list[str], dtype: tor
     expect(found, float(kl), dtype)
     if gradient != "*":
         expect(torch.autograd.grad(found.sum(), raw)[0], float(gradient), dtype)
+
+
+@pytest.mark.isa
+@DTYPES
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
+@pytest.mark.parametrize("row", PRIOR_ROWS, ids=" ".join)
+def test_a_kl_to_a_prior(backend: str, device: str, row: list[str], dtype: torch.dtype, again: bool) -> None:
+    """``again`` by a backward that can be differentiated; and the prior's two as tensors and as numbers."""
+    at, kl, gradient = row
+    given = numbers(at.strip("`"))
+    tensors = [column(x, dtype, device).requires_grad_() for x in given]
+    for arguments in (tensors, [*tensors[:2], *given[2:]]):
+        for reduction in ("none", "sum"):
+            found = vaefast.gaussian_kl(*arguments, reduction=reduction)
+            expect(found.expand(1, LANES) / (LANES if reduction == "sum" else 1), float(kl), dtype)
+            leaves = [t for t in arguments if isinstance(t, Tensor)]
+            for g, expected in zip(torch.autograd.grad(found.sum(), leaves, create_graph=again), gradient.split(", ")):
+                expect(g.detach(), float(expected), dtype)
 
 
 @pytest.mark.isa

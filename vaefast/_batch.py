@@ -17,7 +17,7 @@ class Batch:
     in x's memory: views, where the others lie alike. A sample of PyTorch's ``noise`` goes by their own order."""
 
     def __init__(self, x: Tensor, dims: int, noise: str = "philox") -> None:
-        self.dims, self.shape = dims, x.shape[:dims]
+        self.dims, self.shape, self.noise = dims, x.shape[:dims], noise
         strides = x.stride()
         self.order: list[int] = []
         for d in range(dims):
@@ -32,6 +32,16 @@ class Batch:
                 if 0 < before < strides[d]:
                     self.order[place], self.order[k] = self.order[k], d
                     place = k
+
+    def reorders(self, x: Tensor) -> bool:
+        """Whether a sample of what :meth:`flat` makes of x lies in another order of memory than one of x, and so would
+        have other noise."""
+        in_order = x.is_contiguous() and self.order == list(range(self.dims))
+        if self.noise != "philox" or in_order:
+            return False
+        like = torch.empty_strided(x.shape, x.stride(), device="meta")
+        there = self.restored(torch.empty_like(self.flat(like, like))).stride()
+        return any(n > 1 and a != b for n, a, b in zip(x.shape, torch.empty_like(like).stride(), there))
 
     def flat(self, x: Any, like: Tensor) -> Any:
         """x, which if it is a tensor broadcasts to ``like``, whose batch this is."""

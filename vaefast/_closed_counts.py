@@ -76,11 +76,11 @@ def poisson(asked: Asked, x: Tensor, log_rate: Tensor, constant: float) -> Close
     if not counted(x):
         return None
     wide, log = x.double(), log_rate.double()
-    slope = torch.exp(log).sub_(wide)
+    rate = torch.exp(log)
+    slope = rate - wide
     gradient = slope.to(x.dtype)
     if few(x) or not constant:
-        # the rate once more
-        nll = (slope + wide).addcmul_(wide, log, value=-1)
+        nll = rate.addcmul_(wide, log, value=-1)
         return nll.add_((wide + 1).lgamma_()) if constant else nll, 1.0, 0.0, [(gradient, 1.0)]
     g = gamma(x + 1)
     slope.addcmul_(wide, (wide + 4).log_().sub_(log))

@@ -123,18 +123,27 @@ def sample_with_kl(
     """In one pass, as far as the options allow."""
     if o.batch_dims != 1:
         batch = Batch(pair.mu, o.batch_dims, engine.noise)
+        if eps is None and batch.reorders(pair.mu):
+            return sample_and_kl(engine, pair, reduction, o, eps, generator)
         flat = batch.pair(pair), reduction, batch.options(o, pair.mu), batch.flat(eps, pair.mu)
         z, found = sample_with_kl(engine, *flat, generator)
         return batch.restored(z), batch.restored(found, reduction)
     if o.kl_weight is not None:
         # what the weight hides of the KL is in the sample all the same
-        z = engine.sample(mu_of_one_pass(pair, engine.noise, eps), pair.raw, pair.p, eps, generator)
-        return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
+        return sample_and_kl(engine, pair, reduction, o, eps, generator)
     begun, inner = begin(pair, reduction, o)
     if eps is None and engine.noise == "torch" and begun.mu is not pair.mu:
         eps, generator = torch_noise(pair.mu, generator), None  # which PyTorch draws otherwise for another dtype
     z, found = engine.sample_with_kl(begun, inner, o.balance, eps, generator)
     return z.to(pair.mu.dtype), finish(engine, found, pair, begun, inner, reduction, o)
+
+
+def sample_and_kl(
+    engine: Engine, pair: Pair, reduction: str, o: KLOptions, eps: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """In two passes."""
+    z = engine.sample(mu_of_one_pass(pair, engine.noise, eps), pair.raw, pair.p, eps, generator)
+    return z.to(pair.mu.dtype), kl(engine, pair, reduction, o)
 
 
 def mu_of_one_pass(pair: Pair, noise: str, eps: Tensor | None) -> Tensor:
@@ -430,6 +439,9 @@ def multi_sample_with_kl(
     if batch_dims == 1 or reduction == "sum":
         return engine.multi_sample_with_kl(many, reduction, generator)
     batch = Batch(many.mus[0], batch_dims, engine.noise)
+    if any(map(batch.reorders, many.mus)):
+        samples, _ = engine.multi_sample_with_kl(many, "sum", generator)
+        return samples, multi_kl(engine, many, reduction, batch_dims)
     samples, kl = engine.multi_sample_with_kl(batch.posteriors(many), reduction, generator)
     return [batch.restored(z) for z in samples], batch.restored(kl, reduction)
 
@@ -446,5 +458,8 @@ def packed(
     if batch_dims == 1 or not with_kl:
         return engine.packed(of, reduction, generator, with_sample, with_kl)
     batch = Batch(of.moments, batch_dims, engine.noise)
-    *z, kl = engine.packed(batch.moments(of), reduction, generator, with_sample, with_kl)
-    return [*map(batch.restored, z), batch.restored(kl, reduction)]
+    if with_sample and not of.moments.is_contiguous() and batch.reorders(of.moments.chunk(2, of.dim)[0]):
+        (z,) = engine.packed(of, reduction, generator, True, False)
+        return [z, *packed(engine, of, reduction, batch_dims, None, False, True)]
+    *samples, kl = engine.packed(batch.moments(of), reduction, generator, with_sample, with_kl)
+    return [*map(batch.restored, samples), batch.restored(kl, reduction)]

@@ -41,11 +41,14 @@ def softplus(x: Tensor) -> Tensor:
 
 # from here down softplus is e^x, even in float64
 _LOW = -40.0
+# and from here its logarithm is x in float32, and its slope 1
+_LOW_NARROW = -16.0
 
 
 def _log_softplus(x: Tensor) -> Tensor:
-    """Twice the logarithm, which does not underflow with it."""
-    low = x < _LOW
+    """Twice the logarithm, which does not underflow with it; and whose gradient, divided by the softplus and multiplied
+    by its slope, overflows on the way only where it is next to infinite itself."""
+    low = x < (_LOW if x.dtype == torch.float64 else _LOW_NARROW)
     return 2 * torch.where(low, x, torch.log(softplus(torch.where(low, 0.0, x))))
 
 
@@ -143,9 +146,6 @@ _BERNOULLI = (
 )  # fmt: skip
 
 
-# math.exp raises beyond 709
-_LARGEST_EXPONENT = 700.0
-
 # what is infinite leaves e^x more than x
 _MOST = 1e30
 
@@ -185,8 +185,32 @@ def kl(spec: Spec, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior
     if prior_mu is None and prior_logvar is None:
         return 0.5 * (mu * mu + h(logvar))
     pm, plv = as_tensor(prior_mu, mu), as_tensor(prior_logvar, mu)
-    # e^(-lvp/2) multiplies the difference first, so that the square does not overflow before it is scaled down
-    return 0.5 * (h(logvar - plv) + ((mu - pm) * torch.exp(-0.5 * plv)) ** 2)
+    # e^(-lvp/4) multiplies the difference, twice, so that what is scaled overflows only where it is infinite; of no
+    # distance, where that alone is, nothing is left
+    off = mu - pm
+    far = (off == 0) & (plv < _least_logvar(off.dtype))
+    step = torch.exp(-0.25 * torch.where(far, 0.0, plv))
+    return 0.5 * (h(logvar - plv) + (off * step * step) ** 2)
+
+
+def _least_logvar(dtype: torch.dtype) -> float:
+    """From which on e^(-logvar / 4) is finite."""
+    return -4 * math.log(torch.finfo(dtype).max)
+
+
+def _scaled(off: Tensor, prior_logvar: Tensor | float) -> tuple[Tensor, Tensor]:
+    """off / std and off / std^2 of a prior, as :func:`kl` has them, without autograd."""
+    most = torch.finfo(off.dtype).max
+    if isinstance(prior_logvar, Tensor):
+        step = torch.exp(prior_logvar * -0.25).clamp_(max=most)
+        delta = (off * step).mul_(step)
+        return delta, (delta * step).mul_(step)
+    number = math.exp(min(-0.25 * prior_logvar, math.log(most)))
+    if number <= math.sqrt(most):
+        delta = off * number**2
+        return delta, delta * number**2
+    delta = (off * number).mul_(number)
+    return delta, (delta * number).mul_(number)
 
 
 def kl_with_gradients(
@@ -207,14 +231,8 @@ def kl_with_gradients(
     if prior_logvar is not None:
         logvar = logvar - prior_logvar
     d = dmu = mu - prior_mu if isinstance(prior_mu, Tensor) or prior_mu else mu
-    if isinstance(prior_logvar, Tensor):
-        inverse = torch.exp(prior_logvar * -0.5)
-        d = d * inverse
-        dmu = d * inverse
-    elif prior_logvar:
-        scale = math.exp(min(-0.5 * prior_logvar, _LARGEST_EXPONENT))
-        d = d * scale
-        dmu = d * scale
+    if isinstance(prior_logvar, Tensor) or prior_logvar:
+        d, dmu = _scaled(d, prior_logvar)
     square = d * d
     twice: Tensor | float
     if total:

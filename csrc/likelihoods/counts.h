@@ -12,7 +12,8 @@ struct Poisson {
   static constexpr const char* name = "poisson";
   static constexpr int required = 1, params = 1, options = 1;
 
-  // e^l - x l + log(x!) = x h(d) + (log(x!) - x log x + x) with d = l - log x, where large terms cancel on paper
+  // e^l - x l + log(x!) = x h(d) + (log(x!) - x log x + x) with d = l - log x, where large terms cancel on paper.
+  // Without log(x!) there are the two terms alone, of which an infinite rate leaves none.
   template <class V>
   static VF_HD Term<V, 1> eval(const V (&p)[1], V x, const Options& o) {
     const V l = p[0], zero = lit<V>(0);
@@ -20,10 +21,12 @@ struct Poisson {
     const V count = select(none, lit<V>(1), count_of(x));
     const auto log = log_difference(l, count);
     const auto e = exp_terms(select(none, l, log.difference));
-    const V rate = e.root * e.root;
-    const V data = o[0].narrow != 0 ? factorial_excess(count, log.log) : fma_(zero - count, log.log, count);
-    const V nll = fma_(count, e.h, data);
-    return {select(none, rate, nll), {select(none, rate, count * e.em1)}};
+    const V slope = select(none, e.root * e.root, count * e.em1);
+    if (o[0].narrow != 0) {
+      return {select(none, slope, fma_(count, e.h, factorial_excess(count, log.log))), {slope}};
+    }
+    const V rate = exp_(l), most = rate + (count - count);
+    return {select(none, rate, select(equal(most, infinity<V>()), most, fma_(zero - count, l, rate))), {slope}};
   }
 };
 
@@ -79,7 +82,8 @@ struct NegativeBinomialMixture {
 
   // With a and b the two nlls, each beside its share: min(a, b) - log(1 + e^-|a - b|). How far they are apart is the
   // difference of the terms in the means, which are what the rounding of the nlls leaves nothing of where those are
-  // large; or of the nlls, where they are smaller than such terms.
+  // large; or of the nlls, where they are smaller than such terms. Without `constant` an nll may be small and made of
+  // terms as large as the count.
   template <class V>
   static VF_HD Term<V, 4> eval(const V (&p)[4], V x, const Options& o) {
     const V zero = lit<V>(0), eps = lit<V>(o[1]), count = count_of(x), theta = p[2], l = p[3];
@@ -90,7 +94,8 @@ struct NegativeBinomialMixture {
     const V mu = p[0] + eps, other = p[1] + eps, off = p[1] - p[0];
     const V by_total = (theta + count) * log_ratio(theta + mu, theta + other, off);
     const V by_mean = select(equal(count, zero), zero, count * log_ratio(mu, other, off));
-    const auto smaller = less(abs_(by_total) + abs_(by_mean), first.nll + second.nll);
+    const V size = abs_(first.nll) + abs_(second.nll), terms = abs_(by_total) + abs_(by_mean);
+    const auto smaller = less(terms, constant ? size : size + count);
     const auto apart = softplus_terms(select(smaller, by_total - by_mean, second.nll - first.nll) + l);
     const V a = first.nll + (select(less(l, zero), zero - l, zero) + share.tail), b = second.nll + softplus(l, share);
     const V least = select(less(b, a), b, a), of_first = apart.sigmoid, of_second = apart.complement;

@@ -16,7 +16,8 @@ from .calls import Arguments, Found, arguments, data_shape, level_shape, noises,
 from .cases import Case
 from .oracle import Near, Reduced, Terms
 
-# sites whose textbook's formula is in doubt are computed in 50 digits, so many of them
+# sites whose textbook's formula is in doubt are computed in 50 digits, so many of them; fewer of a mixture, whose time
+# grows with the square of its planes
 MOST_DIGITS = 300
 
 
@@ -88,11 +89,6 @@ class Expected:
             terms = oracle.sample_terms(
                 self.case, mu.expand(shape), raw.expand(shape), eps.double().expand(shape), dtype, drawn
             )
-            if drawn and self.given.reordered():
-                terms = Terms(
-                    replace(terms.value, free=terms.value.free | True),
-                    {n: replace(g, free=g.free | True) for n, g in terms.partials.items()},
-                )
             name = f"z@{level}" if level else "z"
             self.outputs[name] = terms.value, None
             self.paths.append((name, terms, None, {"mu": names[0], "raw": names[1], "eps": "eps"}))
@@ -143,10 +139,13 @@ class Expected:
 
         return Reduced(value.over(lambda t: t.mean(0)), factor)
 
+    def _recon(self) -> list[str]:
+        return [f"recon{k}" for k in range(self.case.count)]
+
     def nll_inputs(self) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Of one shape, in float64, a mixture's planes along dim 1, and 1 in the place of what a weight hides."""
         case, given = self.case, self.given
-        params = [given.get(f"recon{k}").detach().double() for k in range(case.count)]
+        params = [given.get(name).detach().double() for name in self._recon()]
         x, weight = given.get("target").detach().double(), given.get("weight")
         shape, planes = data_shape(case), bool(LIKELIHOODS[case.likelihood].planes)
         if planes:  # along dim 1, behind one batch dimension
@@ -168,7 +167,7 @@ class Expected:
         case, given = self.case, self.given
         assert given.likelihood is not None
         x, params, weight = self.nll_inputs()
-        tensors = [given.get(n) for n in ("recon0", "recon1", "recon2", "target", "weight")]
+        tensors = [given.get(n) for n in (*self._recon(), "target", "weight")]
         self.nll_dtype = wide(*tensors)
         terms = self.nll = oracle.nll_terms(case, x, params, given.likelihood.options, self.nll_dtype)
         self._nll_out(terms, weight)
@@ -180,7 +179,7 @@ class Expected:
         w = None if weight is None else weight.reshape(shape)
         found = oracle.plain(value, w, case.reduction, case.batch_dims)
         self.outputs["nll"] = found.out, None
-        names = {"target": "target", **{f"recon{k}": f"recon{k}" for k in range(case.count)}}
+        names = {name: name for name in ("target", *self._recon())}
         self.paths = [path for path in self.paths if path[0] != "nll"]
         self.paths.append(("nll", terms, found, names))
 
@@ -191,15 +190,18 @@ class Expected:
         assert self.nll is not None and self.given.likelihood is not None
         x, params, weight = self.nll_inputs()
         terms, case = self.nll, self.case
-        planes = bool(LIKELIHOODS[case.likelihood].planes)
-        tolerance = oracle.TOLERANCE[self.nll_dtype]
+        entry = LIKELIHOODS[case.likelihood]
+        planes = bool(entry.planes)
+        tolerance, least = oracle.TOLERANCE[self.nll_dtype], torch.finfo(self.nll_dtype).tiny ** 0.5
         changed = False
-        for index in sites.nonzero().tolist()[:MOST_DIGITS]:
+        most = min(MOST_DIGITS, max(1, 3000 // params[0].shape[1] ** 2)) if planes else MOST_DIGITS
+        for index in sites.nonzero().tolist()[:most]:
             at = tuple(index)
             along = (at[0], slice(None), *at[1:]) if planes else at
             own = x[along].reshape(-1).tolist() if x.dim() > sites.dim() else [x[at].item()]
             numbers = params[0][along].tolist() if planes else [p[at].item() for p in params]
-            if not all(map(_finite, (*own, *numbers))):
+            small = any(0 < n < least and d == "positive" for n, d in zip(numbers, entry.domains))
+            if small or not all(map(_finite, (*own, *numbers))):
                 continue
             found = formulas.exact(case.likelihood, own, numbers, self.given.likelihood.options)
             if found is None:
@@ -255,7 +257,7 @@ class Expected:
         case, get = self.case, self.given.get
         if name.startswith("z"):
             return self.given.of_level("mu", int(name[2:] or 0)).dtype if case.op != "packed" else get("moments").dtype  # type: ignore[no-any-return]
-        of_nll = [get(n) for n in ("recon0", "recon1", "recon2", "target")]
+        of_nll = [get(n) for n in (*self._recon(), "target")]
         of_kl = [
             self.given.of_level(n, k) for k in range(case.levels) for n in ("mu", "raw", "prior_mu", "prior_logvar")
         ]
@@ -315,6 +317,7 @@ class Expected:
         if shape is not None and found.value.shape != shape:
             size = found.value.abs().sum_to_size(shape)
             found = found.over(lambda t: t.sum_to_size(shape))
+            found = replace(found, loose=found.loose | (size > 0.99 * most))
             # what is expanded before a kernel sees it, in PyTorch, is added up from gradients of its own dtype
             expanded = case.num_samples or case.batch_dims != 1 or "kl_weight" in self.given.tensors
             step = oracle.ROUNDING[leaf.dtype if expanded else torch.float32][0]
@@ -330,7 +333,7 @@ class Expected:
             nothing = not partial.value.numel()
             found = replace(found, loose=found.loose | ~(leaf.detach().abs() <= oracle.HUGE) | nothing)
         found = found.rounded(leaf.dtype)  # by each node, before they add up
-        return found if so_far is None else so_far + found
+        return found if so_far is None else (so_far + found).rounded(leaf.dtype)
 
     def _packed(self, sums: dict[str, Near]) -> dict[str, Near]:
         found = {}
@@ -368,6 +371,9 @@ def _set(near: Near, at: tuple[int, ...], value: float, tolerance: float) -> Non
 
 # ---- the verdict
 
+# what results are called, behind an argument's name
+GRADIENT, AGAIN = "'s gradient", " once more"
+
 
 def wrong(actual: Tensor, near: Near) -> Tensor:
     a, e = actual.double(), near.value
@@ -390,13 +396,14 @@ def verdicts(given: Arguments, found: Found, expected: Expected) -> dict[str, Te
             raise Wrong(f"{name} has shape {tuple(out.shape)}, not {tuple(near.value.shape)}")
         results[name] = wrong(out, near)
     for name, near in expected.gradients(found).items():
-        gradient = found.gradients.get(name)
         leaf = given.tensors[name]
-        if gradient is None:
-            gradient = torch.zeros_like(leaf)
-        if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
-            raise Wrong(f"{name}'s gradient is {tuple(gradient.shape)} {gradient.dtype}, not as {name} is")
-        results[f"{name}'s gradient"] = wrong(gradient, near)
+        for gradients, which in ((found.gradients, ""), (found.again, AGAIN))[: 1 + given.case.twice]:
+            gradient = gradients.get(name)
+            if gradient is None:
+                gradient = torch.zeros_like(leaf)
+            if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
+                raise Wrong(f"{name}'s gradient is {tuple(gradient.shape)} {gradient.dtype}, not as {name} is")
+            results[f"{name}{GRADIENT}{which}"] = wrong(gradient, near)
     return {name: bad for name, bad in results.items() if bad.any()}
 
 
@@ -422,23 +429,39 @@ def check(case: Case) -> None:
 def doubtful(given: Arguments, expected: Expected) -> Tensor:
     """The sites at which elementwise values or gradients are not the textbook's."""
     assert expected.nll is not None
-    sites = torch.ones_like(expected.nll.value.loose)
+    terms, params = expected.nll, expected._recon()
+    sites = torch.ones_like(terms.value.loose)
     if sites.sum() <= MOST_DIGITS:
         return sites
     alone = replace(
-        given.case, op="reconstruction_loss", shape=data_shape(given.case), reduction="none", overwrite=False
-    )
-    copy = Arguments(alone, given.tensors, given.numbers, given.wanted, given.likelihood)
-    found = run(copy).outputs["nll"]
-    return ~((found.double().reshape(sites.shape) - expected.nll.value.value).abs() <= 0.2 * expected.nll.value.bound)
+        given.case, op="reconstruction_loss", shape=data_shape(given.case), reduction="none", overwrite=False,
+        upstream="ones", twice=False,
+    )  # fmt: skip
+    full = {name: given.tensors[name].detach() for name in params}
+    full = {name: t.expand(full["recon0"].shape).contiguous().requires_grad_() for name, t in full.items()}
+    found = run(Arguments(alone, {**given.tensors, **full}, given.numbers, params, given.likelihood))
+    weight = expected.nll_inputs()[2]
+    w = torch.ones(sites.shape, dtype=torch.float64) if weight is None else weight
+    right = _beside(found.outputs["nll"], terms.value * w)
+    for name in params:
+        near = terms.partials[name]
+        planes = near.value.dim() > w.dim()
+        each = _beside(found.gradients[name], near * (w.unsqueeze(1) if planes else w))
+        right = right & (each.all(1) if planes else each)
+    return ~right
+
+
+def _beside(found: Tensor, near: Near) -> Tensor:
+    found = found.double().reshape(near.value.shape)
+    return ((found - near.value).abs() <= 0.2 * near.bound) | near.free
 
 
 def explained(name: str, mask: Tensor, given: Arguments, found: Found, expected: Expected) -> str:
     at = tuple(mask.nonzero()[0].tolist())
-    if name.endswith("'s gradient"):
-        leaf = name.removesuffix("'s gradient")
+    leaf, _, which = name.partition(GRADIENT)
+    if leaf != name:
         near = expected.gradients(found)[leaf]
-        gradient = found.gradients.get(leaf)
+        gradient = (found.again if which else found.gradients).get(leaf)
         actual = torch.zeros_like(given.tensors[leaf]) if gradient is None else gradient
     else:
         near, actual = expected.output(name, found.outputs[name].dtype), found.outputs[name]

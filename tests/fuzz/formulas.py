@@ -14,7 +14,8 @@ import mpmath
 import torch
 from mpmath import mp, mpf
 from torch import Tensor
-from torch.nn import functional as F
+
+from vaefast.reference import LIKELIHOODS
 
 Formula = Callable[..., Tensor]
 
@@ -65,7 +66,8 @@ def h(x: Tensor) -> Tensor:
     series = torch.ones_like(c)
     for n in range(17, 2, -1):
         series = 1 + c / n * series
-    return torch.where(near, c * c / 2 * series, torch.expm1(torch.where(near, 1.0, x)) - torch.where(near, 1.0, x))
+    far = torch.where(near, 1.0, x)  # of which nothing is left beside an infinite e^x
+    return torch.where(near, c * c / 2 * series, torch.expm1(far) - far.clamp(max=1e30))
 
 
 def kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
@@ -78,10 +80,12 @@ def kl(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Te
 
 
 def _bernoulli_probs(x: Tensor, p: Tensor) -> Tensor:
+    """Not F.binary_cross_entropy, whose backward has the 1e-12 below rounded to float32."""
     inside = (x >= 0) & (x <= 1) & (p >= 0) & (p <= 1)
-    shown = torch.where(inside, p, 0.5)
-    nll = F.binary_cross_entropy(shown, torch.where(inside, x, 0.5).detach(), reduction="none")
-    return torch.where(inside, nll, math.nan)
+    x, p = torch.where(inside, x, 0.5), torch.where(inside, p, 0.5)
+    at = p.detach()
+    nll = -(x * torch.log(at).clamp(min=-100) + (1 - x) * torch.log1p(-at).clamp(min=-100))
+    return torch.where(inside, nll + (p - at) * (at - x) / (at * (1 - at)).clamp(min=1e-12), math.nan)
 
 
 def _continuous_bernoulli(x: Tensor, l: Tensor) -> Tensor:  # noqa: E741
@@ -136,6 +140,25 @@ def _zero_inflated(x: Tensor, mu: Tensor, t: Tensor, pi: Tensor, constant: float
     return softplus(pi) - torch.where(x == 0, at_zero, nb)
 
 
+def _negative_binomial_mixture(
+    x: Tensor, mu1: Tensor, mu2: Tensor, t: Tensor, logit: Tensor, constant: float, eps: float
+) -> Tensor:
+    first, second = (_negative_binomial(x, mu, t, constant, eps) for mu in (mu1, mu2))
+    return -torch.logaddexp(-softplus(-logit) - first, -softplus(logit) - second)
+
+
+def _zero_or(density: Formula) -> Formula:
+    """A mass at 0 beside a density above it, which there is none of below."""
+
+    def nll(x: Tensor, *params: Tensor) -> Tensor:
+        *own, pi = params
+        # at 0 the density is not asked, nor below
+        shown = density(torch.where(x > 0, x, 1.0), *own)
+        return torch.where(x == 0, softplus(-pi), torch.where(x > 0, softplus(pi) + shown, math.nan))
+
+    return nll
+
+
 def _beta_binomial(x: Tensor, a: Tensor, b: Tensor, n: Tensor) -> Tensor:
     def log_beta(p: Tensor, q: Tensor) -> Tensor:
         return torch.lgamma(p) + torch.lgamma(q) - torch.lgamma(p + q)
@@ -159,8 +182,21 @@ def _categorical(x: Tensor, logits: Tensor, dim: float) -> Tensor:
     K = logits.shape[1]
     known = (x >= 0) & (x < K) & (x == x.floor())
     index = torch.where(known, x, 0.0).long().unsqueeze(1)
-    picked = logits.gather(1, index).squeeze(1)
-    return torch.where(known, torch.logsumexp(logits, 1) - picked, math.nan)
+    apart = logits - _most(logits)
+    picked = apart.gather(1, index).squeeze(1)
+    return torch.where(known, _logsumexp(apart) - picked, math.nan)
+
+
+def _logsumexp(x: Tensor) -> Tensor:
+    most = _most(x)
+    return (torch.exp(x - most).sum(1, keepdim=True).log() + most).squeeze(1)
+
+
+def _most(x: Tensor) -> Tensor:
+    """Along dim 1 what is to be subtracted before exponentials: torch.logsumexp's gradient is off where its value has
+    no digits left for the logarithm."""
+    most = x.detach().amax(1, keepdim=True) if x.shape[1] else x.detach().sum(1, keepdim=True)
+    return torch.where(most.isfinite(), most, 0.0)
 
 
 def _mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: float) -> Tensor:
@@ -173,7 +209,7 @@ def _mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: flo
         for b in range(c):
             mean = mean + torch.tanh(groups[coupling[c, b]]) * x[:, b : b + 1]
         joint = joint - _discretized_logistic(x[:, c : c + 1], mean, ls, **grid)
-    return torch.logsumexp(logits, 1) - torch.logsumexp(joint, 1)
+    return _logsumexp(logits) - _logsumexp(joint)
 
 
 NLL: dict[str, Formula] = {
@@ -185,9 +221,12 @@ NLL: dict[str, Formula] = {
     "student_t": _student_t,
     "log_normal": _log_normal,
     "gamma": _gamma,
+    "zero_inflated_log_normal": _zero_or(_log_normal),
+    "zero_inflated_gamma": _zero_or(_gamma),
     "poisson": _poisson,
     "negative_binomial": _negative_binomial,
     "zero_inflated_negative_binomial": _zero_inflated,
+    "negative_binomial_mixture": _negative_binomial_mixture,
     "beta_binomial": _beta_binomial,
     "discretized_logistic": _discretized_logistic,
     "categorical": _categorical,
@@ -215,11 +254,24 @@ DIGITS: dict[str, Callable[..., mpf]] = {
 VALUE_ALONE = ("bernoulli_probs",)
 
 
+def inside(likelihood: str, x: Sequence[float], params: Sequence[float]) -> bool:
+    """Whether the data are the likelihood's, which formulas in digits do not ask."""
+    support = LIKELIHOODS[likelihood].support
+    if likelihood == "bernoulli" or support in ("real", "bins"):
+        return True
+    if support == "class":
+        return x[0] in range(len(params))
+    most = {"unit": 1.0, "some of total": params[-1]}.get(support, math.inf)
+    return (x[0] > 0 if support == "positive" else x[0] >= 0) and x[0] <= most
+
+
 def exact(
     likelihood: str, x: Sequence[float], params: Sequence[float], options: dict[str, float]
 ) -> tuple[float, list[float]] | None:
     """The nll of one site and its derivatives in its parameters; None where the formula does not take the numbers. x
     and params are a mixture's along ``dim``."""
+    if not inside(likelihood, x, params):
+        return None
     xs, ps = list(map(mpf, x)), list(map(mpf, params))
     if likelihood in digits.MIXTURES:
         without = {k: v for k, v in options.items() if k != "dim"}

@@ -129,9 +129,11 @@ def kl_terms(
     small, mass = torch.expm1(a - b).abs(), torch.exp(a - b)
     square = ((q[0] - p[0]) * torch.exp(-b / 2)) ** 2
     bound = relative * value.detach().abs() + times(off, small + square) + times(off**2, mass)
-    near_prior = relative * (small + square) + times(off, mass + square)
+    in_ratio = relative * small + times(off, mass)
+    in_scale = in_ratio + relative * square + times(off, square)  # of what the means' distance is measured by
+    of_raw, of_prior_raw = (in_scale, in_ratio) if reverse else (in_ratio, in_scale)
     in_mean = (relative + off) * partials[0].abs()
-    bounds = in_mean, near_prior * slopes[0].abs(), in_mean, near_prior * slopes[1].abs()
+    bounds = in_mean, of_raw * slopes[0].abs(), in_mean, of_prior_raw * slopes[1].abs()
     inputs = q[0], q[1], p[0], p[1]
     loose = beyond(*inputs) | (lv.abs() > EXPONENT) | (lvp.abs() > EXPONENT)
     loose = loose | ((lv - lvp).abs() > EXPONENT - 20)
@@ -182,6 +184,10 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
         if "total" in LIKELIHOODS[case.likelihood].domains:
             large = large | (params[LIKELIHOODS[case.likelihood].domains.index("total")] < 1)
         outside, infinite = outside | large, infinite | large
+    # beyond what is promised, where the square is no normal number there may be few digits of which a gradient is made
+    domains, least_root = LIKELIHOODS[case.likelihood].domains, torch.finfo(dtype).tiny ** 0.5
+    tiny = [(p != 0) & (p.abs() < least_root) & (d == "positive") for p, d in zip(params, domains)]
+    outside = outside | sites(case, [x != x, *tiny])
     if "floor" in options:  # a scale whose inverse leaves float32 is no number's to be held to
         scales = params[1:] if case.likelihood == "discretized_logistic" else params
         far = sites(case, [x != x, *(p.abs() > EXPONENT / 2 for p in scales)])
@@ -200,9 +206,12 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
         ),
         {
             name: near(
-                g, tolerance * g.abs().clamp(min=1.0) + least, as_planes(loose, g), as_planes(outside, g) | g.isnan()
+                g,
+                tolerance * g.abs().clamp(min=1.0) + least + beyond_slope(case, at, dtype),
+                as_planes(loose, g),
+                as_planes(outside, g) | g.isnan(),
             )
-            for name, g in zip(names, gradients)
+            for name, g, at in zip(names, gradients, (x, *params))
         },
     )
 
@@ -213,6 +222,13 @@ def beyond_value(case: Case, x: Tensor, params: list[Tensor], dtype: torch.dtype
         return 0.0
     found: Tensor = ROUNDING[dtype][0] * (torch.exp(params[0]) + (params[0] * x).abs())
     return found.nan_to_num(0.0, 0.0, 0.0)
+
+
+def beyond_slope(case: Case, at: Tensor, dtype: torch.dtype) -> Tensor | float:
+    """And on one of its gradient: the PyTorch engine's digammas of what is next to 0, where they cancel in float64."""
+    if case.likelihood != "beta_binomial" or dtype != torch.float64:
+        return 0.0
+    return (ROUNDING[dtype][0] / at.abs()).nan_to_num(0.0, 0.0, 0.0)
 
 
 def sites(case: Case, masks: list[Tensor]) -> Tensor:
@@ -238,9 +254,10 @@ def beyond_domain(case: Case, x: Tensor, params: list[Tensor]) -> Tensor:
             far = far | (p.abs() > 1e4)
         found.append(far)
     if LIKELIHOODS[case.likelihood].support in ("count", "some of total"):
-        found.append(~(x.abs() <= 1e9))
-    elif LIKELIHOODS[case.likelihood].support == "positive":
-        found.append(~((x >= TINY) & (x <= HUGE)))
+        found.append(~(x.abs() <= 1e9) | (x > 0) & (x < 1e-6))
+    elif LIKELIHOODS[case.likelihood].support in ("positive", "at least 0"):
+        zero = (x == 0) & (LIKELIHOODS[case.likelihood].support == "at least 0")
+        found.append(~((x >= TINY) & (x <= HUGE) | zero))
     else:
         found.append(~(x.abs() <= HUGE))
     return sites(case, found)

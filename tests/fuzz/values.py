@@ -17,7 +17,10 @@ WILD = (0.0, -0.0, 1e-45, 1e-38, -1e-38, 1e38, -1e38, math.inf, -math.inf, math.
 # where it is at least 0
 WILD_POSITIVE = (1e-38, 1e-30, 1e-12, 1e38, math.inf, math.nan, 1e6, 1.0, 1e15)
 # the order in which a case's tuples go through its tensors
-NAMES = ("mu", "raw", "prior_mu", "prior_logvar", "eps", "target", "recon0", "recon1", "recon2", "weight", "kl_weight")
+NAMES = (
+    "mu", "raw", "prior_mu", "prior_logvar", "eps", "target", "recon0", "recon1", "recon2", "weight", "kl_weight",
+    "recon3",
+)  # fmt: skip
 
 TRAINING: dict[str, Callable[[Tensor], Tensor]] = {
     "real": lambda n: 2 * n,
