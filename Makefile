@@ -25,7 +25,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-torches test-pypi bayesian programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges lint format clean FORCE
+.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-torches test-pypi bayesian programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges accuracy battery asan tsan soak lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -154,6 +154,21 @@ results: $(VENV)/.with-bench  ## from benchmarks/results/ to the pages' tables a
 
 history: $(VENV)/.with-bench  ## results by commit into benchmarks/history.json, and what got slower since the one before
 	$(BIN)/python -m benchmarks.history $(ARGS)
+
+battery: $(VENV)/.with-test $(VENV)/.with-bench  ## the noise through PractRand or dieharder, 10^9 draws; an hour and a half
+	$(BIN)/python -m tools.randomness $(ARGS)
+
+asan: $(VENV)/.with-test  ## AddressSanitizer and UBSan on the kernels: every kernel, layouts, lists, threads; many minutes
+	$(BIN)/python -m tools.sanitizers address $(ARGS)
+
+tsan: $(VENV)/.built  ## ThreadSanitizer on the kernels without torch, 16 threads; minutes
+	$(BIN)/python -m tools.sanitizers thread
+
+soak: $(VENV)/.with-test  ## 10^6 calls of each kind that leave memory as it was, tensors of 2^31 elements; minutes, 5 GB
+	VAEFAST_TEST_CALLS=1e6 VAEFAST_TEST_LARGE=1 $(BIN)/pytest tests/test_memory.py $(ARGS)
+
+accuracy: $(VENV)/.with-test  ## docs/accuracy.md, the worst error of each function and dtype, and where, beside PyTorch
+	$(BIN)/python -m tools.accuracy
 
 edges: $(VENV)/.built  ## docs/edges.md, what the functions give at infinity, NaN and nothing, beside PyTorch
 	$(BIN)/python -m tools.edges
