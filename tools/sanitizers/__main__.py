@@ -17,7 +17,7 @@ from tools.sanitizers import builds
 
 TESTS = (
     "layouts", "packed", "multi_tensor", "overwrite", "masked", "domains", "mixtures", "batch_dims",
-    "total_correlation", "noise", "kl_weight", "limits", "stress",
+    "total_correlation", "noise", "limits", "threads", "memory",
 )  # fmt: skip
 # the sanitized core or none; then a file of tests/ as a program, or pytest
 OF_THE_BUILD = "import os, sys, vaefast; assert vaefast._native._C.__file__.startswith(os.getcwd()), vaefast.__file__; "
@@ -39,9 +39,9 @@ with vaefast.use_backend("native"):
 )
 
 
-def address(every: int, pytest_arguments: Sequence[str]) -> int:
-    folder = builds.extension()
-    env = builds.environment(folder)
+def address(isa: str, every: int, pytest_arguments: Sequence[str]) -> int:
+    folder = builds.extension(isa)
+    env = builds.environment(folder, isa)
 
     def python(code: str, *arguments: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, *arguments]
@@ -79,10 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="tools.sanitizers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("which", choices=("address", "thread"))
+    p.add_argument("--isa", choices=[*builds.SETUP.SIMD], default="DEFAULT", help="address: whose kernels run")
     p.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth case of tests/sanitize.py")
     p.add_argument("pytest", nargs="*", help="address: what pytest is given instead of the files that it has")
     args = p.parse_args(argv)
-    return thread() if args.which == "thread" else address(args.every, args.pytest)
+    return thread() if args.which == "thread" else address(args.isa, args.every, args.pytest)
 
 
 if __name__ == "__main__":

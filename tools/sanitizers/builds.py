@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -15,8 +14,10 @@ SETUP = setup_py()
 # what undefined covers, and float to an int that cannot hold it, which it leaves out
 ADDRESS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 THREAD = ["-fsanitize=thread"]
-# beside the one-lane kernels, which the core always has; wider vectors run the same loops
-ISA = "AVX2"
+# What is defined is looked at in the one-lane kernels, which have every operation by itself, and in all that leads to
+# them; in vectors, where intrinsics have replaced what could be undefined, those checks take a quarter of an hour to
+# compile.
+OF_VECTORS = ["-fsanitize=address", "-fno-sanitize-recover=all"]
 
 
 def compiler() -> str:
@@ -66,16 +67,18 @@ def kernels(isa: str, flags: list[str]) -> dict[str, tuple[Path, list[str]]]:
     return {f"{isa}-{Path(k).stem}": (ROOT / k, [*flags, *of_isa]) for k in SETUP.KERNELS}
 
 
-def extension() -> Path:
-    """A folder with a package vaefast whose core is sanitized and whose Python is this checkout's."""
+def extension(isa: str) -> Path:
+    """A folder with a package vaefast whose core is sanitized, up to that instruction set, and whose Python is this
+    checkout's."""
     import torch
     from torch.utils import cpp_extension
 
-    folder = ROOT / "build" / f"address-torch-{torch.__version__}"
+    folder = ROOT / "build" / f"address-{isa}-torch-{torch.__version__}"
     own = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
-    flags = [*flags_for(ADDRESS), *(f"-isystem{path}" for path in own), "-fopenmp", f"-DVAEFAST_HAVE_{ISA}"]
-    flags += ["-DTORCH_EXTENSION_NAME=_C", "-DTORCH_API_INCLUDE_EXTENSION_H"]
-    units = kernels("DEFAULT", flags) | kernels(ISA, flags)
+    flags = [*(f"-isystem{path}" for path in own), "-fopenmp", "-DTORCH_EXTENSION_NAME=_C"]
+    flags += ["-DTORCH_API_INCLUDE_EXTENSION_H", *([f"-DVAEFAST_HAVE_{isa}"] if isa != "DEFAULT" else [])]
+    of_vectors, flags = [*flags_for(OF_VECTORS), *flags], [*flags_for(ADDRESS), *flags]
+    units = kernels("DEFAULT", flags) | (kernels(isa, of_vectors) if isa != "DEFAULT" else {})
     sources = sorted({*(ROOT / "csrc").rglob("*.cpp")} - {ROOT / k for k in SETUP.KERNELS})
     for of, files in SETUP.by_folder(sources).items():
         units[f"core-{of.name}"] = (SETUP.together(of, files, folder / "units"), flags)
@@ -108,7 +111,7 @@ def driver() -> Path:
     return out
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, isa: str) -> dict[str, str]:
     """Of a Python that runs the sanitized package. Leaks are not looked for: Python and torch keep what they have."""
     preload = " ".join((library("libasan.so"), library("libubsan.so"), library("libstdc++.so.6")))
     return {
@@ -118,8 +121,6 @@ def environment(folder: Path) -> dict[str, str]:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": str(folder),
-        "ATEN_CPU_CAPABILITY": ISA.lower(),
+        "ATEN_CPU_CAPABILITY": isa.lower(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
-        "PYTHONFAULTHANDLER": "0",
-        "PYTHON": sys.executable,
     }
