@@ -7,6 +7,7 @@ first plants an error, which the sanitizer must report.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -66,12 +67,13 @@ def address(isa: str, every: int, pytest_arguments: Sequence[str]) -> int:
 
 def thread() -> int:
     driver = str(builds.driver())
-    planted = subprocess.run([driver, "--race"], text=True, capture_output=True)
+    env = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    planted = subprocess.run([driver, "--race"], text=True, capture_output=True, env=env)
     if planted.returncode == 0 or "data race" not in planted.stderr:
         print(f"ThreadSanitizer did not report the planted race: {planted.stdout}{planted.stderr[-3000:]}")
         return 1
     print("the planted race was reported", flush=True)
-    return subprocess.run([driver]).returncode
+    return subprocess.run([driver], env=env).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ using namespace vaefast;
 
 namespace {
 
-constexpr int kThreads = 16, kRounds = 8;
+constexpr int kThreads = 16, kRounds = 3;
 constexpr int64_t kRows = 24, kCols = 5000, kLatents = 40, kBatch = 96, kChunks = 4;
 
 Space rows_and_columns() {
