@@ -31,7 +31,7 @@ PICTURE = ROOT / "docs" / "convergence.png"
 SEEDS, EPOCHS, BATCH, LATENT, HIDDEN = 10, 60, 128, 10, 128
 RATE, SAMPLES = 2e-3, 16
 PIXELS, LEVELS = 64, 16
-COLLAPSED, STEPS, SLOW = 1e-5, 300, 1e-5  # what the encoder's last layer is multiplied by; the steps after, their rate
+COLLAPSED, STEPS, SLOW = 1e-5, 300, 1e-7  # what the encoder's last layer is multiplied by; the steps after, their rate
 
 
 class VAE(nn.Module):
