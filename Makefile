@@ -158,7 +158,7 @@ history: $(VENV)/.with-bench  ## results by commit into benchmarks/history.json,
 battery: $(VENV)/.with-test $(VENV)/.with-bench  ## the noise through PractRand or dieharder, 10^9 draws; an hour and a half
 	$(BIN)/python -m tools.randomness $(ARGS)
 
-asan: $(VENV)/.with-test  ## AddressSanitizer and UBSan on the kernels: every kernel, layouts, lists, threads; many minutes
+asan: $(VENV)/.with-test  ## AddressSanitizer and UBSan on the kernels, their layouts, lists, threads, memory; half an hour
 	$(BIN)/python -m tools.sanitizers address $(ARGS)
 
 tsan: $(VENV)/.built  ## ThreadSanitizer on the kernels without torch, 16 threads; minutes
