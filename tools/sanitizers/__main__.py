@@ -19,8 +19,8 @@ from tools.sanitizers import builds
 TESTS = (
     "security", "packed", "multi_tensor", "threads", "total_correlation", "memory", "noise", "overwrite", "mixtures",
 )  # fmt: skip
-# what the sanitizer holds back is resident, 2^31 elements would take minutes, and what is not the CPU's kernels
-LEFT_OUT = "not (resident or more_than or cuda or reference)"
+# what the sanitizer holds back is resident, 2^31 elements or a compiler take minutes, and what is not the CPU's kernels
+LEFT_OUT = "not (resident or more_than or cuda or reference or compile)"
 # the sanitized core or none; then a file of tests/ as a program, or pytest
 OF_THE_BUILD = "import os, sys, vaefast; assert vaefast._native._C.__file__.startswith(os.getcwd()), vaefast.__file__; "
 PROGRAM = OF_THE_BUILD + "import runpy; sys.argv.pop(0); sys.path.insert(0, os.path.dirname(sys.argv[0])); "
@@ -42,7 +42,7 @@ with vaefast.use_backend("native"):
 )
 
 
-def address(isa: str, every: int, pytest_arguments: Sequence[str]) -> int:
+def address(isa: str, every: int, tests: Sequence[str]) -> int:
     folder = builds.extension(isa)
     env = builds.environment(folder, isa)
 
@@ -59,7 +59,7 @@ def address(isa: str, every: int, pytest_arguments: Sequence[str]) -> int:
     program = str(ROOT / "tests" / "sanitize.py")
     if python(PROGRAM, program, "--device", "cpu", "--every", str(every)).returncode:
         return 1
-    files = [str(ROOT / "tests" / f"test_{name}.py") for name in TESTS]
+    files = [str(ROOT / "tests" / f"test_{name}.py") for name in tests]
     options = [
         "-q",
         "-x",
@@ -72,7 +72,7 @@ def address(isa: str, every: int, pytest_arguments: Sequence[str]) -> int:
         "-c",
         str(ROOT / "pyproject.toml"),
     ]
-    if python(PYTEST, *options, *(pytest_arguments or files)).returncode:
+    if python(PYTEST, *options, *files).returncode:
         return 1
     print(f"nothing found, in {time.monotonic() - began:.0f} s")
     return 0
@@ -96,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("which", choices=("address", "thread"))
     p.add_argument("--isa", choices=[*builds.SETUP.SIMD], default="DEFAULT", help="address: whose kernels run")
     p.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth case of tests/sanitize.py")
-    p.add_argument("pytest", nargs="*", help="address: what pytest is given instead of the files that it has")
+    p.add_argument("--tests", nargs="*", default=TESTS, help="address: of tests/, without test_ and .py")
     args = p.parse_args(argv)
-    return thread() if args.which == "thread" else address(args.isa, args.every, args.pytest)
+    return thread() if args.which == "thread" else address(args.isa, args.every, args.tests)
 
 
 if __name__ == "__main__":
