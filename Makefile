@@ -27,7 +27,7 @@ NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-arm test-torches test-pypi bayesian programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges lint format clean FORCE
+.PHONY: help build demo examples docs docs-serve ddp test fuzz test-install test-arm test-torches test-pypi bayesian programs test-cuda-build cuda-baseline wheel test-wheel bench breakdown gpu gpu-prebuild results history edges accuracy battery asan tsan soak convergence audit lint format clean FORCE
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -161,6 +161,27 @@ results: $(VENV)/.with-bench  ## from benchmarks/results/ to the pages' tables a
 
 history: $(VENV)/.with-bench  ## results by commit into benchmarks/history.json, and what got slower since the one before
 	$(BIN)/python -m benchmarks.history $(ARGS)
+
+battery: $(VENV)/.with-test $(VENV)/.with-bench  ## the noise through PractRand or dieharder, 10^9 draws; an hour and a half
+	$(BIN)/python -m tools.randomness $(ARGS)
+
+asan: $(VENV)/.with-test  ## AddressSanitizer and UBSan on the kernels, their layouts, lists, threads, memory; half an hour
+	$(BIN)/python -m tools.sanitizers address $(ARGS)
+
+tsan: $(VENV)/.built  ## ThreadSanitizer on the kernels without torch, 16 threads; minutes
+	$(BIN)/python -m tools.sanitizers thread
+
+soak: $(VENV)/.with-test  ## 10^6 calls of each kind that leave memory as it was, tensors of 2^31 elements; minutes, 5 GB
+	VAEFAST_TEST_CALLS=1e6 VAEFAST_TEST_LARGE=1 $(BIN)/pytest tests/test_memory.py $(ARGS)
+
+convergence: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench  ## one VAE by the textbook's loss and by each engine, ten seeds; three minutes
+	$(BIN)/python -m tools.convergence $(ARGS)
+
+audit: $(VENV)/.built  ## pip-audit: known weaknesses of what vaefast needs
+	$(BIN)/pip install -q pip-audit && $(BIN)/pip-audit $(ARGS)
+
+accuracy: $(VENV)/.with-test  ## docs/accuracy.md, the worst error of each function and dtype, and where, beside PyTorch
+	$(BIN)/python -m tools.accuracy
 
 edges: $(VENV)/.built  ## docs/edges.md, what the functions give at infinity, NaN and nothing, beside PyTorch
 	$(BIN)/python -m tools.edges

@@ -282,8 +282,12 @@ def textbook_kl(mu: Tensor, logvar: Tensor, prior_mu: object = None, prior_logva
 
 def draws(seed: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     """The kernels' own noise for two seed words: z at mu = 0, std = 1."""
-    zero = torch.zeros(*shape, dtype=dtype, device=device)
-    words = torch.tensor(seed, dtype=torch.int64, device=device)
+    return draws_around(seed, torch.zeros(*shape, dtype=dtype, device=device))
+
+
+def draws_around(seed: Sequence[int], zero: Tensor) -> Tensor:
+    """That of a tensor of zeros, however it lies."""
+    words = torch.tensor(seed, dtype=torch.int64, device=zero.device)
     out = torch.ops.vaefast.posterior(
         zero, zero, None, 0.0, None, 0.0, None, words, None, "logvar", -math.inf, math.inf, 0.0, "none", None,
         True, False,

@@ -108,6 +108,17 @@ def test_float64(native: str, kind: str, likelihood: str, count: int) -> None:
     assert_within(actual, exact, 1e-14, "nll")
 
 
+@pytest.mark.isa
+def test_continuous_bernoulli_beside_its_series(backend: str, device: str) -> None:
+    """In float64, from where its normalizer is a series to where that is none."""
+    logits = torch.logspace(-9, -2, 71, dtype=torch.float64)
+    logits = torch.cat((logits, -logits))
+    data = Data((logits,), torch.full_like(logits, 0.3))
+    exact = exact_nll("continuous_bernoulli", data.target, data.recon)
+    actual = loss(data.to(device), "continuous_bernoulli", reduction="none")
+    assert_within(actual, exact, 1e-15, "nll")
+
+
 def test_gaussian_against_scipy(backend: str, device: str) -> None:
     data = training("gaussian", 2)
     mean, logvar = (p.double().numpy() for p in data.recon)

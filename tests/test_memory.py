@@ -1,19 +1,29 @@
-"""What is kept and allocated: 16 bytes beside the inputs for a sample, one gradient for a loss, no copies of views."""
+"""What is kept and allocated: 16 bytes beside the inputs for a sample, one gradient for a loss, no copies of views.
+What is resident stays as it is over many calls, what cannot be had leaves all as it was, and tensors may be of more
+than 2^31 elements.
+
+VAEFAST_TEST_CALLS=1e6 makes as many calls; VAEFAST_TEST_LARGE=1 draws a sample of 4 GB too.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
+import resource
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from inputs import LIKELIHOOD_CASES, PRIORS, posterior, training
+from inputs import LIKELIHOOD_CASES, PRIORS, draws_around, posterior, training
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import vaefast
+from vaefast._philox import normal
 from vaefast.reference import PARAMETERIZATIONS
 
+CALLS = int(float(os.environ.get("VAEFAST_TEST_CALLS", "5e3")))
 pytestmark = pytest.mark.usefixtures("extension")
 
 
@@ -162,3 +172,96 @@ def test_the_graph_frees_what_it_kept() -> None:
     loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    gc.collect()
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def a_step(recon: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> None:
+    z, kl = vaefast.sample_with_kl(mu, logvar)
+    loss = vaefast.elbo_loss(recon, target, mu, logvar)
+    torch.autograd.grad(loss + kl + z.sum(), (recon, mu, logvar))
+
+
+def a_list(recon: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> None:
+    zs, kl = vaefast.multi_tensor_sample_with_kl([mu, logvar], [logvar, mu])
+    torch.autograd.grad(kl + zs[0].sum(), (mu, logvar))
+
+
+def a_refusal(recon: Tensor, target: Tensor, mu: Tensor, logvar: Tensor) -> None:
+    with pytest.raises(ValueError, match="target"):
+        vaefast.elbo_loss(recon, target[:, 1:], mu, logvar)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux tells what is resident")
+@pytest.mark.parametrize("call", [a_step, a_list, a_refusal])
+def test_what_is_resident_stays(call: Callable[..., None]) -> None:
+    """100 bytes left by each call would show, and with as many calls as there may be less."""
+    recon, mu, logvar = (torch.randn(4, n, requires_grad=True) for n in (30, 6, 6))
+    target = torch.rand(4, 30)
+    with vaefast.use_backend("native"):
+        for _ in range(1000):
+            call(recon, target, mu, logvar)
+        before = resident()
+        for _ in range(CALLS):
+            call(recon, target, mu, logvar)
+    grown = resident() - before
+    assert grown < 500_000, f"{grown:,} bytes more after {CALLS:,} calls"
+
+
+def test_out_of_memory_leaves_all_as_it_was() -> None:
+    """A sample, a gradient or an elementwise loss of a petabyte is refused by the allocator, as torch's own are."""
+    with vaefast.use_backend("native"):
+        small = torch.randn(4, 6, requires_grad=True)
+        torch.manual_seed(0)
+        expected = vaefast.reparameterize(small, small)
+        huge = torch.zeros(1).expand(2**18, 2**30)
+        trained = torch.zeros(1, requires_grad=True).expand(2**18, 2**30)
+        for call in (
+            lambda: vaefast.reparameterize(huge, huge),
+            lambda: vaefast.sample_with_kl(huge, huge),
+            lambda: vaefast.gaussian_kl(huge, huge, reduction="none"),
+            lambda: vaefast.reconstruction_loss(huge, huge, reduction="none"),
+            lambda: vaefast.reconstruction_loss(trained, huge, reduction="sum"),
+            lambda: vaefast.multi_tensor_sample_with_kl([small, huge], [small, huge]),
+        ):
+            with pytest.raises(RuntimeError, match=r"can.t allocate memory|not enough memory"):
+                call()
+        torch.manual_seed(0)
+        assert torch.equal(vaefast.reparameterize(small, small), expected)
+        loss = vaefast.elbo_loss(small, small.detach().sigmoid(), small, small)
+        assert all(g.isfinite().all() for g in torch.autograd.grad(loss, small))
+
+
+LARGE = 2**31 + 12_345
+
+
+def test_sums_over_more_than_2_31_elements() -> None:
+    """Of views that are one element each: no memory, and sums that are known."""
+    mu, logvar = torch.full((1,), 0.5), torch.full((1,), 0.25)
+    one = vaefast.gaussian_kl(mu.double(), logvar.double(), reduction="sum")
+    recon, target = torch.full((1,), 0.75), torch.ones(1)
+    nll = vaefast.reconstruction_loss(recon.double(), target.double(), reduction="sum")
+    with vaefast.use_backend("native"):
+        for shape in ((LARGE,), (LARGE // 3, 3)):
+            kl = vaefast.gaussian_kl(mu.expand(shape), logvar.expand(shape), reduction="sum")
+            torch.testing.assert_close(kl.double(), one * (LARGE // shape[-1] * shape[-1]), rtol=1e-6, atol=0)
+        loss = vaefast.reconstruction_loss(recon.expand(LARGE), target.expand(LARGE), reduction="sum")
+        torch.testing.assert_close(loss.double(), nll * LARGE, rtol=1e-6, atol=0)
+
+
+def test_a_sample_of_more_than_2_31_elements() -> None:
+    """4 GB of bfloat16, whose last elements' noise is that of their numbers."""
+    if not os.environ.get("VAEFAST_TEST_LARGE"):
+        pytest.skip("takes 5 GB of memory; VAEFAST_TEST_LARGE=1 where there are as many")
+    zero, words = torch.zeros(1, dtype=torch.bfloat16), (5, 7)
+    with vaefast.use_backend("native"):
+        z = draws_around(words, zero.expand(LARGE))
+    first = LARGE // 4 - 1000  # a counter is four elements
+    expected = normal(torch.tensor((words[0], words[1] + first)), torch.empty(LARGE - 4 * first), torch.float32)
+    torch.testing.assert_close(z[4 * first :].float(), expected.bfloat16().float(), rtol=2**-7, atol=1e-5)
+    assert not (z[2**31 - 500 : 2**31 + 500] == 0).all()

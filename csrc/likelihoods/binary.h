@@ -53,7 +53,9 @@ struct ContinuousBernoulli {
     const V zero = lit<V>(0), one = lit<V>(1), half = lit<V>(0.5), l = p[0], a = abs_(l);
     const auto e = exp_terms(zero - a);
     const auto positive = less(zero, l), tiny = less(a, lit<V>(1e-4));
-    const V m = zero - e.em1, ratio = select(tiny, polynomial(a, 1, -0.5, 1.0 / 6, -1.0 / 24), m / a);
+    V slope = lit<V>(-0.5);  // of the series of m / a
+    if constexpr (kDouble<V>) slope = fma_(a, fma_(a, lit<V>(-1.0 / 24), lit<V>(1.0 / 6)), slope);
+    const V m = zero - e.em1, ratio = select(tiny, fma_(a, slope, one), m / a);
     const V upper = e.h / (a * m), mean = select(positive, upper, one - upper);
     const V step = select(positive, one, zero), datum = in_unit(x), rest = step - datum;
     // at infinity all mass is at one end
