@@ -184,7 +184,9 @@ def test_a_mean_of_state_dicts_has_the_mean_step(loop: Callable[..., dict[str, T
     averaged.check(averaged.beta.current_step)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_buffers": True}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_buffers": True}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}], ids=["", "buffers", "function"]
+)
 def test_averaged_models(options: dict[str, Any]) -> None:
     model = Model(LinearSchedule(1000), 100)
     averaged = AveragedModel(model, **options)

@@ -124,7 +124,7 @@ def test_a_whole_number_of_any_type_is_the_int(name: str, kind: Callable[[int], 
     assert_same(outcome(call, kind(value)), outcome(call, value))
 
 
-@pytest.mark.parametrize("value", NONE, ids=repr)
+@pytest.mark.parametrize("value", NONE, ids=lambda value: "object" if type(value) is object else repr(value))
 @pytest.mark.parametrize("name", sorted({*REAL_ARGUMENTS, *WHOLE_ARGUMENTS} - {"a schedule's result"}))
 def test_what_is_no_number_is_refused(name: str, value: Any) -> None:
     call = {**WHOLE_ARGUMENTS, **REAL_ARGUMENTS}[name][0]
