@@ -28,7 +28,13 @@ PICTURED = {
     "zinb": "ZINB of 20,000 genes",
     "logistic-mixture": "mixed logistics, 32x32x3",
 }
-COLOURS = {"eager": "#9aa0a6", "compile": "#e8a33d", "fallback": "#4f9d69", "vaefast": "#2b6cb0", "vaefast+compile": "#7fb2e5"}
+COLOURS = {
+    "eager": "#9aa0a6",
+    "compile": "#e8a33d",
+    "fallback": "#4f9d69",
+    "vaefast": "#2b6cb0",
+    "vaefast+compile": "#7fb2e5",
+}
 
 
 def documents(results: dict[str, Any], file: Path) -> list[tuple[dict[str, Any], Path]]:
