@@ -107,14 +107,10 @@ def is_seen_whole(x: object) -> bool:
     """Whether a call whose first tensor is x may be traced straight into an operator, as far as x can tell."""
     return (
         isinstance(x, Tensor)
-        and not wrapped(x)
         and x.is_floating_point()
-        and 0 < x.dim() <= MAX_DIMS
-        and (x.is_cpu or x.device.type in DEVICES)
-        and _C is not None
+        and x.dim() > 0
         and not torch.compiler.is_exporting()
-        and forward_ad._current_level < 0
-        and not _functorch.transforming()
+        and why_not(x, (), ()) is None
     )
 
 
