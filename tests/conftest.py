@@ -17,6 +17,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "isa: run again for every instruction set that was built (test_isa.py)")
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What a module draws while it is imported is the same in every run, too."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 def require_native(device: str = "cpu") -> None:
     """Fails where the kernels are missing: a suite that skips them would pass without having tested anything."""
     if device in vaefast.available_backends():

@@ -54,11 +54,12 @@ def error_of(cell: str) -> float:
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
 @pytest.mark.parametrize("row", ["`logvar`, wide", "`gaussian`, wide", "`softplus`, everyday"])
 def test_rows_are_what_the_command_writes(extension: object, row: str, dtype: torch.dtype) -> None:
-    """Within a factor of 8: instruction sets and torches round each in their own way."""
+    """Within a factor of 8: instruction sets and torches round each in their own way. The last column is left out: the
+    textbook cancels there, and what remains is another number on each processor."""
     case = next(c for c in CASES if c.row == row and c.group in ("The KL", "Likelihoods"))
     for what, found in zip(("value", "gradient"), rows_of(case, dtype)):
         cells = written()[case.group, named(dtype), row, what]
-        for column, cell in zip(accuracy.COLUMNS, cells):
+        for column, cell in zip(accuracy.COLUMNS[:-1], cells[:-1]):
             there, here = error_of(cell), found.cells[column]
             assert isinstance(here, accuracy.Worst)
             same = there == here.error or (math.isnan(there) and math.isnan(here.error))

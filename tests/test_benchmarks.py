@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks import breakdown, harness, history, report, run
+from benchmarks.harness import Case, Wrong
+from benchmarks.providers import PROVIDERS, Provider
+from benchmarks.workloads import WORKLOADS, Function, Workload
 
-from benchmarks import breakdown, harness, history, report, run  # noqa: E402
-from benchmarks.harness import Case, Wrong  # noqa: E402
-from benchmarks.providers import PROVIDERS, Provider  # noqa: E402
-from benchmarks.workloads import WORKLOADS, Function, Workload  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 CPU = torch.device("cpu")
 FACTOR = 0.02

@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,11 +31,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import vaefast
-from vaefast.reference import PARAMETERIZATIONS
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.providers import captured
+from vaefast.reference import PARAMETERIZATIONS
 
 NO_GPU = "no CUDA device; run `make gpu` on a machine with one"
 REPEATS = {"cpu": 2, "cuda": 50}  # of what could go wrong once in a while

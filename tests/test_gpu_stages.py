@@ -25,17 +25,16 @@ from cuda_build.model import GPUS
 from cuda_build.operations import DTYPES, operations
 from inputs import FLOATING, LIKELIHOOD_CASES, REDUCTIONS
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks import harness, kernels, report, run
+from benchmarks.facts import LOST
+from benchmarks.harness import Case
+from benchmarks.workloads import WORKLOADS, Draw
+from tools.gpu import __main__ as gpu
+from tools.gpu import machine, plan, results, stages
+from tools.gpu.stages import SECONDS, UNTIL, Runner, Stage
+from vaefast import _build, reference
 
-from benchmarks import harness, kernels, report, run  # noqa: E402
-from benchmarks.facts import LOST  # noqa: E402
-from benchmarks.harness import Case  # noqa: E402
-from benchmarks.workloads import WORKLOADS, Draw  # noqa: E402
-from tools.gpu import __main__ as gpu  # noqa: E402
-from tools.gpu import machine, plan, results, stages  # noqa: E402
-from tools.gpu.stages import SECONDS, UNTIL, Runner, Stage  # noqa: E402
-from vaefast import _build, reference  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 CPU = torch.device("cpu")
 

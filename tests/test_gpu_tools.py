@@ -20,13 +20,12 @@ import sanitize
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import vaefast
+from benchmarks import harness
+from benchmarks.facts import LOST
+from tools.gpu import ab, checks, plan, results, smoke
 
-import vaefast  # noqa: E402
-from benchmarks import harness  # noqa: E402
-from benchmarks.facts import LOST  # noqa: E402
-from tools.gpu import ab, checks, plan, results, smoke  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 FUNCTIONS = {"reparameterize", "gaussian_kl", "sample_with_kl", "reconstruction_loss", "elbo_loss"}
 
