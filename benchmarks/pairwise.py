@@ -67,10 +67,11 @@ REGISTERED = (
     Workload(
         name="mixture-prior", what="log density of a mixture of Gaussians", sizes={"B": 1024, "K": 500, "D": 64},
         make=mixture_inputs, eager=mixture_eager, vaefast=mixture_vaefast, distributions=mixture_distributions,
-        reread=(0, 1, 2, 3),
+        reread=(0, 1, 2, 3), pairs=("B", "K", "D"),
     ),
     Workload(
         name="total-correlation", what="a batch's mutual information, total correlation and dimension-wise KL",
         sizes={"B": 1024, "D": 32}, make=tc_inputs, eager=tc_eager, vaefast=tc_vaefast, reread=(0, 1, 2),
+        pairs=("B", "B", "D"),
     ),
 )  # fmt: skip

@@ -134,7 +134,7 @@ def sweep_cases(args: argparse.Namespace, device: torch.device) -> Iterator[Case
             points = {}
             for elements in targets:
                 case = Case(workload, mode, device, factors_for(workload, elements))
-                if workload.footprint(*case.factors) <= SWEEP_BYTES[device.type]:
+                if workload.memory(*case.factors) <= SWEEP_BYTES[device.type]:
                     points.setdefault(tuple(case.sizes.values()), case)
             yield from reversed(points.values())
 

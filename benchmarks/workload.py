@@ -51,6 +51,7 @@ class Workload:
             The eager implementation draws their noise by ``torch.randn_like``. None where nothing is sampled.
         reread: inputs that backward has to read again, because it needs a gradient that only comes later; for the bytes
             that any implementation has to move.
+        pairs: names of sizes: the textbook makes a float32 tensor of all of them, which can be far beyond its inputs.
         optimizer: the inputs but the first, which is data, are a model's parameters, and a step ends with Adam's.
         modes: of the harness's; the first is run where none is asked for that it has.
     """
@@ -64,6 +65,7 @@ class Workload:
     distributions: Function | None = None
     posteriors: Callable[..., list[tuple[Tensor, Tensor]]] | None = None
     reread: tuple[int, ...] = ()
+    pairs: tuple[str, ...] = ()
     optimizer: bool = False
     modes: tuple[str, ...] = ("fb", "f")
 
@@ -84,6 +86,12 @@ class Workload:
     def footprint(self, *factors: float) -> int:
         """Bytes of the inputs and of their gradients."""
         return sum(t.numel() * t.element_size() * (1 + t.requires_grad) for t in self._shapes(*factors))
+
+    def memory(self, *factors: float) -> int:
+        """The footprint, and what the textbook's tensor of pairs and its gradient take."""
+        sizes = self.scaled(*factors)
+        pairs = 8 * math.prod(sizes[name] for name in self.pairs) if self.pairs else 0
+        return self.footprint(*factors) + pairs
 
     @staticmethod
     def largest(count: Callable[[float], int], limit: int) -> float:
