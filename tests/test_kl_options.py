@@ -613,6 +613,50 @@ def test_several_samples_of_channels_last(backend: str, device: str) -> None:
     assert_within(torch.autograd.grad(z, mu, dz)[0], dz.double().sum(0), 1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"free_bits": 0.4}, {"kl_weight": 0.5}, {"temperature": 0.7}], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@EVERY_PARAMETERIZATION
+def test_several_samples_share_their_kl(
+    backend: str, device: str, parameterization: Any, reduction: str, options: dict[str, Any]
+) -> None:
+    p = posterior((4, 6), parameterization, "full", device=device)
+    arguments: dict[str, Any] = {"parameterization": parameterization}
+    seeded = lambda: {"generator": generator(4, device), "num_samples": 5}  # noqa: E731
+    options = {k: torch.full((4, 1), v, device=device) if k == "kl_weight" else v for k, v in options.items()}
+    z, kl = vaefast.sample_with_kl(*p.args(), reduction=reduction, **seeded(), **arguments, **options)
+    sampling = {"temperature": options.pop("temperature", 1.0)}
+    assert torch.equal(z, vaefast.reparameterize(p.mu, p.raw, **seeded(), **arguments, **sampling))
+    options = {k.removeprefix("kl_"): v for k, v in options.items()}
+    assert torch.equal(kl, vaefast.gaussian_kl(*p.args(), reduction=reduction, **arguments, **options))
+
+
+@pytest.mark.parametrize("estimator", ["mc", "stl"])
+def test_estimates_of_several_samples(backend: str, device: str, estimator: str) -> None:
+    """Each is torch.distributions' of its draw, and their mean nears the KL."""
+    p = posterior((4, 6), prior="full", device=device)
+    arguments = {"estimator": estimator, "num_samples": 4_000}
+    z, found = vaefast.sample_with_kl(*p.args(), **arguments, reduction="per_sample", generator=generator(4, device))
+    wide = [t.double() for t in p.tensors()]
+    q, prior = (torch.distributions.Normal(m, torch.exp(0.5 * v)) for m, v in (wide[:2], wide[2:]))
+    each = (q.log_prob(z.double()) - prior.log_prob(z.double())).sum(2)
+    assert z.shape == (4_000, 4, 6) and found.shape == (4_000, 4)
+    torch.testing.assert_close(found.double(), each, rtol=1e-4, atol=1e-3)
+    exact = torch.distributions.kl_divergence(q, prior).sum(1)
+    assert ((found.mean(0) - exact).abs() < 5 * found.std(0) / 4_000**0.5).all()
+    whole = vaefast.sample_with_kl(*p.args(), **arguments, generator=generator(4, device))[1]
+    torch.testing.assert_close(whole, found.mean())
+
+
+def test_several_samples_of_generators(backend: str, device: str) -> None:
+    """A list has one for each of B, as if it were alone; an estimate of several draws takes no list."""
+    p = posterior((2, 6), device=device)
+    seeds = lambda: [generator(k, device) for k in (1, 2)]  # noqa: E731
+    z, _ = vaefast.sample_with_kl(p.mu, p.raw, num_samples=3, generator=seeds())
+    assert torch.equal(z, vaefast.reparameterize(p.mu, p.raw, num_samples=3, generator=seeds()))
+    with pytest.raises(ValueError, match=r"num_samples.*one generator"):
+        vaefast.sample_with_kl(p.mu, p.raw, num_samples=3, generator=seeds(), estimator="mc")
+
+
 # ---- derivatives in general
 
 
@@ -901,6 +945,9 @@ def test_bad_estimators(face: Any, change: dict[str, Any], error: Any, message: 
 def test_bad_numbers_of_samples(face: Any, number: Any, error: Any) -> None:
     with pytest.raises(error, match=f"num_samples.*{number!r}"):
         face.reparameterize(torch.zeros(4, 3), torch.zeros(4, 3), num_samples=number)
+    for estimator in ("analytic", "mc"):
+        with pytest.raises(error, match=f"num_samples.*{number!r}"):
+            face.sample_with_kl(torch.zeros(4, 3), torch.zeros(4, 3), num_samples=number, estimator=estimator)
     with pytest.raises(TypeError, match=r"mu.*list"):
         face.reparameterize([0.0], torch.zeros(4, 3), num_samples=2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -239,6 +239,7 @@ class PosteriorFunctions:
         eps: Tensor | None = None,
         generator: Generators = None,
         noise: str | None = None,
+        num_samples: int | None = None,
         balance: float | None = None,
         estimator: str = "analytic",
         temperature: float = 1.0,
@@ -255,6 +256,9 @@ class PosteriorFunctions:
             kl_weight: the ``weight`` of :func:`gaussian_kl`. The sample is the same with it.
             batch_dims: as for :func:`gaussian_kl`.
             prior: as for :func:`gaussian_kl`, estimated at the sample that is returned.
+            num_samples: K for K draws, as for :func:`reparameterize`. The KL itself is the one that they share, in a
+                pass of its own; an estimate is that of ``[K, B, ...]`` with a dimension of the batch more, so that
+                ``"per_sample"`` gives ``[K, B]`` and ``"batchmean"`` the mean over the draws too.
             temperature: as for :func:`reparameterize`, of the sample alone: the KL is that of the posterior itself. It
                 goes with ``estimator="analytic"``.
             estimator: ``"analytic"``, the KL itself, and where ``prior`` has none ``"mc"``. ``"mc"``: log q(z) - log
@@ -264,7 +268,7 @@ class PosteriorFunctions:
                 et al. 2017, arXiv:1703.09194, algorithm 2). Both keep the noise, and take several kernels.
 
         Returns:
-            ``(z, kl)``: z of ``mu``'s shape and dtype, kl in nats as reduced.
+            ``(z, kl)``: z of ``mu``'s shape and dtype, ``[K, B, ...]`` with ``num_samples=K``; kl in nats as reduced.
 
         Raises:
             TypeError, ValueError: an argument of wrong type, dtype, shape or device, or an unknown name.
@@ -278,6 +282,10 @@ class PosteriorFunctions:
         p = _options.parameterization(parameterization)
         if options and estimator == "analytic" and options.get("prior") is not None:
             estimator = "mc"
+        if num_samples is not None:
+            draw: dict[str, Any] = {"eps": eps, "generator": generator, "noise": noise, "temperature": temperature}
+            of = {"parameterization": p, "balance": balance, "reduction": reduction}
+            return self._samples_with_kl(given, num_samples, estimator, draw, of | options)
         t = temperature if temperature == 1 else _options.temperature(temperature)
         if estimator == "analytic" and eps is None and generator is None and p.soft_clamp is None and t == 1:
             direct = self.engines.direct(mu) if options.get("batch_dims", 1) == 1 else None
@@ -311,6 +319,24 @@ class PosteriorFunctions:
         return _compose.sample_with_kl(
             engine, pair, reduction, o, *_compose.drawn(engine, mu, dtype, eps, generator, noise)
         )
+
+    def _samples_with_kl(
+        self, given: tuple[Tensor, Tensor, Prior, Prior], number: int, estimator: str, draw: dict[str, Any], of: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Several samples and the KL that they share, or their estimates of it."""
+        mu, logvar, prior_mu, prior_logvar = given
+        if estimator == "analytic":
+            kl = self.gaussian_kl(mu, logvar, prior_mu, prior_logvar, weight=of.pop("kl_weight", None), **of)
+            z = self.reparameterize(mu, logvar, parameterization=of["parameterization"], num_samples=number, **draw)
+            return z, kl
+        if isinstance(draw["generator"], Sequence):
+            raise ValueError(
+                "generator is a list, one for each sample, and num_samples draws several of each: their estimates take "
+                "one generator, or eps="
+            )
+        mu, logvar = _arguments.samples(mu, logvar, number)
+        of["batch_dims"] = of.get("batch_dims", 1) + 1
+        return self.sample_with_kl(mu, logvar, prior_mu, prior_logvar, estimator=estimator, **draw, **of)
 
     def multi_tensor_gaussian_kl(
         self,
