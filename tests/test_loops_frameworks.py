@@ -10,10 +10,11 @@ import pytest
 import torch
 from inputs import generator
 from loops import PIXELS, VAE
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import vaefast
+from vaefast.bayesian import MeanField
 
 pytestmark = [pytest.mark.pypi, pytest.mark.filterwarnings("ignore")]
 HOW = "is not installed; `make test-pypi` installs it and runs this"
@@ -160,3 +161,64 @@ def test_accelerate_trains_as_a_loop_by_hand(backend: str, accelerate: Any, tmp_
 def test_accelerate_options(backend: str, accelerate: Any, options: dict[str, Any]) -> None:
     _, losses, _ = accelerated(accelerate, 5, **options)
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+
+
+# ---- a posterior over a network's weights
+
+
+def bayesian(estimator: str) -> MeanField:
+    torch.manual_seed(0)
+    return MeanField(nn.Sequential(nn.Linear(PIXELS, 8), nn.Tanh(), nn.Linear(8, 3)), estimator=estimator)
+
+
+def classes() -> TensorDataset:
+    (x,) = rows().tensors
+    return TensorDataset(x, x[:, :3].argmax(1))
+
+
+def nll_of(model: MeanField, batch: list[Tensor]) -> Tensor:
+    return model.elbo_loss(model(batch[0]), batch[1], dataset_size=96, likelihood="categorical")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("estimator", ["weights", "local", "flipout"])
+def test_lightning_trains_a_posterior_over_weights(
+    backend: str, estimator: str, precision: str, tmp_path: Path
+) -> None:
+    """As a loop by hand, parameter for parameter; and its checkpoint is read again."""
+    lightning = pytest.importorskip("lightning", reason=f"lightning {HOW}")
+
+    class Lit(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = bayesian(estimator)
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            torch.manual_seed(index)
+            return nll_of(self.model, batch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), 1e-2)
+
+    module = Lit()
+    trains = trainer(lightning, max_epochs=2, enable_checkpointing=False, precision=precision)
+    trains.fit(module, DataLoader(classes(), 16))
+    expected = bayesian(estimator)
+    optimizer = torch.optim.Adam(expected.parameters(), 1e-2)
+    for _ in range(2):
+        for index, batch in enumerate(DataLoader(classes(), 16)):
+            torch.manual_seed(index)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
+                loss = nll_of(expected, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert_same(module.model, expected)
+    assert not torch.equal(
+        module.model.rho.get_parameter("0.weight"), bayesian(estimator).rho.get_parameter("0.weight")
+    )
+    trains.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    again = bayesian(estimator)
+    again.load_state_dict({name.removeprefix("model."): p for name, p in saved.items()})
+    assert_same(again, expected)
