@@ -312,9 +312,8 @@ def nll_masks(
     domains, least_root = LIKELIHOODS[case.likelihood].domains, torch.finfo(dtype).tiny ** 0.5
     tiny = [(p != 0) & (p.abs() < least_root) & (d == "positive") for p, d in zip(params, domains)]
     outside = outside | sites(case, [x != x, *tiny])
-    if (
-        "floor" in LIKELIHOODS[case.likelihood].options
-    ):  # a scale whose inverse leaves float32 is no number's to be held to
+    if "floor" in LIKELIHOODS[case.likelihood].options:
+        # a scale whose inverse leaves float32 is no number's to be held to
         scales = params[1:] if case.likelihood == "discretized_logistic" else params
         far = sites(case, [x != x, *(p.abs() > EXPONENT / 2 for p in scales)])
         outside, infinite = outside | far, infinite | far
