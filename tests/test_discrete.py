@@ -83,6 +83,19 @@ def test_the_kl_in_fifty_digits(dtype: torch.dtype, unimix: float, apart: float,
         assert abs(value - expected) <= bound * expected, (value, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unimix", [0.0, 0.01])
+@pytest.mark.parametrize("common", [1.0, -200.0, 4000.0])
+def test_what_logits_have_in_common_costs_no_digits(way: str, dtype: torch.dtype, unimix: float, common: float) -> None:
+    q = torch.randn(40, 5, generator=generator(1), dtype=dtype)
+    p = q + 0.01 * torch.randn(40, 5, generator=generator(2), dtype=dtype) + common
+    got = vaefast.categorical_kl(q, p, unimix=unimix, reduction="none")
+    bound = 2000 * torch.finfo(dtype).eps  # logits of 4 are no nearer to each other than their rounding, of 0.01
+    for value, *rows in zip(got.tolist(), q.tolist(), p.tolist()):
+        expected = exact(*rows, unimix)
+        assert abs(value - expected) <= bound * expected, (value, expected)
+
+
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("unimix", UNIMIX)
 def test_the_kl_is_never_negative(way: str, dtype: torch.dtype, unimix: float) -> None:

@@ -29,6 +29,10 @@ _LIMIT = {torch.float32: 64.0, torch.float64: 512.0}
 # where every row's KL is larger, what float64 loses by e^x - 1 - x is nothing beside it in float32
 _PLAIN_FROM = 1e-8
 
+# what rows of logits differ by on the average, squared, as a multiple of their KL, from which on rounding it shows:
+# a KL is off by some 60 roundings at most below
+_IN_COMMON = 4096.0
+
 # the least share that is left between a uniform number times a sum and the sum
 _BELOW_ONE = 1 - 2.0**-52
 
@@ -127,9 +131,21 @@ def terms(unimix: float, logits: Tensor, prior: Tensor | None, s: Tensor, of_pri
     in which nothing cancels next to p = q; without unimix, log(1 + S) is the KL. The log ratio, log q - log p, may lack
     a number that a row has in common."""
     d = logits.neg() if prior is None else prior - logits
-    d.sub_(_dot(s, d))
+    common = _dot(s, d)
+    d.sub_(common)
     if not d.amax() < _LIMIT[d.dtype]:
         return _differentiated(unimix, logits, prior, s, of_prior)
+    found = _of_apart(unimix, d, s, of_prior)
+    # a difference of logits is rounded as a number of its size is, also where a row has most of it in common, which a
+    # softmax does not see; without their greatest the logits are nearer to each other
+    if prior is not None and (common.double().square_().squeeze(-1) > _IN_COMMON * found[0]).any():
+        d = (prior - prior.amax(-1, keepdim=True)).sub_(logits - logits.amax(-1, keepdim=True))
+        d.sub_(_dot(s, d))
+        found = _of_apart(unimix, d, s, of_prior)
+    return found
+
+
+def _of_apart(unimix: float, d: Tensor, s: Tensor, of_prior: bool) -> Terms:
     if d.dtype is not torch.float64:
         found = _terms(unimix, d, s, False, of_prior)
         if found[0].amin() > _PLAIN_FROM:

@@ -136,7 +136,8 @@ def cases(draw: Any) -> Case:
 def _shape(pick: Pick, most: int, dims: int = 6) -> tuple[int, ...]:
     found: list[int] = []
     for _ in range(pick.number(0, dims)):
-        left = most // max(1, math.prod(found))
+        # a 0 does not make room: what is added up over it is as large as the rest
+        left = most // math.prod(max(1, n) for n in found)
         found.append(pick.one([n for n in SIZES if n <= max(left, 1)]))
     return tuple(found)
 

@@ -4,11 +4,15 @@ First come elementwise values, their derivatives and the bounds of both; options
 written out from the documentation, and take the bounds along. A number is *loose* where an input is infinite or so
 large or small that its square may leave float32: there a result is right, to a ten thousandth, or not finite. It is
 *free* where an input is NaN, where the derivative jumps, and beyond what the documentation promises of a likelihood.
+
+Most results are within the least that any bound allows, a multiple of the number itself. So bounds, and what is loose
+or free, are computed once they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +33,31 @@ NOISE = {torch.float32: 1e-5, torch.float64: 1e-12}
 HUGE, TINY, EXPONENT = 1e15, 1e-30, 80.0
 
 
-@dataclass
-class Near:
-    """Numbers in float64, and how near a result must be."""
+Rest = tuple[Tensor, Tensor, Tensor]
 
-    value: Tensor
-    bound: Tensor
-    loose: Tensor
-    free: Tensor
+
+class Near:
+    """Numbers in float64, and how near a result must be: ``relative`` of each number is the least of the bounds, which
+    ``rest`` computes, with where the numbers are loose and where they are free."""
+
+    def __init__(self, value: Tensor, relative: float, rest: Callable[[], Rest]) -> None:
+        self.value, self.relative, self._of_rest = value, relative, rest
+
+    @functools.cached_property
+    def rest(self) -> Rest:
+        return self._of_rest()
+
+    @property
+    def bound(self) -> Tensor:
+        return self.rest[0]
+
+    @property
+    def loose(self) -> Tensor:
+        return self.rest[1]
+
+    @property
+    def free(self) -> Tensor:
+        return self.rest[2]
 
     def over(self, linear: Callable[[Tensor], Tensor]) -> Near:
         """Through a map that adds numbers up or copies them, as it does of bounds."""
@@ -44,32 +65,60 @@ class Near:
         def some(mask: Tensor) -> Tensor:
             return linear(mask.double()) > 0
 
-        return Near(linear(self.value), linear(self.bound), some(self.loose), some(self.free))
+        return Near(linear(self.value), self.relative, lambda: (linear(self.bound), some(self.loose), some(self.free)))
 
     def __mul__(self, by: Tensor | float) -> Near:
         by = torch.as_tensor(by, dtype=torch.float64)
-        none = by == 0
-        value, bound = torch.where(none, 0.0, self.value * by), torch.where(none, 0.0, self.bound * by.abs())
-        return Near(value, bound, self.loose.expand(value.shape), self.free.expand(value.shape))
+        value = times(by, self.value)
+
+        def rest() -> Rest:
+            return times(by.abs(), self.bound), self.loose.expand(value.shape), self.free.expand(value.shape)
+
+        return Near(value, self.relative, rest)
 
     def __add__(self, other: Near) -> Near:
-        return Near(
-            self.value + other.value, self.bound + other.bound, self.loose | other.loose, self.free | other.free
-        )
+        def rest() -> Rest:
+            return self.bound + other.bound, self.loose | other.loose, self.free | other.free
+
+        return Near(self.value + other.value, min(self.relative, other.relative), rest)
 
     def rounded(self, dtype: torch.dtype) -> Near:
         """Stored in a dtype."""
         step, least = ROUNDING[dtype]
-        return Near(self.value, self.bound + step * self.value.abs() + least, self.loose, self.free)
+        found = self.wider(lambda: step * self.value.abs() + least)
+        found.relative += step
+        return found
+
+    def wider(
+        self,
+        bound: Callable[[], Tensor | float] = lambda: 0.0,
+        loose: Callable[[], Tensor | bool] = lambda: False,
+        free: Callable[[], Tensor | bool] = lambda: False,
+    ) -> Near:
+        """The bounds with this added, and what is loose or free with that."""
+        return Near(self.value, self.relative, lambda: (self.bound + bound(), self.loose | loose(), self.free | free()))
 
 
-def near(value: Tensor, bound: Tensor, loose: Tensor, free: Tensor) -> Near:
+def near(value: Tensor, relative: float, rest: Callable[[], Rest]) -> Near:
     """What is not finite is loose; what is loose and finite is right to a ten thousandth."""
     value, shape = value.detach(), value.shape
-    loose = (loose | ~value.isfinite() | ~bound.isfinite()).expand(shape)
-    bound = bound.detach().nan_to_num(0.0, 0.0, 0.0)
-    bound = torch.where(loose, bound.maximum(1e-4 * value.abs().nan_to_num(0.0, 0.0, 0.0) + TINY), bound)
-    return Near(value, bound, loose, free.expand(shape))
+
+    def of_rest() -> Rest:
+        bound, loose, free = rest()
+        loose = (loose | ~value.isfinite() | ~bound.isfinite()).expand(shape)
+        bound = bound.detach().nan_to_num(0.0, 0.0, 0.0)
+        least = 1e-4 * value.abs().nan_to_num(0.0, 0.0, 0.0) + TINY
+        return torch.where(loose, bound.maximum(least), bound), loose, free.expand(shape)
+
+    return Near(value, relative, of_rest)
+
+
+def joined(parts: Sequence[Near], dim: int) -> Near:
+    def rest() -> Rest:
+        bound, loose, free = (torch.cat(each, dim) for each in zip(*(part.rest for part in parts)))
+        return bound, loose, free
+
+    return Near(torch.cat([part.value for part in parts], dim), min(part.relative for part in parts), rest)
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
@@ -105,44 +154,65 @@ def kl_terms(
     computed = case.parameterization != "logvar" or case.floor > 0, of_prior != "logvar"
     # of a standard deviation that is computed, which is rounded itself
     through_std = (case.parameterization == "softplus" or case.floor > 0) + (of_prior == "softplus")
-
-    def logvars(raw: Tensor, raw_p: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            formulas.logvar(case.parameterization, raw, case.clamp, case.floor),
-            formulas.logvar(of_prior, raw_p, case.clamp if own else None, 0.0),
-        )
-
-    leaves = [t.detach().clone().requires_grad_() for t in (q[0], q[1], p[0], p[1])]
-    lv, lvp = logvars(leaves[1], leaves[3])
-    slopes = torch.autograd.grad(
-        lv.sum() + lvp.sum(), (leaves[1], leaves[3]), retain_graph=True, materialize_grads=True
-    )
-    pair = ((leaves[0], lv), (leaves[2], lvp))
+    lv, slope = logvar_and_slope(case.parameterization, q[1], case.clamp, case.floor)
+    lvp, slope_p = logvar_and_slope(of_prior, p[1], case.clamp if own else None, 0.0)
+    pair = ((q[0], lv), (p[0], lvp))
     (m, a), (n, b) = pair[::-1] if reverse else pair
-    value = formulas.kl(m, a, n, b)
-    partials = torch.autograd.grad(value.sum(), leaves)
-    lv, lvp, a, b = (t.detach() for t in (lv, lvp, a, b))
-    relative = TOLERANCE[dtype] * (a - b).abs().clamp(min=1.0)
-    # a log variance that is computed is rounded, and its distance from the other is known no better
-    step = ROUNDING[dtype][0]
-    off = step * (lv.abs() * computed[0] + lvp.abs() * computed[1] + through_std)
-    small, mass = torch.expm1(a - b).abs(), torch.exp(a - b)
-    square = ((q[0] - p[0]) * torch.exp(-b / 2)) ** 2
-    bound = relative * value.detach().abs() + times(off, small + square) + times(off**2, mass)
-    in_ratio = relative * small + times(off, mass)
-    in_scale = in_ratio + relative * square + times(off, square)  # of what the means' distance is measured by
-    of_raw, of_prior_raw = (in_scale, in_ratio) if reverse else (in_ratio, in_scale)
-    in_mean = (relative + off) * partials[0].abs()
-    bounds = in_mean, of_raw * slopes[0].abs(), in_mean, of_prior_raw * slopes[1].abs()
-    inputs = q[0], q[1], p[0], p[1]
-    loose = beyond(*inputs) | (lv.abs() > EXPONENT) | (lvp.abs() > EXPONENT)
-    loose = loose | ((lv - lvp).abs() > EXPONENT - 20)
-    free, least = undefined(*inputs), 16 * ROUNDING[dtype][1]
-    names = ("mu", "raw", "prior_mu", "prior_logvar")
+    value, of_first, of_scale = formulas.kl_and_slopes(m, a, n, b)
+    of_mean, of_prior_mean = (-of_first[0], of_first[0]) if reverse else (of_first[0], -of_first[0])
+    of_lv, of_lvp = (of_scale, of_first[1]) if reverse else (of_first[1], of_scale)
+    tolerance = TOLERANCE[dtype]
+    least = 16 * ROUNDING[dtype][1]
+
+    @functools.cache
+    def parts() -> tuple[Tensor, ...]:
+        relative = tolerance * (a - b).abs().clamp(min=1.0)
+        # a log variance that is computed is rounded, and its distance from the other is known no better
+        step = ROUNDING[dtype][0]
+        off = step * (lv.abs() * computed[0] + lvp.abs() * computed[1] + through_std)
+        small, mass = torch.expm1(a - b).abs(), torch.exp(a - b)
+        square = ((q[0] - p[0]) * torch.exp(-b / 2)) ** 2
+        bound = relative * value.abs() + times(off, small + square) + times(off**2, mass)
+        in_ratio = relative * small + times(off, mass)
+        in_scale = in_ratio + relative * square + times(off, square)  # of what the means' distance is measured by
+        in_mean = (relative + off) * of_mean.abs()
+        inputs = torch.stack((q[0], q[1], p[0], p[1]))
+        loose = ~(inputs.abs() <= HUGE).all(0) | (lv.abs() > EXPONENT) | (lvp.abs() > EXPONENT)
+        loose = loose | ((lv - lvp).abs() > EXPONENT - 20)
+        return bound, in_mean, in_ratio, in_scale, loose, inputs.isnan().any(0)
+
+    def of_value() -> Rest:
+        bound, *_, loose, free = parts()
+        return bound + least, loose & ~free, torch.zeros_like(free)
+
+    def rest_of(name: str, partial: Tensor) -> Callable[[], Rest]:
+        def rest() -> Rest:
+            _, in_mean, in_ratio, in_scale, loose, free = parts()
+            if name.endswith("mu"):
+                size = in_mean
+            elif name == "raw":
+                size = (in_scale if reverse else in_ratio) * slope.abs()
+            else:
+                size = (in_ratio if reverse else in_scale) * slope_p.abs()
+            return size + least, loose, free | partial.isnan()
+
+        return rest
+
+    partials = {
+        "mu": of_mean, "raw": times(slope, of_lv), "prior_mu": of_prior_mean, "prior_logvar": times(slope_p, of_lvp)
+    }  # fmt: skip
     return Terms(
-        near(value, bound + least, loose & ~free, torch.zeros_like(free)),
-        {name: near(g, size + least, loose, free | g.isnan()) for name, g, size in zip(names, partials, bounds)},
+        near(value, tolerance, of_value),
+        {name: near(g, tolerance, rest_of(name, g)) for name, g in partials.items()},
     )
+
+
+def logvar_and_slope(name: str, raw: Tensor, clamp: tuple[float, float] | None, floor: float) -> tuple[Tensor, Tensor]:
+    if name == "logvar" and clamp is None and not floor:
+        return raw, torch.ones((), dtype=torch.float64)
+    leaf = raw.detach().clone().requires_grad_()
+    found = formulas.logvar(name, leaf, clamp, floor)
+    return found.detach(), torch.autograd.grad(found.sum(), leaf, materialize_grads=True)[0]
 
 
 def sample_terms(case: Case, mu: Tensor, raw: Tensor, eps: Tensor, dtype: torch.dtype, drawn: bool) -> Terms:
@@ -153,16 +223,33 @@ def sample_terms(case: Case, mu: Tensor, raw: Tensor, eps: Tensor, dtype: torch.
     noise = NOISE[dtype] if drawn else 0.0
     tolerance, least = TOLERANCE[dtype], 16 * ROUNDING[dtype][1]
     z = mu + std * eps
-    loose = beyond(mu, raw, eps, std) | ((std < TINY) & (std > 0)) | (slope > HUGE)
-    free = undefined(mu, raw, eps)
-    one = torch.ones_like(z)
-    bound = tolerance * (mu.abs() + (std * eps).abs()) + noise * std + least
+
+    @functools.cache
+    def masks() -> tuple[Tensor, Tensor]:
+        loose = beyond(mu, raw, eps, std) | ((std < TINY) & (std > 0)) | (slope > HUGE)
+        return loose, undefined(mu, raw, eps)
+
+    def of_value() -> Rest:
+        loose, free = masks()
+        bound = tolerance * (mu.abs() + (std * eps).abs()) + noise * std + least
+        return bound, loose & ~free, torch.zeros_like(free)
+
+    def of_raw() -> Rest:
+        return (tolerance * eps.abs() + noise) * slope.abs() + least, *masks()
+
+    def of_eps() -> Rest:
+        return tolerance * std.expand(z.shape) + least, *masks()
+
+    def of_mu() -> Rest:
+        loose, free = masks()
+        return torch.zeros_like(z), loose & False, free
+
     return Terms(
-        near(z, bound, loose & ~free, torch.zeros_like(free)),
+        near(z, tolerance, of_value),
         {
-            "mu": near(one, 0 * one, loose & False, free),
-            "raw": near(eps * slope, (tolerance * eps.abs() + noise) * slope.abs() + least, loose, free),
-            "eps": near(std.expand(z.shape), tolerance * std.expand(z.shape) + least, loose, free),
+            "mu": near(torch.ones_like(z), 0.0, of_mu),
+            "raw": near(eps * slope, tolerance, of_raw),
+            "eps": near(std.expand(z.shape), tolerance, of_eps),
         },
     )
 
@@ -173,47 +260,64 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
     with torch.enable_grad():
         value = formulas.NLL[case.likelihood](*leaves, **options)
     gradients = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
+    value = value.detach()
     tolerance, least = TOLERANCE[dtype], 16 * ROUNDING[dtype][1]
+
+    @functools.cache
+    def masks() -> tuple[Tensor, ...]:
+        return nll_masks(case, x, params, value, dtype)
+
+    def as_planes(mask: Tensor, like: Tensor) -> Tensor:
+        return mask.unsqueeze(1) if like.dim() > mask.dim() else mask
+
+    def of_value() -> Rest:
+        loose, free, infinite, _ = masks()
+        bound = tolerance * value.abs().clamp(min=1.0) + beyond_value(case, x, params, dtype)
+        return bound, loose & ~free, infinite & ~free
+
+    def rest_of(g: Tensor, at: Tensor) -> Callable[[], Rest]:
+        def rest() -> Rest:
+            loose, _, _, outside = masks()
+            bound = tolerance * g.abs().clamp(min=1.0) + least + beyond_slope(case, at, dtype)
+            return bound, as_planes(loose, g), as_planes(outside, g) | g.isnan()
+
+        return rest
+
+    names = ("target", *(f"recon{k}" for k in range(len(params))))
+    return Terms(
+        near(value, tolerance, of_value),
+        {name: near(g, tolerance, rest_of(g, at)) for name, g, at in zip(names, gradients, (x, *params))},
+    )
+
+
+def nll_masks(
+    case: Case, x: Tensor, params: list[Tensor], value: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sites that are loose; those with a NaN; whose value is free; and whose gradients are."""
     loose = beyond_domain(case, x, params)
     # a limit, if there is one, is docs/limits.md's to tell
     infinite = sites(case, [t.isinf() for t in (x, *params)]) & value.isnan()
     free = sites(case, [t.isnan() for t in (x, *params)])
-    outside = value.detach().isnan() | free
+    outside = value.isnan() | free
     if LIKELIHOODS[case.likelihood].support in ("count", "some of total"):  # of log-gammas that large nothing is left
         large = sites(case, [~(t.abs() <= 1e9) for t in (x, *params)])
         if "total" in LIKELIHOODS[case.likelihood].domains:
             large = large | (params[LIKELIHOODS[case.likelihood].domains.index("total")] < 1)
         outside, infinite = outside | large, infinite | large
+        # and its gradients, next to a pole that they lack at 0, are no whole number's
+        outside = outside | sites(
+            case, [(x > 0) & (x < 1e-6), *(torch.zeros_like(p, dtype=torch.bool) for p in params)]
+        )
     # beyond what is promised, where the square is no normal number there may be few digits of which a gradient is made
     domains, least_root = LIKELIHOODS[case.likelihood].domains, torch.finfo(dtype).tiny ** 0.5
     tiny = [(p != 0) & (p.abs() < least_root) & (d == "positive") for p, d in zip(params, domains)]
     outside = outside | sites(case, [x != x, *tiny])
-    if "floor" in options:  # a scale whose inverse leaves float32 is no number's to be held to
+    if "floor" in LIKELIHOODS[case.likelihood].options:
+        # a scale whose inverse leaves float32 is no number's to be held to
         scales = params[1:] if case.likelihood == "discretized_logistic" else params
         far = sites(case, [x != x, *(p.abs() > EXPONENT / 2 for p in scales)])
         outside, infinite = outside | far, infinite | far
-    names = ("target", *(f"recon{k}" for k in range(len(params))))
-
-    def as_planes(mask: Tensor, like: Tensor) -> Tensor:
-        return mask.unsqueeze(1) if like.dim() > mask.dim() else mask
-
-    return Terms(
-        near(
-            value,
-            tolerance * value.abs().clamp(min=1.0) + beyond_value(case, x, params, dtype),
-            loose & ~free,
-            infinite & ~free,
-        ),
-        {
-            name: near(
-                g,
-                tolerance * g.abs().clamp(min=1.0) + least + beyond_slope(case, at, dtype),
-                as_planes(loose, g),
-                as_planes(outside, g) | g.isnan(),
-            )
-            for name, g, at in zip(names, gradients, (x, *params))
-        },
-    )
+    return loose, free, infinite, outside
 
 
 def beyond_value(case: Case, x: Tensor, params: list[Tensor], dtype: torch.dtype) -> Tensor | float:
@@ -277,20 +381,21 @@ def reduced(x: Tensor, reduction: str, batch_dims: int) -> Tensor:
 
 @dataclass
 class Reduced:
-    """An output, and of upstream gradients the elementwise terms' factors, with where those may jump."""
+    """An output, and of upstream gradients the elementwise terms' factors, with where those may jump, if they do."""
 
     out: Near
-    factor: Callable[[Tensor], tuple[Tensor, Tensor]]
+    factor: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def plain(value: Near, weight: Tensor | None, reduction: str, batch_dims: int) -> Reduced:
     weighted = value if weight is None else value * weight
-    leaf = weighted.value.detach().clone().requires_grad_()
-    out = reduced(leaf, reduction, batch_dims)
+    count = {"mean": weighted.value.numel(), "batchmean": _rows(weighted.value, batch_dims)}.get(reduction, 1)
 
-    def factor(upstream: Tensor) -> tuple[Tensor, Tensor]:
-        (found,) = torch.autograd.grad(out, leaf, upstream, retain_graph=True)
-        return (found if weight is None else found * weight), torch.zeros_like(found, dtype=torch.bool)
+    def factor(upstream: Tensor) -> tuple[Tensor, None]:
+        found = upstream / max(1, count)
+        if reduction != "none":
+            found = _spread(found, weighted.value, batch_dims)
+        return (found if weight is None else found * weight), None
 
     return Reduced(weighted.over(lambda t: reduced(t, reduction, batch_dims)), factor)
 
@@ -336,8 +441,8 @@ def bent(case: Case, value: Near, weight: Tensor | None, tolerance: float) -> Re
         return (found if weight is None else found * weight), spread
 
     sizes = weighted.over(lambda t: reduced(t, reduction, bd))
-    bound = sizes.bound + tolerance * out.detach().abs()
-    return Reduced(Near(out.detach(), bound, sizes.loose, sizes.free), factor)
+    found = out.detach()
+    return Reduced(Near(found, tolerance, lambda: (sizes.bound + tolerance * found.abs(), *sizes.rest[1:])), factor)
 
 
 def _some(mask: Tensor, batch_dims: int) -> Tensor:
