@@ -200,6 +200,37 @@ struct CategoricalProblem {
   Sum sum;
 };
 
+// The log density ratio of each draw of each sample, summed over the latents:
+//     ratio[k][b] = sum_d log p(z[k][b][d]) - log q(z[k][b][d]),   q = N(mu[b], e^logvar[b]),
+// p being the prior, or 1 where there is none, and log(2 pi) left out of both. Backward: from g[k][b] the gradients in
+// z, mu, logvar and, where they are not null, in the prior's two. Everything is contiguous, of the arithmetic type; a
+// prior's number without memory is its value.
+struct LogRatioProblem {
+  int64_t draws = 0, samples = 0, latents = 0;
+  bool wide = false, backward = false, prior = false;
+  const void *z = nullptr, *mu = nullptr, *logvar = nullptr, *prior_mu = nullptr, *prior_logvar = nullptr;
+  Number prior_mu_value, prior_logvar_value;
+  void* ratio = nullptr;
+  const void* g = nullptr;
+  void *dz = nullptr, *dmu = nullptr, *dlogvar = nullptr, *dprior_mu = nullptr, *dprior_logvar = nullptr;
+};
+
+// The negative importance-weighted bound of each sample, of weights w[k][b] = e^ratio[k][b] / p(x|z), and what is left
+// of it when `scale` multiplies the sum over samples or, without `sum`, each:
+//     loss = scale * (log draws - log sum_k w[k]),   share[k][b] = scale * w[k][b] / sum_k w[k][b]
+// The reconstruction's rows are the draws' samples. Its gradients, if it has any, are left multiplied by the shares:
+// `rescale` is the problem that does it.
+struct BoundProblem {
+  int64_t draws = 0, samples = 0;
+  bool wide = false, sum = false;
+  double scale = 1.0;
+  const void* ratio = nullptr;  // [draws, samples], double where ratio_wide
+  bool ratio_wide = false;
+  void *loss = nullptr, *log_weights = nullptr, *share = nullptr;  // double where wide; share may be null
+  ReconstructionProblem* reconstruction = nullptr;
+  ReconstructionProblem* rescale = nullptr;
+};
+
 // What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row]. Several
 // posteriors have one sum in common, over the rows that all of them have.
 struct Job {

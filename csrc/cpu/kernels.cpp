@@ -69,6 +69,10 @@ void categorical(const CategoricalProblem& p, int64_t begin, int64_t end) {
   p.wide ? run_categorical<double>(p, begin, end) : run_categorical<float>(p, begin, end);
 }
 
+void log_ratio(const LogRatioProblem& p, int64_t begin, int64_t end) {
+  p.wide ? run_log_ratio<double>(p, begin, end) : run_log_ratio<float>(p, begin, end);
+}
+
 }  // namespace
 }  // namespace VF_ISA
 
@@ -76,7 +80,7 @@ void categorical(const CategoricalProblem& p, int64_t begin, int64_t end) {
 #define VF_PASTE(a, b) VF_PASTE_(a, b)
 
 const CpuKernels& VF_PASTE(cpu_kernels_, CPU_CAPABILITY)() {
-  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical};
+  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical, log_ratio};
   return kernels;
 }
 

@@ -18,6 +18,12 @@ VF_HD int64_t unit_of(int planes) {
   return sites > 64 ? sites : 64;
 }
 
+// A log ratio's tasks take so many of a sample's draws or, backward, of its latents.
+constexpr int kStretch = 256;
+VF_HD int64_t log_ratio_stretches(const LogRatioProblem& p) {
+  return ((p.backward ? p.latents : p.draws) + kStretch - 1) / kStretch;
+}
+
 struct CpuKernels {
   // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].
   void (*posterior)(const PosteriorProblem&, int64_t begin, int64_t end);
@@ -26,6 +32,8 @@ struct CpuKernels {
   void (*marginals)(const MarginalsProblem&, int64_t begin, int64_t end);
   // Runs sites [begin, end).
   void (*categorical)(const CategoricalProblem&, int64_t begin, int64_t end);
+  // Runs tasks [begin, end): so many stretches, log_ratio_stretches, for each sample.
+  void (*log_ratio)(const LogRatioProblem&, int64_t begin, int64_t end);
 };
 
 // Each is defined where the build has it; see cpu/launch.cpp. A wheel has them in a library of their own.
