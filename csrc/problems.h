@@ -200,16 +200,24 @@ struct CategoricalProblem {
   Sum sum;
 };
 
+// A Gaussian's numbers, [samples, latents]; root is 1 / std.
+struct GaussianNumbers {
+  const void *mu = nullptr, *logvar = nullptr, *root = nullptr;
+};
+
+// Under what draws have a density besides their posterior's: nothing, N(0, I) or a Gaussian of numbers.
+enum class DrawPrior : int32_t { kNone, kStandard, kGiven };
+
 // The log density ratio of each draw of each sample, summed over the latents:
-//     ratio[k][b] = sum_d log p(z[k][b][d]) - log q(z[k][b][d]),   q = N(mu[b], e^logvar[b]),
+//     ratio[k][b] = sum_d log p(z[k][b][d]) - log q(z[k][b][d]),
 // p being the prior, or 1 where there is none, and log(2 pi) left out of both. Backward: from g[k][b] the gradients in
-// z, mu, logvar and, where they are not null, in the prior's two. Everything is contiguous, of the arithmetic type; a
-// prior's number without memory is its value.
+// z, q's mu and logvar and, where they are not null, p's. Everything is contiguous, of the arithmetic type.
 struct LogRatioProblem {
   int64_t draws = 0, samples = 0, latents = 0;
-  bool wide = false, backward = false, prior = false;
-  const void *z = nullptr, *mu = nullptr, *logvar = nullptr, *prior_mu = nullptr, *prior_logvar = nullptr;
-  Number prior_mu_value, prior_logvar_value;
+  bool wide = false, backward = false;
+  DrawPrior prior = DrawPrior::kNone;
+  const void* z = nullptr;
+  GaussianNumbers q, p;
   void* ratio = nullptr;
   const void* g = nullptr;
   void *dz = nullptr, *dmu = nullptr, *dlogvar = nullptr, *dprior_mu = nullptr, *dprior_logvar = nullptr;

@@ -18,11 +18,8 @@ VF_HD int64_t unit_of(int planes) {
   return sites > 64 ? sites : 64;
 }
 
-// A log ratio's tasks take so many of a sample's draws or, backward, of its latents.
-constexpr int kStretch = 256;
-VF_HD int64_t log_ratio_stretches(const LogRatioProblem& p) {
-  return ((p.backward ? p.latents : p.draws) + kStretch - 1) / kStretch;
-}
+// numbers of the posteriors' that a log ratio's backward takes together
+constexpr int kColumns = 1024;
 
 struct CpuKernels {
   // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].
@@ -32,7 +29,7 @@ struct CpuKernels {
   void (*marginals)(const MarginalsProblem&, int64_t begin, int64_t end);
   // Runs sites [begin, end).
   void (*categorical)(const CategoricalProblem&, int64_t begin, int64_t end);
-  // Runs tasks [begin, end): so many stretches, log_ratio_stretches, for each sample.
+  // Runs rows [begin, end), of which each draw has one for each sample, or backward blocks of kColumns.
   void (*log_ratio)(const LogRatioProblem&, int64_t begin, int64_t end);
 };
 

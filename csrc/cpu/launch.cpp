@@ -221,9 +221,11 @@ void categorical(const CategoricalProblem& p) {
 }
 
 void log_ratio(const LogRatioProblem& p) {
-  const int64_t tasks = p.samples * log_ratio_stretches(p), numbers = p.draws * p.samples * p.latents;
-  const int64_t grain = tasks ? std::max<int64_t>(1, kGrain / std::max<int64_t>(1, numbers / tasks)) : 1;
-  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernels().log_ratio(p, begin, end); });
+  const int64_t numbers = p.samples * p.latents;
+  const int64_t tasks = p.backward ? (numbers + kColumns - 1) / kColumns : p.draws * p.samples;
+  const int64_t cost = std::max<int64_t>(1, p.backward ? p.draws * kColumns : p.latents);
+  at::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / cost),
+                   [&](int64_t begin, int64_t end) { kernels().log_ratio(p, begin, end); });
 }
 
 // A bound's rows, the draws of each sample: their losses, and the weights that follow when all of a sample's are known.

@@ -1,6 +1,7 @@
 // The log density ratios of draws, and their gradients.
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 
 #include <utility>
 
@@ -34,14 +35,12 @@ class Ratios {
     p.samples = in_.z.size(1);
     p.latents = c10::multiply_integers(in_.z.sizes().slice(2));
     p.wide = dtype_ == at::kDouble;
-    p.prior = in_.prior;
     p.z = data(in_.z);
-    p.mu = data(in_.mu);
-    p.logvar = data(in_.logvar);
-    if (in_.prior_mu) p.prior_mu = data(in_.prior_mu->expand(in_.mu.sizes()));
-    if (in_.prior_logvar) p.prior_logvar = data(in_.prior_logvar->expand(in_.mu.sizes()));
-    p.prior_mu_value = in_.prior_mu_value;
-    p.prior_logvar_value = in_.prior_logvar_value;
+    p.q = numbers(in_.mu, in_.logvar);
+    if (!in_.prior) return p;
+    const bool given = in_.prior_mu || in_.prior_logvar || in_.prior_mu_value != 0 || in_.prior_logvar_value != 0;
+    p.prior = given ? DrawPrior::kGiven : DrawPrior::kStandard;
+    if (given) p.p = numbers(whole(in_.prior_mu, in_.prior_mu_value), whole(in_.prior_logvar, in_.prior_logvar_value));
     return p;
   }
 
@@ -58,6 +57,18 @@ class Ratios {
   }
 
  private:
+  GaussianNumbers numbers(const Tensor& mu, const Tensor& logvar) {
+    GaussianNumbers g;
+    g.mu = data(mu);
+    g.logvar = data(logvar);
+    g.root = data(held_.back().mul(-0.5).exp_());
+    return g;
+  }
+
+  Tensor whole(const MaybeTensor& t, double value) const {
+    return t ? t->expand(in_.mu.sizes()) : at::full(in_.mu.sizes(), value, options());
+  }
+
   static at::ScalarType promote(at::ScalarType a, at::ScalarType b) { return c10::promoteTypes(a, b); }
   static at::ScalarType promote(at::ScalarType a, const Tensor& t) { return promote(a, t.scalar_type()); }
   static at::ScalarType promote(at::ScalarType a, const MaybeTensor& t) { return t ? promote(a, *t) : a; }
