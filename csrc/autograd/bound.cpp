@@ -81,7 +81,7 @@ struct BoundNode : torch::autograd::Function<BoundNode> {
     } else {
       const variable_list last{upstream[0]};
       spread(grads, 0, mask, rescaled(kept_for(mask, saved.kept, saved.wanted), row, saved.final(last)));
-      if (of_ratio && !is_one(row)) share = share * row;
+      if (of_ratio) share = share * row;
     }
     if (of_ratio) grads[params] = (-share).to(ratio.scalar_type());
     return grads;

@@ -97,22 +97,26 @@ Tensors log_ratio_backward(const Tensor& g, const LogRatioInputs& in, const Mask
                     "vaefast: the mask has an entry for each of the draws, q and the prior");
   TORCH_CHECK_VALUE(g.sym_sizes() == in.z.sym_sizes().slice(0, 2), "vaefast: a gradient of shape ", g.sym_sizes(),
                     " for the ratios of ", in.z.sym_sizes());
+  Tensors out;
+  if (no_compute(in.z)) {
+    for (int k = 0; k < 5; ++k) {
+      if (mask[k]) out.push_back(at::empty_symint(given[k]->sym_sizes(), given[k]->options()));
+    }
+    return out;
+  }
   Tensors found(5);
   // the draws' is written in any case, the others where they are wanted
   for (int k = 0; k < 5; ++k) {
-    if (k == 0 || mask[k]) found[k] = at::empty_symint(k ? in.mu.sym_sizes() : in.z.sym_sizes(), call.options());
+    if (k == 0 || mask[k]) found[k] = at::empty(k ? in.mu.sizes() : in.z.sizes(), call.options());
   }
-  if (!no_compute(in.z)) {
-    LogRatioProblem p = call.problem();
-    p.backward = true;
-    p.g = call.data(g);
-    void** outs[] = {&p.dz, &p.dmu, &p.dlogvar, &p.dprior_mu, &p.dprior_logvar};
-    for (int k = 0; k < 5; ++k) {
-      if (found[k].defined()) *outs[k] = found[k].mutable_data_ptr();
-    }
-    call.run(p);
+  LogRatioProblem p = call.problem();
+  p.backward = true;
+  p.g = call.data(g);
+  void** outs[] = {&p.dz, &p.dmu, &p.dlogvar, &p.dprior_mu, &p.dprior_logvar};
+  for (int k = 0; k < 5; ++k) {
+    if (found[k].defined()) *outs[k] = found[k].mutable_data_ptr();
   }
-  Tensors out;
+  call.run(p);
   for (int k = 0; k < 5; ++k) {
     if (mask[k]) out.push_back(finish_grad(std::move(found[k]), *given[k]).to(given[k]->scalar_type()));
   }
