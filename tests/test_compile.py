@@ -281,13 +281,35 @@ SAMPLES: Samples = {
         (None, torch.tensor(2.0), classes(), None, 1, 0.0, "sum", None, [True, False]),
     ],
     "log_ratio": lambda: [
-        (draws(True), latents(True), latents(True), None, 0.5, latents(True), 0.0, True),
-        (draws(True).double(), latents(True), latents(), None, 0.0, None, 0.0, False),
+        (draws(True), moments_of_q(True), moments_of_q(True), None, 0.5, moments_of_q(True), 0.0, True),
+        (draws(True).double(), moments_of_q(True), moments_of_q(), None, 0.0, None, 0.0, False),
     ],
-    "log_ratio_forward": lambda: [(draws(), latents(), latents(), torch.randn(3), 0.0, None, 0.0, True)],
+    "log_ratio_forward": lambda: [(draws(), moments_of_q(), moments_of_q(), torch.randn(3), 0.0, None, 0.0, True)],
     "log_ratio_backward": lambda: [
-        (torch.randn(4, 5), draws(), latents(), latents(), torch.randn(3), 0.0, latents(), 0.0, True, [True] * 5),
-        (torch.randn(4, 5), draws(), latents(), latents(), None, 0.0, None, 0.0, False, [False, True, True, *NOT]),
+        (
+            torch.randn(4, 5),
+            draws(),
+            moments_of_q(),
+            moments_of_q(),
+            torch.randn(3),
+            0.0,
+            moments_of_q(),
+            0.0,
+            True,
+            [True] * 5,
+        ),
+        (
+            torch.randn(4, 5),
+            draws(),
+            moments_of_q(),
+            moments_of_q(),
+            None,
+            0.0,
+            None,
+            0.0,
+            False,
+            [False, True, True, *NOT],
+        ),
     ],
     "bound": lambda: [
         (ratio, [draws(True), *more], torch.rand(4, 5, 3), None, "gaussian", [1.0], reduction)
@@ -331,7 +353,7 @@ def draws(grad: bool = False) -> Tensor:
     return torch.randn(4, 5, 3, requires_grad=grad)
 
 
-def latents(grad: bool = False) -> Tensor:
+def moments_of_q(grad: bool = False) -> Tensor:
     return torch.randn(5, 3, requires_grad=grad)
 
 
