@@ -136,6 +136,24 @@ struct CategoricalInputs {
   }
 };
 
+// Draws z [K, B, ...] of a posterior [B, ...], and what broadcasts to that or a number of the prior, if there is one.
+struct LogRatioInputs {
+  Tensor z, mu, logvar;
+  MaybeTensor prior_mu;
+  double prior_mu_value = 0;
+  MaybeTensor prior_logvar;
+  double prior_logvar_value = 0;
+  bool prior = true;
+
+  static constexpr auto fields() {
+    using L = LogRatioInputs;
+    return std::make_tuple(field("z", &L::z), field("mu", &L::mu), field("logvar", &L::logvar),
+                           field("prior_mu", &L::prior_mu), field("prior_mu_value", &L::prior_mu_value),
+                           field("prior_logvar", &L::prior_logvar), field("prior_logvar_value", &L::prior_logvar_value),
+                           field("prior", &L::prior));
+  }
+};
+
 // What the marginals of a batch's aggregate posterior are made of; MarginalsProblem says what each is.
 struct MarginalsInputs {
   Tensor z, mu, slope, constant;  // [D, B]

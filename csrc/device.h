@@ -20,6 +20,8 @@ struct Device {
   // Null where PyTorch computes them.
   void (*marginals)(const MarginalsProblem&) = nullptr;
   void (*categorical)(const CategoricalProblem&) = nullptr;
+  void (*log_ratio)(const LogRatioProblem&) = nullptr;
+  void (*bound)(const BoundProblem&) = nullptr;
 };
 
 Device& device_for(c10::DeviceType type);

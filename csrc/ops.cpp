@@ -142,13 +142,15 @@ struct List {
 };
 
 using RandomForUsers = List<ForUsers<posterior>, ForUsers<packed_posterior>, ForUsers<multi_posterior>>;
-using OthersForUsers = List<ForUsers<reconstruction>, ForUsers<elbo>, ForUsers<categorical>>;
+using OthersForUsers =
+    List<ForUsers<reconstruction>, ForUsers<elbo>, ForUsers<categorical>, ForUsers<log_ratio>, ForUsers<bound>>;
 using RandomBelow = List<Below<posterior_forward>, Below<packed_forward>, Below<multi_forward>>;
-using BackwardBelow = List<Differentiable<posterior_backward>, Differentiable<packed_backward>,
-                           Differentiable<reconstruction_backward>, Differentiable<categorical_backward>>;
-using OthersBelow =
-    List<Below<reconstruction_forward>, Below<elbo_forward>, Below<elbo_backward_>, Below<multi_backward>,
-         Below<scale_>, Below<marginals_forward>, Below<marginals_backward>, Below<categorical_forward>>;
+using BackwardBelow =
+    List<Differentiable<posterior_backward>, Differentiable<packed_backward>, Differentiable<reconstruction_backward>,
+         Differentiable<categorical_backward>, Differentiable<log_ratio_backward>>;
+using OthersBelow = List<Below<reconstruction_forward>, Below<elbo_forward>, Below<elbo_backward_>,
+                         Below<multi_backward>, Below<scale_>, Below<marginals_forward>, Below<marginals_backward>,
+                         Below<categorical_forward>, Below<log_ratio_forward>, Below<bound_forward>>;
 
 using EveryForUsers = List<RandomForUsers, OthersForUsers>;
 using EveryBelow = List<RandomBelow, BackwardBelow, OthersBelow>;
@@ -192,6 +194,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("elbo", python<eager::elbo>, released);
   m.def("elbo_loss", python<eager::elbo_loss>, released);
   m.def("categorical", python<categorical>, released);
+  m.def("log_ratio", python<log_ratio>, released);
+  m.def("bound", python<eager::bound>, released);
   m.def("marginals_forward", python<marginals_forward>, released);
   m.def("marginals_backward", python<marginals_backward>, released);
   m.def("likelihoods", [] { return registry<LikelihoodIndex>().list; });

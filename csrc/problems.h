@@ -200,6 +200,45 @@ struct CategoricalProblem {
   Sum sum;
 };
 
+// A Gaussian's numbers, [samples, latents]; root is 1 / std.
+struct GaussianNumbers {
+  const void *mu = nullptr, *logvar = nullptr, *root = nullptr;
+};
+
+// Under what draws have a density besides their posterior's: nothing, N(0, I) or a Gaussian of numbers.
+enum class DrawPrior : int32_t { kNone, kStandard, kGiven };
+
+// The log density ratio of each draw of each sample, summed over the latents:
+//     ratio[k][b] = sum_d log p(z[k][b][d]) - log q(z[k][b][d]),
+// p being the prior, or 1 where there is none, and log(2 pi) left out of both. Backward: from g[k][b] the gradients in
+// z, q's mu and logvar and, where they are not null, p's. Everything is contiguous, of the arithmetic type.
+struct LogRatioProblem {
+  int64_t draws = 0, samples = 0, latents = 0;
+  bool wide = false, backward = false;
+  DrawPrior prior = DrawPrior::kNone;
+  const void* z = nullptr;
+  GaussianNumbers q, p;
+  void* ratio = nullptr;
+  const void* g = nullptr;
+  void *dz = nullptr, *dmu = nullptr, *dlogvar = nullptr, *dprior_mu = nullptr, *dprior_logvar = nullptr;
+};
+
+// The negative importance-weighted bound of each sample, of weights w[k][b] = e^ratio[k][b] / p(x|z), and what is left
+// of it when `scale` multiplies the sum over samples or, without `sum`, each:
+//     loss = scale * (log draws - log sum_k w[k]),   share[k][b] = scale * w[k][b] / sum_k w[k][b]
+// The reconstruction's rows are the draws' samples. Its gradients, if it has any, are left multiplied by the shares:
+// `rescale` is the problem that does it.
+struct BoundProblem {
+  int64_t draws = 0, samples = 0;
+  bool wide = false, sum = false;
+  double scale = 1.0;
+  const void* ratio = nullptr;  // [draws, samples], double where ratio_wide
+  bool ratio_wide = false;
+  void *loss = nullptr, *log_weights = nullptr, *share = nullptr;  // double where wide; share may be null
+  ReconstructionProblem* reconstruction = nullptr;
+  ReconstructionProblem* rescale = nullptr;
+};
+
 // What one call asks of a device: either problem or both, and with both total[row] = nll[row] + beta * kl[row]. Several
 // posteriors have one sum in common, over the rows that all of them have.
 struct Job {

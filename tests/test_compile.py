@@ -280,6 +280,47 @@ SAMPLES: Samples = {
         (classes(), None, classes(), classes(), 1, 0.0, "none", None, [True, True]),
         (None, torch.tensor(2.0), classes(), None, 1, 0.0, "sum", None, [True, False]),
     ],
+    "log_ratio": lambda: [
+        (draws(True), moments_of_q(True), moments_of_q(True), None, 0.5, moments_of_q(True), 0.0, True),
+        (draws(True).double(), moments_of_q(True), moments_of_q(), None, 0.0, None, 0.0, False),
+    ],
+    "log_ratio_forward": lambda: [(draws(), moments_of_q(), moments_of_q(), torch.randn(3), 0.0, None, 0.0, True)],
+    "log_ratio_backward": lambda: [
+        (
+            torch.randn(4, 5),
+            draws(),
+            moments_of_q(),
+            moments_of_q(),
+            torch.randn(3),
+            0.0,
+            moments_of_q(),
+            0.0,
+            True,
+            [True] * 5,
+        ),
+        (
+            torch.randn(4, 5),
+            draws(),
+            moments_of_q(),
+            moments_of_q(),
+            None,
+            0.0,
+            None,
+            0.0,
+            False,
+            [False, True, True, *NOT],
+        ),
+    ],
+    "bound": lambda: [
+        (ratio, [draws(True), *more], torch.rand(4, 5, 3), None, "gaussian", [1.0], reduction)
+        for ratio in (torch.randn(4, 5, requires_grad=True), torch.randn(4, 5).double())
+        for more in ([], [draws(True)], [torch.randn(3, requires_grad=True)])
+        for reduction in ("batchmean", "per_sample")
+    ],
+    "bound_forward": lambda: [
+        (torch.randn(4, 5), [draws()], torch.rand(4, 5, 3), torch.rand(3), "bernoulli", [], "sum", [True, True]),
+        (torch.randn(4, 5), [draws()], torch.rand(4, 5, 3), None, "bernoulli", [], "sum", NOT),
+    ],
     "marginals_forward": lambda: [(*four(), [], []), (*four(), columns(), [torch.randn(5)] * 2)],
     "marginals_backward": lambda: [
         (torch.randn(5), torch.randn(3, 5), *four(), [], []),
@@ -306,6 +347,14 @@ SAMPLES: Samples = {
 
 def classes(grad: bool = False) -> Tensor:
     return torch.randn(6, 5, 4, requires_grad=grad)
+
+
+def draws(grad: bool = False) -> Tensor:
+    return torch.randn(4, 5, 3, requires_grad=grad)
+
+
+def moments_of_q(grad: bool = False) -> Tensor:
+    return torch.randn(5, 3, requires_grad=grad)
 
 
 def four() -> list[torch.Tensor]:

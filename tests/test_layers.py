@@ -128,7 +128,17 @@ CSRC = ROOT / "csrc"
 # the compiled core, from the ground up; a folder's own files may include each other, in no circle
 COMPILED_LAYERS = [
     ("problems.h", "registry.h", "cpu/vec.h", "cpu/vec_exp.h"),
-    ("vmath.h", "special.h", "weight.h", "philox.h", "likelihoods.h", "likelihoods/", "mixture.h", "posterior.h"),
+    (
+        "vmath.h",
+        "special.h",
+        "weight.h",
+        "philox.h",
+        "likelihoods.h",
+        "likelihoods/",
+        "mixture.h",
+        "posterior.h",
+        "log_ratio.h",
+    ),
     ("device.h", "cpu/", "cuda/"),
     ("faces.h", "arguments.h"),
     ("operators/",),

@@ -126,6 +126,27 @@ def categorical(
     kl: bool,
     /,
 ) -> list[Tensor]: ...
+def log_ratio(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar: Tensor | None,
+    prior_logvar_value: float,
+    prior: bool,
+    /,
+) -> Tensor: ...
+def bound(
+    ratio: Tensor,
+    params: Sequence[Tensor],
+    target: Tensor,
+    weight: Tensor | None,
+    likelihood: str,
+    options: Sequence[float],
+    reduction: str,
+    /,
+) -> list[Tensor]: ...
 def marginals_forward(
     z: Tensor,
     mu: Tensor,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _categorical, _torch
-from ._engine import Categorical, Moments, Pair, Reconstruction
+from ._engine import Categorical, LogRatio, Moments, Pair, Reconstruction
 from ._gaussian import PARAMETERIZATIONS, compute_dtype
 from ._options import PER_DRAW, REDUCTIONS, Likelihood, Parameterization
 from .likelihoods import LIKELIHOODS
@@ -143,6 +143,30 @@ def _reconstruction_backward(
     return _gradients(forward, params, [upstream], mask)
 
 
+def _log_ratio_backward(
+    g: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar: Tensor | None,
+    prior_logvar_value: float,
+    prior: bool,
+    mask: Sequence[int],
+) -> list[Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.vaefast.log_ratio_backward(
+            g, z, mu, logvar, prior_mu, prior_mu_value, prior_logvar, prior_logvar_value, prior, mask
+        )
+
+    def forward(z: Tensor, mu: Tensor, logvar: Tensor, pm: Tensor | None, plv: Tensor | None) -> list[Tensor]:
+        of_prior = (prior_mu_value if pm is None else pm, prior_logvar_value if plv is None else plv)
+        return [_torch.log_ratio(LogRatio(z, mu, logvar, *of_prior, prior))]
+
+    return _gradients(forward, (z, mu, logvar, prior_mu, prior_logvar), [g], mask)
+
+
 def _categorical_backward(
     dz: Tensor | None,
     dkl: Tensor | None,
@@ -174,4 +198,5 @@ _LIBRARY: Any = torch.library.Library("vaefast", "IMPL")
 _LIBRARY.impl("_differentiable_posterior_backward", _posterior_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_packed_backward", _packed_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_categorical_backward", _categorical_backward, "CompositeImplicitAutograd")
+_LIBRARY.impl("_differentiable_log_ratio_backward", _log_ratio_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_reconstruction_backward", _reconstruction_backward, "CompositeImplicitAutograd")

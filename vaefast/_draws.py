@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _arguments, _backends, _options, _torch
-from ._best_variance import SQUARES
+from . import _arguments, _backends, _options
 from ._checks import floating, same_device
-from ._engine import Engine, Reconstruction
+from ._engine import Engine, LogRatio, Reconstruction
 from ._functions import Recon
-from ._gaussian import Prior, as_tensor, compute_dtype, constant, logvar_of, reduced, wide
+from ._gaussian import Prior, compute_dtype, logvar_of, wide
 from ._options import PER_DRAW, Likelihood, LogProb, Parameterization
 from .likelihoods import COMPOSED, entry_of
 
@@ -33,19 +32,28 @@ class Draws(NamedTuple):
 
     def log_weights(self, frozen: bool = False) -> Tensor:
         """``[K, B]``: log p(x|z) + log p(z) - log q(z|x), of a q whose parameters stand still if it is ``frozen``."""
+        engine = self._engine()
+        return self._ratio(engine, frozen) - engine.nll(self.of, PER_DRAW)
+
+    def bound(self, reduction: str, frozen: bool) -> tuple[Tensor, Tensor]:
+        """The negative importance-weighted bound, reduced, and the log weights, which are not differentiated."""
+        engine = self._engine()
+        return engine.bound(self._ratio(engine, frozen), self.of, reduction)
+
+    def _engine(self) -> Engine:
+        first, *rest = self.of.params
+        beside = *rest, self.z, self.mu, self.raw, self.prior_mu, self.prior_logvar
+        return _backends.engine(first, self.of.target, self.of.weight, likelihood=self.of.likelihood, beside=beside)
+
+    def _ratio(self, engine: Engine, frozen: bool) -> Tensor:
+        """``[K, B]``: log p(z) - log q(z|x)."""
         mu, raw = (self.mu.detach(), self.raw.detach()) if frozen else (self.mu, self.raw)
-        of, pm, plv = self.of, self.prior_mu, self.prior_logvar
+        pm, plv = self.prior_mu, self.prior_logvar
         z, mu, raw = _in(compute_dtype(self.z, mu, raw, pm, plv), self.z, mu, raw)
-        first, rest = of.params[0], (*of.params[1:], z, mu, raw, pm, plv)
-        engine = _backends.engine(first, of.target, of.weight, likelihood=of.likelihood, beside=rest)
-        logvar = logvar_of(raw, self.p.spec)
-        apart = z - mu, z - pm if isinstance(pm, Tensor) or pm else z
-        if self.log_prior is not None:
-            ratio = reduced(_nll(engine, apart[0], logvar, DENSITY), PER_DRAW, z.dtype) + self.log_prior
-        else:
-            each = _nll(engine, apart[0], logvar, SQUARES) - _nll(engine, apart[1], plv, SQUARES)
-            ratio = reduced(each, PER_DRAW, z.dtype)
-        return ratio - engine.nll(of, PER_DRAW)
+        ratio = engine.log_ratio(LogRatio(z, mu, logvar_of(raw, self.p.spec), pm, plv, self.log_prior is None))
+        if self.log_prior is None:
+            return ratio
+        return ratio + 0.5 * LOG_2PI * math.prod(mu.shape[1:]) + self.log_prior
 
     def restored(self, x: Tensor) -> Tensor:
         """With the batch's own dimensions, which come last."""
@@ -53,24 +61,6 @@ class Draws(NamedTuple):
 
 
 LOG_2PI = math.log(2 * math.pi)
-DENSITY = Likelihood("gaussian")
-
-
-def _nll(engine: Engine, apart: Tensor, logvar: Prior, likelihood: Likelihood) -> Tensor:
-    """-log N(apart; 0, e^logvar), elementwise: latents are few, and a kernel's sum of so few takes longer than they.
-    Gradients in what the difference is taken of come by PyTorch."""
-    scaled = isinstance(logvar, Tensor) or logvar
-    if engine is not _torch:
-        params = [apart, as_tensor(logvar, apart)] if scaled else [apart]
-        zero = constant(0.0, apart).expand(apart.shape)
-        return engine.nll(Reconstruction(params, zero, None, likelihood, False), "none")
-    # as people write it: a node for each operation takes less time than one in Python for all
-    if not scaled:
-        twice = apart * apart
-    else:
-        logvar = as_tensor(logvar, apart)
-        twice = (apart * torch.exp(-0.5 * logvar)).square() + logvar
-    return 0.5 * (twice if likelihood is SQUARES else twice + LOG_2PI)
 
 
 def _in(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:

@@ -66,6 +66,18 @@ class Categorical(NamedTuple):
     unimix: float
 
 
+class LogRatio(NamedTuple):
+    """Draws z ``[K, B, ...]`` of q ``[B, ...]``, in one dtype, and the Gaussian that they have a density under besides,
+    unless ``prior`` is False."""
+
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
+    prior_mu: Prior
+    prior_logvar: Prior
+    prior: bool
+
+
 class Engine(Protocol):
     @property
     def noise(self) -> str:
@@ -109,6 +121,13 @@ class Engine(Protocol):
     ) -> list[Tensor]:
         """[z][kl]: one-hot vectors where there are uniform numbers, float64, one for each; the KL in float32, and in
         float64 where an input is."""
+
+    def log_ratio(self, of: LogRatio, /) -> Tensor:
+        """``[K, B]``: log p(z) - log q(z), without the log(2 pi) of either."""
+
+    def bound(self, ratio: Tensor, of: Reconstruction, reduction: str, /) -> tuple[Tensor, Tensor]:
+        """The negative importance-weighted bound of weights ``ratio + log p(x|z)``, reduced, and these, ``[K, B]``,
+        which are not differentiated."""
 
 
 class Declined(Exception):

@@ -16,10 +16,11 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import _build, _functorch, _pairwise, _torch
+from ._best_variance import SQUARES
 from ._checks import is_bool, is_real, wrapped
-from ._engine import Categorical, Declined, Moments, Pair, Posteriors, Reconstruction
-from ._gaussian import Prior
-from ._options import ELBO_REDUCTIONS, REDUCTIONS, ELBOTerms, Likelihood, Parameterization
+from ._engine import Categorical, Declined, LogRatio, Moments, Pair, Posteriors, Reconstruction
+from ._gaussian import Prior, as_tensor, constant
+from ._options import ELBO_REDUCTIONS, PER_DRAW, REDUCTIONS, ELBOTerms, Likelihood, Parameterization
 from ._philox import draw_seed
 from ._torch import trained
 from .likelihoods import LIKELIHOODS as REGISTRY
@@ -314,6 +315,27 @@ class Compiled:
         result: list[Tensor] = self.entries.categorical(uniforms, *of, reduction, balance, with_kl)
         return result
 
+    def log_ratio(self, of: LogRatio) -> Tensor:
+        z, mu, logvar, pm, plv, prior = of
+        if not z.is_cpu:
+            return _torch.log_ratio_by(self._half_squares, of)
+        ratio: Tensor = self.entries.log_ratio(z, mu, logvar, *split(pm), *split(plv), prior)
+        return ratio
+
+    def _half_squares(self, apart: Tensor, logvar: Prior) -> Tensor:
+        """-log N(apart; 0, e^logvar) without its constant. The difference's gradients come by PyTorch."""
+        scaled = isinstance(logvar, Tensor) or logvar
+        params = (apart, as_tensor(logvar, apart)) if scaled else (apart,)
+        zero = constant(0.0, apart).expand(apart.shape)
+        return self.reconstruction(params, zero, None, SQUARES, False, "none")
+
+    def bound(self, ratio: Tensor, of: Reconstruction, reduction: str) -> tuple[Tensor, Tensor]:
+        if not ratio.is_cpu:
+            return _torch.bound_of(ratio - self.nll(of, PER_DRAW), reduction)
+        params, target, weight, chosen, _ = of
+        loss, log_weights = self.entries.bound(ratio, params, target, weight, *chosen.spec, reduction)
+        return loss, log_weights
+
 
 def _decline(*_: object) -> Any:
     raise Declined
@@ -364,7 +386,7 @@ class Short(Compiled):
 
     # what options are made of, and lists
     sample = kl = sample_with_kl = nll = elbo = _declines
-    multi = multi_kl = multi_sample_with_kl = packed = categorical = _declines
+    multi = multi_kl = multi_sample_with_kl = packed = categorical = log_ratio = bound = _declines
 
 
 eager, traced = Compiled(_C, traced=False), Compiled(torch.ops.vaefast, traced=True)

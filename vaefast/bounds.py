@@ -190,11 +190,15 @@ def iwae_loss(
         weight=weight, prior=prior, prior_parameterization=prior_parameterization, batch_dims=batch_dims,
     )  # fmt: skip
     chosen = _importance.bound(alpha, groups, mix, z.shape[0])
-    log_w = draws.log_weights(frozen=estimator != "iwae")
+    if chosen == _importance.Bound():
+        loss, log_w = draws.bound(reduction, frozen=estimator != "iwae")
+    else:
+        log_w = draws.log_weights(frozen=estimator != "iwae")
+        loss = _importance.reduced(chosen.loss(log_w), reduction)
     if estimator != "iwae":
         share = chosen.share_of_path(log_w.detach()) if estimator == "dreg" else None
         scale_path(estimator, z, mu, logvar, recon, None if share is None else draws.restored(share))
-    return _importance.reduced(draws.restored(chosen.loss(log_w)), reduction)
+    return draws.restored(loss) if reduction == "per_sample" else loss
 
 
 class PIWAELosses(NamedTuple):

@@ -22,6 +22,14 @@ VF_OPERATOR(multi_posterior, "seed", "generator");
 Tensors categorical(const MaybeTensor& uniforms, const CategoricalInputs& in, bool kl);
 VF_OPERATOR(categorical, "uniforms", "kl");
 
+// log p(z) - log q(z), [K, B]
+Tensor log_ratio(const LogRatioInputs& in);
+VF_OPERATOR(log_ratio);
+
+// The negative importance-weighted bound, and the log weights, which are not differentiated.
+Tensors bound(const Tensor& ratio, const ReconstructionInputs& in, const Reduced& reduced);
+VF_OPERATOR(bound, "ratio");
+
 // With overwrite_recon the caller is done with the likelihood's parameters.
 Tensor reconstruction(const ReconstructionInputs& in, const Reduced& reduced, bool overwrite_recon);
 VF_OPERATOR(reconstruction, "overwrite_recon");
@@ -38,6 +46,7 @@ namespace eager {
 Tensors multi_posterior(const MultiInputs& in, const MaybeTensor& seed, const MaybeGenerator& generator,
                         const PosteriorSpec& spec, const Asked& asked);
 Tensor reconstruction(const ReconstructionInputs& in, const Reduced& reduced, bool overwrite_recon);
+Tensors bound(const Tensor& ratio, const ReconstructionInputs& in, const Reduced& reduced);
 Terms elbo(const ReconstructionInputs& rec, const PosteriorInputs& post, const PosteriorSpec& spec, double beta,
            bool overwrite_recon);
 // the loss alone, without what autograd takes to give out the others

@@ -34,15 +34,22 @@ void posterior(const PosteriorProblem& p, int64_t begin, int64_t end) {
   p.wide ? run_posterior<double>(p, begin, end) : run_posterior<float>(p, begin, end);
 }
 
-// Gradients that an earlier call left, times upstream.
+// Gradients that an earlier call left, times upstream: where that is one number for all of them, without copies of it.
 template <class T>
 double rescale_tile(const ReconstructionProblem& p, const Tile& t) {
   Buffer<T> upstream_buffer, grad_buffer, out_buffer;
-  const T* upstream = read(p.upstream, t, upstream_buffer);
+  const int last = t.space.ndim - 1;
+  const bool one = p.upstream.stride[last] == 0 && t.start % t.space.size[last] + t.n <= t.space.size[last];
+  const T* upstream = read(p.upstream, one ? Tile{t.space, t.start, 1} : t, upstream_buffer);
   for (int k = 0; k < p.nparams; ++k) {
     const T* grad = read(p.out_grad[k], t, grad_buffer);
     T* out = writable(p.out_grad[k], t, out_buffer);
-    for_vectors<T>(t.n, [&](int i) { put(out, i, at(grad, i) * at(upstream, i)); });
+    if (one) {
+      const Wide<T> factor(*upstream);
+      for_vectors<T>(t.n, [&](int i) { put(out, i, at(grad, i) * factor); });
+    } else {
+      for_vectors<T>(t.n, [&](int i) { put(out, i, at(grad, i) * at(upstream, i)); });
+    }
     write_back(p.out_grad[k], t, out_buffer);
   }
   return 0;
@@ -69,6 +76,10 @@ void categorical(const CategoricalProblem& p, int64_t begin, int64_t end) {
   p.wide ? run_categorical<double>(p, begin, end) : run_categorical<float>(p, begin, end);
 }
 
+void log_ratio(const LogRatioProblem& p, int64_t begin, int64_t end) {
+  p.wide ? run_log_ratio<double>(p, begin, end) : run_log_ratio<float>(p, begin, end);
+}
+
 }  // namespace
 }  // namespace VF_ISA
 
@@ -76,7 +87,7 @@ void categorical(const CategoricalProblem& p, int64_t begin, int64_t end) {
 #define VF_PASTE(a, b) VF_PASTE_(a, b)
 
 const CpuKernels& VF_PASTE(cpu_kernels_, CPU_CAPABILITY)() {
-  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical};
+  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical, log_ratio};
   return kernels;
 }
 

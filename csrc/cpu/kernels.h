@@ -18,6 +18,9 @@ VF_HD int64_t unit_of(int planes) {
   return sites > 64 ? sites : 64;
 }
 
+// numbers of the posteriors' that a log ratio's backward takes together
+constexpr int kColumns = 1024;
+
 struct CpuKernels {
   // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].
   void (*posterior)(const PosteriorProblem&, int64_t begin, int64_t end);
@@ -26,6 +29,8 @@ struct CpuKernels {
   void (*marginals)(const MarginalsProblem&, int64_t begin, int64_t end);
   // Runs sites [begin, end).
   void (*categorical)(const CategoricalProblem&, int64_t begin, int64_t end);
+  // Runs rows [begin, end), of which each draw has one for each sample, or backward blocks of kColumns.
+  void (*log_ratio)(const LogRatioProblem&, int64_t begin, int64_t end);
 };
 
 // Each is defined where the build has it; see cpu/launch.cpp. A wheel has them in a library of their own.

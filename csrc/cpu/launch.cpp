@@ -10,6 +10,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <mutex>
 #include <vector>
@@ -219,8 +220,120 @@ void categorical(const CategoricalProblem& p) {
   if (p.sum.out) p.wide ? add_up<double>(p) : add_up<float>(p);
 }
 
+void log_ratio(const LogRatioProblem& p) {
+  const int64_t numbers = p.samples * p.latents;
+  const int64_t tasks = p.backward ? (numbers + kColumns - 1) / kColumns : p.draws * p.samples;
+  const int64_t cost = std::max<int64_t>(1, p.backward ? p.draws * kColumns : p.latents);
+  at::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / cost),
+                   [&](int64_t begin, int64_t end) { kernels().log_ratio(p, begin, end); });
+}
+
+// A bound's rows, the draws of each sample: their losses, and the weights that follow when all of a sample's are known.
+class BoundRows {
+ public:
+  explicit BoundRows(const BoundProblem& p)
+      : p_(p),
+        losses_(p.reconstruction->space, p.reconstruction->planes),
+        gradients_(p.rescale ? Units(p.rescale->space) : Units()),
+        partial_(losses_.count),
+        bounds_(p.samples) {
+    p.reconstruction->sum.partial = partial_.data();
+  }
+
+  int64_t count() const { return p_.draws * p_.samples; }
+  // of one row, in elements
+  int64_t cost() const { return std::max<int64_t>(1, losses_.per_row * losses_.cost); }
+
+  void lose(int64_t row) { kernels().reconstruction(*p_.reconstruction, row * losses_.per_row, end(losses_, row)); }
+
+  void weigh(int64_t sample) { p_.wide ? weigh<double>(sample) : weigh<float>(sample); }
+
+  void rescale(int64_t row) {
+    if (!p_.rescale) return;
+    kernels().reconstruction(*p_.rescale, row * gradients_.per_row, end(gradients_, row));
+  }
+
+  void finish() const { p_.wide ? finish<double>() : finish<float>(); }
+
+ private:
+  static int64_t end(const Units& units, int64_t row) { return (row + 1) * units.per_row; }
+
+  double ratio(int64_t row) const {
+    return p_.ratio_wide ? static_cast<const double*>(p_.ratio)[row] : double(static_cast<const float*>(p_.ratio)[row]);
+  }
+
+  template <class T>
+  void weigh(int64_t sample) {
+    T *log_weights = static_cast<T*>(p_.log_weights), *share = static_cast<T*>(p_.share);
+    c10::SmallVector<double, 64> w(p_.draws);
+    double most = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (int64_t k = 0; k < p_.draws; ++k) {
+      const int64_t row = k * p_.samples + sample;
+      double loss = 0;
+      for (int64_t u = row * losses_.per_row; u < end(losses_, row); ++u) loss += partial_[u];
+      w[k] = ratio(row) - loss;
+      log_weights[row] = T(w[k]);
+      most = std::max(most, w[k]);
+    }
+    if (std::isinf(most)) most = 0;
+    for (double& each : w) sum += each = std::exp(each - most);
+    bounds_[sample] = std::log(double(p_.draws)) - (std::log(sum) + most);
+    for (int64_t k = 0; share && k < p_.draws; ++k) share[k * p_.samples + sample] = T(p_.scale * (w[k] / sum));
+  }
+
+  template <class T>
+  void finish() const {
+    T* loss = static_cast<T*>(p_.loss);
+    double sum = 0;
+    for (int64_t b = 0; b < p_.samples; ++b) {
+      if (p_.sum) {
+        sum += bounds_[b];
+      } else {
+        loss[b] = T(p_.scale * bounds_[b]);
+      }
+    }
+    if (p_.sum) *loss = T(p_.scale * sum);
+  }
+
+  const BoundProblem& p_;
+  const Units losses_, gradients_;
+  std::vector<double> partial_, bounds_;
+};
+
+// Sample by sample, so that a sample's gradients are multiplied by their weights while they lie in a cache; where there
+// are too few samples for the threads, step by step. Either way each number comes of the same operations.
+void bound(const BoundProblem& p) {
+  Job job;
+  job.reconstruction = p.reconstruction;
+  prepare_outputs(job);
+  BoundRows rows(p);
+  const auto grain = [](int64_t cost) { return std::max<int64_t>(1, kGrain / cost); };
+  const int64_t threads = at::get_num_threads();
+  if (p.samples >= 4 * threads || threads == 1) {
+    at::parallel_for(0, p.samples, grain(p.draws * rows.cost()), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        for (int64_t k = 0; k < p.draws; ++k) rows.lose(k * p.samples + b);
+        rows.weigh(b);
+        const Flushed flushed(true);
+        for (int64_t k = 0; k < p.draws; ++k) rows.rescale(k * p.samples + b);
+      }
+    });
+  } else {
+    at::parallel_for(0, rows.count(), grain(rows.cost()), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) rows.lose(row);
+    });
+    for (int64_t b = 0; b < p.samples; ++b) rows.weigh(b);
+    at::parallel_for(0, rows.count(), grain(rows.cost()), [&](int64_t begin, int64_t end) {
+      const Flushed flushed(true);
+      for (int64_t row = begin; row < end; ++row) rows.rescale(row);
+    });
+  }
+  rows.finish();
+}
+
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox, true, true, nullptr, marginals, categorical};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox,      true,      true, nullptr,
+                                      marginals,  categorical, log_ratio, bound};
   return true;
 }();
 

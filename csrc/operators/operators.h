@@ -67,6 +67,20 @@ Tensors categorical_backward(const MaybeTensor& dz, const MaybeTensor& dkl, cons
                              const Mask& mask);
 VF_OPERATOR(categorical_backward, "dz", "dkl", "mask");
 
+// log p(z) - log q(z) of each draw, [K, B], without the log(2 pi) of either; and the gradients in z, mu, logvar,
+// prior_mu and prior_logvar as far as the mask wants them.
+Tensor log_ratio_forward(const LogRatioInputs& in);
+VF_OPERATOR(log_ratio_forward);
+Tensors log_ratio_backward(const Tensor& g, const LogRatioInputs& in, const Mask& mask);
+VF_OPERATOR(log_ratio_backward, "g", "mask");
+
+// The negative importance-weighted bound, reduced, and the log weights [K, B], which are ratio + log p(x|z). Where the
+// mask, which has an entry for each parameter and one for the ratio, wants something, also the negative of the ratio's
+// gradient, and then the parameters' gradients, all with the reduction's factor in them.
+Tensors bound_forward(const Tensor& ratio, const ReconstructionInputs& in, const Reduced& reduced, const Mask& mask);
+VF_OPERATOR(bound_forward, "ratio", "mask");
+double scale_of_bound(const Reduced& reduced, int64_t samples);
+
 // [D, B], and the gradients in z, mu and the log variance of the sum of g [B] times those.
 Tensor marginals_forward(const MarginalsInputs& in);
 VF_OPERATOR(marginals_forward);

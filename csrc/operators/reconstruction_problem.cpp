@@ -172,10 +172,10 @@ ReconstructionProblem backward_problem(const Tensor& upstream, const Reconstruct
   return p;
 }
 
-ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstream) {
+ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstream, int64_t batch_dims) {
   const Tensor& lead = *std::max_element(kept.begin(), kept.end(),
                                          [](const Tensor& a, const Tensor& b) { return a.numel() < b.numel(); });
-  Layout layout(lead, 0);
+  Layout layout(lead, batch_dims);
   ReconstructionProblem p;
   const bool one = is_one(upstream);
   p.kept = true;

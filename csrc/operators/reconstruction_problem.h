@@ -30,6 +30,7 @@ ReconstructionProblem backward_problem(const Tensor& upstream, const Reconstruct
 
 // kept *= upstream, for as many as one problem takes of those that share the largest one's shape; the others,
 // parameters that were broadcast or a long list's, are multiplied here and now.
-ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstream);
+// The first batch_dims dimensions are its rows.
+ReconstructionProblem rescale_problem(const Tensors& kept, const Tensor& upstream, int64_t batch_dims = 0);
 
 }  // namespace vaefast

@@ -1,0 +1,24 @@
+// A draw's log density ratio, log p(z) - log q(z), of two diagonal Gaussians: one latent's share in it.
+#pragma once
+
+#include "vmath.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+
+// Of N(mu, e^logvar): (z - mu) / std, what that is multiplied by once more for the slope in z, and its square plus the
+// log variance.
+template <class V>
+struct Standardized {
+  V d, inverse, twice;
+};
+
+// `root` is 1 / std. Of a variance that vanishes nothing is left at the mean, and all beside it.
+template <class V>
+VF_HD Standardized<V> standardized(V off, V root, V logvar) {
+  const V inverse = select(equal(off, lit<V>(0)), lit<V>(1), root), d = off * inverse;
+  return {d, inverse, select(less(abs_(d), infinity<V>()), fma_(d, d, logvar), abs_(d))};
+}
+
+}  // namespace VF_ISA
+}  // namespace vaefast
