@@ -30,7 +30,7 @@ CONTRACT = {
     "kl_per_dim": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' "
     "prior_parameterization='logvar'",
     "sample_with_kl": "mu logvar prior_mu=None prior_logvar=None * parameterization='logvar' reduction='batchmean' "
-    "eps=None generator=None noise=None " + KL_OPTIONS + " estimator='analytic' temperature=1.0",
+    "eps=None generator=None noise=None num_samples=None " + KL_OPTIONS + " estimator='analytic' temperature=1.0",
     "multi_tensor_gaussian_kl": "mus raws prior_mus=None prior_raws=None * parameterization='logvar' "
     "prior_parameterization=None "
     "reduction='batchmean' batch_dims=1",
