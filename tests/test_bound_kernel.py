@@ -4,7 +4,7 @@ float64: sizes that fill no vector, layouts, dtypes, gradients, what is infinite
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -228,7 +228,7 @@ def test_weights_that_no_exponential_holds() -> None:
     assert loss.isnan().all()
 
 
-def test_any_number_of_threads() -> None:
+def test_any_number_of_threads(set_threads: Callable[[int], None]) -> None:
     z, mu, logvar = drawn(40, 30, 50, seed=0), drawn(30, 50, seed=1), drawn(30, 50, seed=2)
     recon, x = drawn(40, 30, 784, seed=3), torch.rand(30, 784, generator=generator(4))
 
@@ -240,14 +240,10 @@ def test_any_number_of_threads() -> None:
             found += [loss, *torch.autograd.grad(loss, (z, mu, logvar, recon))]
         return found
 
-    threads = torch.get_num_threads()
     every = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            every.append(run())
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        set_threads(count)
+        every.append(run())
     for other in every[1:]:
         for a, b in zip(every[0], other):
             assert torch.equal(a, b)

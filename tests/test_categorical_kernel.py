@@ -3,6 +3,8 @@ layouts, dtypes, what is infinite or NaN, and what is far apart."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from inputs import FLOATING, REDUCTIONS, generator
@@ -178,21 +180,17 @@ def test_near_and_far(apart: float, classes: int, unimix: float) -> None:
         assert (ours - other).abs().max() <= 4e-6 * other.abs().max() + least
 
 
-def test_any_number_of_threads() -> None:
+def test_any_number_of_threads(set_threads: Callable[[int], None]) -> None:
     q, p = drawn(300, 32, 32)
 
     def run() -> list[Tensor]:
         z, kl = vaefast.sample_with_categorical_kl(q, p, unimix=0.01, generator=generator())
         return [z, kl, *torch.autograd.grad((z, kl), (q, p), (q.detach(), None))]
 
-    threads = torch.get_num_threads()
     found = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(run())
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        set_threads(count)
+        found.append(run())
     for other in found[1:]:
         for a, b in zip(found[0], other):
             assert torch.equal(a, b)
