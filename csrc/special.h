@@ -128,13 +128,20 @@ VF_HD CountTerm<V> negative_binomial(V m, V eps, V dispersion, V x, bool constan
                  theta * inverse * select(none, lit<V>(1), zero - off / mu), deviance};
   if (!any(less(zero, x))) return t;
   // at 1 where x is 0 and this is not read: the slow paths are for what comes
-  const V k = select(none, lit<V>(1), x), M = theta + k, by_theta = lit<V>(1) / theta, log_k = log_(k);
+  const V k = select(none, lit<V>(1), x), M = theta + k, by_theta = lit<V>(1) / theta;
   const V s2 = theta * (k - mu) / fma_(k, total, mu * M);
   const auto near2 = less_equal(abs_(s2), third);
-  const V deviance2 =
-      fma_(theta * y, select(near2, s2, lit<V>(-1)), k * select(near2, atanh_excess(s2), log_(k * total / (mu * M))));
   const auto a = stirling(theta), b = stirling(M);
-  const V data = constant ? factorial_excess(k, log_k) : fma_(zero - k, log_k, k);
+  V deviance2, data = zero;
+  if (constant) {
+    deviance2 =
+        fma_(theta * y, select(near2, s2, lit<V>(-1)), k * select(near2, atanh_excess(s2), log_(k * total / (mu * M))));
+    data = factorial_excess(k, log_(k));
+  } else {
+    // the same with k - k log k, which is far larger than the rest
+    const V r = M * inverse * mu;
+    deviance2 = fma_(zero - k, log_(r), r);
+  }
   const V nll = fma_(theta, deviance, deviance2) + (a.value - b.value) + fma_(half, log_(M * by_theta), data);
   V dtheta = deviance - half * k * by_theta / M + (a.slope - b.slope);
   const V one = lit<V>(1), up = theta + one;

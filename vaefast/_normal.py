@@ -71,7 +71,7 @@ def covered(d: Normal) -> bool:
 
 # numbers, of which PyTorch's operators take no longer on one CPU thread than a call of ours: of a density with its
 # backward, and alone
-FEW_TRAINED, FEW = 1 << 13, 1 << 16
+FEW_TRAINED, FEW = 1 << 14, 1 << 16
 
 
 def few(*tensors: object) -> bool:
@@ -80,7 +80,9 @@ def few(*tensors: object) -> bool:
     for t in tensors:
         if not isinstance(t, Tensor) or not t.is_cpu:  # and a graph is for any size
             return False
-        most = max(most, t.numel())
+        count = t.numel()
+        if count > most:
+            most = count
     if most >= FEW or torch.compiler.is_compiling():
         return False
     return most < FEW_TRAINED or not trained(*tensors)

@@ -17,8 +17,8 @@ from .cases import Case
 from .oracle import Near, Reduced, Terms
 
 # sites whose textbook's formula is in doubt are computed in 50 digits, so many of them; fewer of a mixture, whose time
-# grows with the square of its planes
-MOST_DIGITS = 300
+# grows with the square of its planes. Of fewer than the second number it is not asked which are in doubt
+MOST_DIGITS, FEW = 3000, 300
 
 
 class Wrong(AssertionError):
@@ -119,7 +119,11 @@ class Expected:
                 found = oracle.bent(case, value, weight, oracle.TOLERANCE[dtype])
             else:
                 found = oracle.plain(value, weight, case.reduction, case.batch_dims)
-            total = found.out if total is None else total + found.out
+            out = found.out
+            if case.reduction == "none" and weight is not None:  # which meets what is stored already
+                most = torch.finfo(self.dtype_of("kl")).max
+                out = out.wider(loose=lambda at=value.value, most=most: at.abs() > 0.99 * most)
+            total = out if total is None else total + out
             for node in nodes:
                 if case.balance is not None:
                     shares = {n: case.balance if n.startswith("prior") else 1 - case.balance for n in node.partials}
@@ -237,7 +241,7 @@ class Expected:
             if whole:
                 moved[0] = x
             for near, a, b in zip(nears, at(moved), here):
-                near.bound.copy_(torch.maximum(near.bound, 2 * (a - b).abs().nan_to_num(0.0, 0.0, 0.0)))
+                near.bound.copy_(torch.maximum(near.bound, 4 * (a - b).abs().nan_to_num(0.0, 0.0, 0.0)))
         self._nll_out(self.nll, weight)
 
     # -- the results
@@ -312,13 +316,18 @@ class Expected:
         shape = None if planes or case.op == "packed" else self.given.tensors[name].shape
         most = torch.finfo(leaf.dtype).max
         each = found = partial * factor
+        # a gradient may be kept before it meets its factor, and what is subnormal then be lost
         found = found.wider(
-            loose=lambda: each.value.abs() > 0.99 * most, free=lambda: False if jumps is None else jumps
+            lambda: 2.0**-125 * factor.abs() if leaf.dtype != torch.float64 else 0.0,
+            lambda: each.value.abs() > 0.99 * most,
+            lambda: False if jumps is None else jumps,
         )
         if shape is not None and found.value.shape != shape:
             # what is expanded before a kernel sees it, in PyTorch, is added up from gradients of its own dtype
             expanded = case.num_samples or case.batch_dims != 1 or "kl_weight" in self.given.tensors
             step, least = oracle.ROUNDING[leaf.dtype if expanded else torch.float32]
+            if case.engine == "reference":  # PyTorch may add up rows one after the other
+                step = max(step, 2.0**-25 * partial.value.numel() / max(1, leaf.numel()))
             least = least * partial.value.numel() / max(1, leaf.numel()) if leaf.dtype == torch.float16 else 0.0
 
             def size() -> Tensor:
@@ -331,8 +340,11 @@ class Expected:
         if found.value.shape == leaf.shape:  # a sum of nothing may have its factor, which is infinite, afterwards
             nothing = not partial.value.numel()
             found = found.wider(loose=lambda: ~(leaf.detach().abs() <= oracle.HUGE) | nothing)
-        found = found.rounded(leaf.dtype)  # by each node, before they add up
-        return found if so_far is None else (so_far + found).rounded(leaf.dtype)
+        found = found.rounded(leaf.dtype)  # by each node, before they add up, in any order
+        if so_far is None:
+            return found
+        parts = so_far.value.abs() + found.value.abs()
+        return (so_far + found).rounded(leaf.dtype).wider(loose=lambda: parts > 0.49 * most)
 
     def _packed(self, sums: dict[str, Near]) -> dict[str, Near]:
         found = {}
@@ -428,7 +440,7 @@ def doubtful(given: Arguments, expected: Expected) -> Tensor:
     assert expected.nll is not None
     terms, params = expected.nll, expected._recon()
     sites = torch.ones_like(terms.value.loose)
-    if sites.sum() <= MOST_DIGITS:
+    if sites.sum() <= FEW:
         return sites
     alone = replace(
         given.case, op="reconstruction_loss", shape=data_shape(given.case), reduction="none", overwrite=False,

@@ -194,10 +194,13 @@ def kl_terms(
                 size = (in_scale if reverse else in_ratio) * slope.abs()
             else:
                 size = (in_ratio if reverse else in_scale) * slope_p.abs()
-            return size + least, loose, free | partial.isnan()
+            # of a slope that underflows a result has nothing, however large what it is multiplied by
+            gone = (slope_of[name] != 0) & (slope_of[name].abs() < torch.finfo(dtype).tiny)
+            return size + least, loose, free | partial.isnan() | gone
 
         return rest
 
+    slope_of = {"raw": slope, "prior_logvar": slope_p, "mu": torch.ones(()), "prior_mu": torch.ones(())}
     partials = {
         "mu": of_mean, "raw": times(slope, of_lv), "prior_mu": of_prior_mean, "prior_logvar": times(slope_p, of_lvp)
     }  # fmt: skip
@@ -272,13 +275,18 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
 
     def of_value() -> Rest:
         loose, free, infinite, _ = masks()
-        bound = tolerance * value.abs().clamp(min=1.0) + beyond_value(case, x, params, dtype)
+        bound = tolerance * value.abs().clamp(min=1.0) + beyond_value(case, x, params, options, dtype)
         return bound, loose & ~free, infinite & ~free
 
     def rest_of(g: Tensor, at: Tensor) -> Callable[[], Rest]:
         def rest() -> Rest:
             loose, _, _, outside = masks()
-            bound = tolerance * g.abs().clamp(min=1.0) + least + beyond_slope(case, at, dtype)
+            bound = tolerance * g.abs().clamp(min=1.0)
+            if (
+                "mixture" in case.likelihood
+            ):  # whose shares are exponentials of log densities, as exact as those are small
+                bound = bound * as_planes(value.abs().clamp(min=1.0), g)
+            bound = bound + least + beyond_slope(case, at, dtype)
             return bound, as_planes(loose, g), as_planes(outside, g) | g.isnan()
 
         return rest
@@ -302,7 +310,7 @@ def nll_masks(
     if LIKELIHOODS[case.likelihood].support in ("count", "some of total"):  # of log-gammas that large nothing is left
         large = sites(case, [~(t.abs() <= 1e9) for t in (x, *params)])
         if "total" in LIKELIHOODS[case.likelihood].domains:
-            large = large | (params[LIKELIHOODS[case.likelihood].domains.index("total")] < 1)
+            large = large | (params[LIKELIHOODS[case.likelihood].domains.index("total")] < 1) | (x > 0) & (x < 1e-6)
         outside, infinite = outside | large, infinite | large
         # and its gradients, next to a pole that they lack at 0, are no whole number's
         outside = outside | sites(
@@ -312,6 +320,9 @@ def nll_masks(
     domains, least_root = LIKELIHOODS[case.likelihood].domains, torch.finfo(dtype).tiny ** 0.5
     tiny = [(p != 0) & (p.abs() < least_root) & (d == "positive") for p, d in zip(params, domains)]
     outside = outside | sites(case, [x != x, *tiny])
+    if case.likelihood == "student_t":  # from there on it is a Gaussian, however far its tails
+        gaussian = sites(case, [x != x, params[2] > 1e30])
+        outside, infinite = outside | gaussian, infinite | gaussian
     if "floor" in LIKELIHOODS[case.likelihood].options:
         # a scale whose inverse leaves float32 is no number's to be held to
         scales = params[1:] if case.likelihood == "discretized_logistic" else params
@@ -320,11 +331,21 @@ def nll_masks(
     return loose, free, infinite, outside
 
 
-def beyond_value(case: Case, x: Tensor, params: list[Tensor], dtype: torch.dtype) -> Tensor | float:
-    """What may be added to the bound on a value: e^r and r x of a Poisson cancel, and are each rounded."""
-    if case.likelihood != "poisson":
+def beyond_value(
+    case: Case, x: Tensor, params: list[Tensor], options: dict[str, float], dtype: torch.dtype
+) -> Tensor | float:
+    """What may be added to the bound on a value: e^r and r x of a Poisson cancel, and are each rounded; so do the terms
+    of a count without log x!, which are as large as that; and the PyTorch engine's log-gammas in float64."""
+    found: Tensor
+    if case.likelihood == "poisson":
+        found = ROUNDING[dtype][0] * (torch.exp(params[0]) + (params[0] * x).abs())
+    elif not options.get("constant", 1.0) and LIKELIHOODS[case.likelihood].support == "count":
+        found = ROUNDING[dtype][0] * torch.lgamma(x.abs() + 1)
+    elif case.likelihood == "beta_binomial" and case.engine == "reference" and dtype == torch.float64:
+        total = params[0] + params[1] + params[2]
+        found = 2.0**-53 * torch.lgamma(total.abs() + 1)
+    else:
         return 0.0
-    found: Tensor = ROUNDING[dtype][0] * (torch.exp(params[0]) + (params[0] * x).abs())
     return found.nan_to_num(0.0, 0.0, 0.0)
 
 
