@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from inputs import LIKELIHOOD_CASES, generator, nll_of, training
+from inputs import LIKELIHOOD_CASES, assert_within, generator, nll_of, training
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -91,6 +91,23 @@ def test_what_is_odd_is_its_own_rows_alone(
     others = [k for k in range(24) if k != 5]
     for a, e in zip(found, expected):
         torch.testing.assert_close(a[others], e[others], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("log_scale", [-2.0, -3.0, -5.0, -5.5])
+def test_sharp_bins(log_scale: float) -> None:
+    """Half a bin of up to eight scales: what e^-|c| is off by is multiplied by e^8."""
+    bins, g = 17, generator(3)
+    x = torch.randint(1, bins - 1, (4000,), generator=g) / (bins - 1)
+    given = [torch.rand(4000, generator=g).requires_grad_(), torch.full((4000,), log_scale).requires_grad_()]
+    likelihood = vaefast.Likelihood("discretized_logistic", bins=bins, low=0.0, high=1.0, floor=-7.0)
+    found = reference.reconstruction_loss(given, x, likelihood=likelihood, reduction="none")
+    mean, scale = (t.detach().double().requires_grad_() for t in given)
+    c, k = (x.double() - mean) * torch.exp(-scale), torch.exp(-scale) / (bins - 1) / 2
+    exact = F.softplus(c - k) + F.softplus(-c - k) - torch.log(-torch.expm1(-2 * k))
+    assert_within(found, exact, 2e-6)
+    slopes = torch.autograd.grad(exact.sum(), (mean, scale))
+    for f, e in zip(torch.autograd.grad(found.sum(), given), slopes):
+        assert_within(f, e, 2e-6, "gradient")
 
 
 def test_a_second_backward_is_the_first() -> None:

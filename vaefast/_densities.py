@@ -97,27 +97,30 @@ def student_t(asked: Asked, x: Tensor, loc: Tensor, log_scale: Tensor, df: Tenso
     return nll, 1.0, 0.0, gradients
 
 
-# half a bin in scales, beyond which e^k swallows what is beside it
-_SHARP = 8.0
+# half a bin in scales, beyond which e^k swallows what is beside it; and beyond which it shows how far 1 + (e^-|c| - 1)
+# is from e^-|c|
+_SHARPEST, _SHARP = 8.0, 1.0
 
 
 class Bins(NamedTuple):
-    """Of a scale, with k half a bin in scales: 1 / scale, k, e^k + e^-k, e^k - e^-k."""
+    """Of a scale, with k half a bin in scales: 1 / scale, k, e^k + e^-k, e^k - e^-k; and whether any k is large."""
 
     inverse: Tensor
     half: Tensor
     cosh: Tensor
     sinh: Tensor
+    sharp: bool
 
 
 def _bins(log_scale: Tensor, half: float, floor: float) -> Bins | None:
     inverse = log_scale.clamp(min=floor).neg_().exp_()
-    if not half * inverse.max().item() <= _SHARP:
+    most = half * inverse.max().item()
+    if not most <= _SHARPEST:
         return None
     k = inverse * half
     e = torch.expm1(k)
     other = (e + 1).reciprocal_()
-    return Bins(inverse, k, torch.add(other, e).add_(1), other.add_(1).mul_(e))
+    return Bins(inverse, k, torch.add(other, e).add_(1), other.add_(1).mul_(e), most > _SHARP)
 
 
 def logistic(
@@ -126,11 +129,11 @@ def logistic(
     """The nll and its gradients. With c = (x - m) / scale and e = e^-|c| the bin's probability is, of sinh and cosh of
     c and k, e (e^k - e^-k) / D, D = 1 + e (e^k + e^-k + e): the slope in |c| is (1 - e^2) / D. In the two outer bins it
     is a sigmoid."""
-    inverse, k, cosh, sinh = of
+    inverse, k, cosh, sinh, sharp = of
     c = (x - mean).mul_(inverse)
     size = c.abs()
     less = torch.expm1(-size)
-    e = less + 1
+    e = torch.exp(-size) if sharp else less + 1
     d = torch.add(cosh, e).mul_(e).add_(1)
     slope = torch.add(less, constant(2.0, x)).mul_(less).div_(d)  # -(1 - e^2) / D
     nll = torch.div(d, sinh).log_().add_(size)

@@ -157,7 +157,10 @@ int chunk_of(const ReconstructionProblem& p) {
   if (sizeof(T) == 8 || p.channels || p.space.numel == 0) return 1;
   if (p.param_step != 1) {
     const int64_t in_pairs = (p.space.numel / p.space.rows) | p.param_step | p.grad_step;
-    return p.space.moves != Moves::kSingle && 2 * p.planes <= kShare && in_pairs % 2 == 0 ? 2 : 1;
+    // sites of a row may share their logits, which lie next to no others then
+    const Access access = p.param[0].access;
+    const bool apart = access == Access::kLinear || access == Access::kView;
+    return apart && p.space.moves != Moves::kSingle && 2 * p.planes <= kShare && in_pairs % 2 == 0 ? 2 : 1;
   }
   const Operand &from = p.param[0], &to = p.out_grad[0];
   const int line = 16 / size_of(from.dtype);

@@ -18,7 +18,7 @@ from .oracle import Near, Reduced, Terms
 
 # sites whose textbook's formula is in doubt are computed in 50 digits, so many of them; fewer of a mixture, whose time
 # grows with the square of its planes. Of fewer than the second number it is not asked which are in doubt
-MOST_DIGITS, FEW = 3000, 300
+MOST_DIGITS, FEW = 1000, 300
 
 
 class Wrong(AssertionError):
@@ -187,8 +187,8 @@ class Expected:
 
     # -- doubts
 
-    def doubt(self, sites: Tensor) -> bool:
-        """Computes the sites in 50 digits; whether that changed anything."""
+    def doubt(self, sites: Tensor, first: Tensor) -> bool:
+        """Computes the sites in 50 digits, some first; whether that changed anything."""
         assert self.nll is not None and self.given.likelihood is not None
         x, params, weight = self.nll_inputs()
         terms, case = self.nll, self.case
@@ -197,7 +197,7 @@ class Expected:
         tolerance, least = oracle.TOLERANCE[self.nll_dtype], torch.finfo(self.nll_dtype).tiny ** 0.5
         changed = False
         most = min(MOST_DIGITS, max(1, 3000 // params[0].shape[1] ** 2)) if planes else MOST_DIGITS
-        for index in sites.nonzero().tolist()[:most]:
+        for index in ((sites & first).nonzero().tolist() + (sites & ~first).nonzero().tolist())[:most]:
             at = tuple(index)
             along = (at[0], slice(None), *at[1:]) if planes else at
             own = x[along].reshape(-1).tolist() if x.dim() > sites.dim() else [x[at].item()]
@@ -426,7 +426,8 @@ def check(case: Case) -> None:
     expected = Expected(given)
     bad = verdicts(given, found, expected)
     if bad and expected.nll is not None:
-        if expected.doubt(doubtful(given, expected)):
+        sites = doubtful(given, expected)
+        if expected.doubt(sites, reached(given, bad, sites)):
             bad = verdicts(given, found, expected)
         if bad:
             expected.widen()
@@ -458,6 +459,17 @@ def doubtful(given: Arguments, expected: Expected) -> Tensor:
         each = _beside(found.gradients[name], near * (w.unsqueeze(1) if planes else w))
         right = right & (each.all(1) if planes else each)
     return ~right
+
+
+def reached(given: Arguments, bad: dict[str, Tensor], sites: Tensor) -> Tensor:
+    """Of the sites those that what is wrong comes from, where it is a gradient of what is no mixture's."""
+    found = torch.zeros_like(sites)
+    if not LIKELIHOODS[given.case.likelihood].planes:
+        for name, mask in bad.items():
+            leaf, gradient, _ = name.partition(GRADIENT)
+            if gradient and leaf.startswith("recon"):
+                found = found | mask
+    return found
 
 
 def _beside(found: Tensor, near: Near) -> Tensor:

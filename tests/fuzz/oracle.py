@@ -438,7 +438,9 @@ def bent(case: Case, value: Near, weight: Tensor | None, tolerance: float) -> Re
         doubt = weighted.loose.any() if unsure.dim() == 0 else _some(weighted.loose, bd)
         spread = _spread(unsure.detach() | doubt, leaf, bd)
     elif case.free_bits_per == "dim":
-        unsure = ~((leaf - floor).abs() > size + 1e-6 * floor)
+        # an elementwise KL may be rounded to what it is stored in before it meets the floor
+        stored = max(ROUNDING[getattr(torch, name)][0] for name in case.dtypes) if reduction == "none" else 0.0
+        unsure = ~((leaf - floor).abs() > size + (1e-6 + stored) * floor)
         out = reduced(torch.where(leaf <= floor, floor, leaf), reduction, bd)
         spread = unsure.detach() | weighted.loose
     elif case.free_bits_per == "sample":
