@@ -316,10 +316,10 @@ class Expected:
         shape = None if planes or case.op == "packed" else self.given.tensors[name].shape
         most = torch.finfo(leaf.dtype).max
         each = found = partial * factor
-        # a gradient may be kept before it meets its factor, and what is subnormal then be lost
+        # a gradient may be kept before it meets its factor, and what is subnormal or too large then be lost
         found = found.wider(
             lambda: 2.0**-125 * factor.abs() if leaf.dtype != torch.float64 else 0.0,
-            lambda: each.value.abs() > 0.99 * most,
+            lambda: (each.value.abs() > 0.99 * most) | (partial.value.abs() > 0.99 * most),
             lambda: False if jumps is None else jumps,
         )
         if shape is not None and found.value.shape != shape:

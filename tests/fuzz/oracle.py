@@ -351,7 +351,8 @@ def beyond_value(
 
 def beyond_slope(case: Case, at: Tensor, dtype: torch.dtype) -> Tensor | float:
     """And on one of its gradient: the PyTorch engine's digammas of what is next to 0, where they cancel in float64."""
-    if case.likelihood != "beta_binomial" or dtype != torch.float64:
+    whole = LIKELIHOODS[case.likelihood].support in ("count", "some of total")
+    if not whole or case.engine != "reference" or dtype != torch.float64:
         return 0.0
     return (ROUNDING[dtype][0] / at.abs()).nan_to_num(0.0, 0.0, 0.0)
 
