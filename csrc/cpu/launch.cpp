@@ -228,6 +228,12 @@ void log_ratio(const LogRatioProblem& p) {
                    [&](int64_t begin, int64_t end) { kernels().log_ratio(p, begin, end); });
 }
 
+void experts(const ExpertsProblem& p) {
+  const int64_t stretches = (p.columns + kStretch - 1) / kStretch;
+  at::parallel_for(0, stretches, std::max<int64_t>(1, kGrain / (p.experts * kStretch)),
+                   [&](int64_t begin, int64_t end) { kernels().experts(p, begin, end); });
+}
+
 // A bound's rows, the draws of each sample: their losses, and the weights that follow when all of a sample's are known.
 class BoundRows {
  public:
@@ -332,8 +338,8 @@ void bound(const BoundProblem& p) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox,      true,      true, nullptr,
-                                      marginals,  categorical, log_ratio, bound};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox,      true,      true,  nullptr,
+                                      marginals,  categorical, log_ratio, bound, experts};
   return true;
 }();
 

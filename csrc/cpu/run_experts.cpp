@@ -1,0 +1,172 @@
+// Products of experts (ExpertsProblem), a stretch of columns after the other: expert by expert, first for the least log
+// variance, then for the weights, whose sums lie in a cache, and backward once more for the gradients.
+
+#include "cpu/kernels.h"
+#include "cpu/runs.h"
+#include "cpu/tile.h"
+#include "experts.h"
+
+namespace vaefast {
+inline namespace VF_ISA {
+namespace {
+
+// Of a stretch's columns a number each.
+template <class T>
+struct Line {
+  alignas(64) T data[kStretch];
+};
+
+// A vector's lanes of which no more than `left` are there.
+template <class T>
+VF_HD Wide<T> load_some(const T* p, int left) {
+  if (left >= kLanes<T>) return at(p, 0);
+  T lanes[kLanes<T>] = {};
+  for (int l = 0; l < left; ++l) lanes[l] = p[l];
+  return at(lanes, 0);
+}
+template <class T>
+VF_HD void store_some(T* p, Wide<T> x, int left) {
+  if (left >= kLanes<T>) return put(p, 0, x);
+  T lanes[kLanes<T>];
+  put(lanes, 0, x);
+  for (int l = 0; l < left; ++l) p[l] = lanes[l];
+}
+
+template <class T, bool PRIOR, bool MASKED>
+class Stretch {
+  using V = Wide<T>;
+  static_assert(kStretch % kLanes<T> == 0);
+
+ public:
+  Stretch(const ExpertsProblem& p, int64_t number)
+      : p_(p), first_(number * kStretch), n_(int(p.columns - first_ < kStretch ? p.columns - first_ : kStretch)) {}
+
+  void forward() {
+    find_least();
+    weigh(nullptr);
+    T *mu = static_cast<T*>(p_.mu) + first_, *logvar = static_cast<T*>(p_.logvar) + first_;
+    for_columns([&](int i, int left) {
+      const V sum = at(sum_.data, i), least = at(least_.data, i);
+      store_some(mu + i, at(mean_.data, i) * share_of_weight<PRIOR>(sum, least), left);
+      store_some(logvar + i, product_logvar<PRIOR, MASKED>(sum, least), left);
+    });
+  }
+
+  void backward() {
+    find_least();
+    // weights wait where gradients will be
+    T* const weights = static_cast<T*>(p_.dmus ? p_.dmus : p_.dlogvars);
+    weigh(weights);
+    for_columns([&](int i, int) {
+      const V share = share_of_weight<PRIOR>(at(sum_.data, i), at(least_.data, i));
+      put(sum_.data, i, share);
+      put(mean_.data, i, at(mean_.data, i) * share);
+    });
+    const Line<T> nothing = {};
+    const T* dmu = p_.dmu ? static_cast<const T*>(p_.dmu) + first_ : nothing.data;
+    const T* dlogvar = p_.dlogvar ? static_cast<const T*>(p_.dlogvar) + first_ : nothing.data;
+    for (int64_t m = 0; m < p_.experts; ++m) {
+      const T *mu = row(p_.mus, m), *weight = row(weights, m);
+      T *dmus = row(p_.dmus, m), *dlogvars = row(p_.dlogvars, m);
+      look(m);
+      for_columns([&](int i, int left) {
+        const V share = load_some(weight + i, left) * at(sum_.data, i), up = load_some(dmu + i, left);
+        if (dmus) store_some(dmus + i, there(i, share * up, 0), left);
+        if (!dlogvars) return;
+        const V apart = at(mean_.data, i) - load_some(mu + i, left);
+        store_some(dlogvars + i, there(i, share * fma_(apart, up, load_some(dlogvar + i, left)), 0), left);
+      });
+    }
+  }
+
+ private:
+  // f(i, left) for each vector, of which `left` columns are there.
+  template <class F>
+  VF_HD void for_columns(const F& f) const {
+    constexpr int step = kLanes<T>;
+    int i = 0;
+    for (; i + step <= n_; i += step) f(i, step);
+    if (i < n_) f(i, n_ - i);
+  }
+
+  template <class P>
+  auto row(P* data, int64_t m) const {
+    using Own = std::conditional_t<std::is_const_v<P>, const T, T>;
+    return data ? static_cast<Own*>(data) + m * p_.columns + first_ : nullptr;
+  }
+
+  // Which columns have expert m.
+  void look(int64_t m) {
+    if constexpr (MASKED) {
+      const bool* row = p_.there + m * p_.rows;
+      const int64_t each = p_.columns / p_.rows;
+      if (each == 1) {
+        for (int i = 0; i < n_; ++i) there_.data[i] = row[first_ + i];
+        return;
+      }
+      int64_t r = first_ / each, end = (r + 1) * each - first_;
+      for (int i = 0; i < n_; ++r, end += each) {
+        const T here = row[r];
+        for (const int last = int(end < n_ ? end : n_); i < last; ++i) there_.data[i] = here;
+      }
+    }
+  }
+
+  VF_HD V there(int i, V x, double otherwise) const {
+    return MASKED ? select(equal(at(there_.data, i), lit<V>(0)), lit<V>(otherwise), x) : x;
+  }
+
+  void find_least() {
+    for (int64_t m = 0; m < p_.experts; ++m) {
+      const T* logvar = row(p_.logvars, m);
+      look(m);
+      for_columns([&](int i, int left) {
+        const V x = there(i, load_some(logvar + i, left), kMissing);
+        const V before = m ? at(least_.data, i) : x;
+        put(least_.data, i, select(less(x, before), x, before));
+      });
+    }
+  }
+
+  void weigh(T* weights) {
+    for (int64_t m = 0; m < p_.experts; ++m) {
+      const T *logvar = row(p_.logvars, m), *mu = row(p_.mus, m);
+      T* kept = row(weights, m);
+      look(m);
+      for_columns([&](int i, int left) {
+        const V x = there(i, load_some(logvar + i, left), kMissing), weight = exp_(at(least_.data, i) - x);
+        const V own = there(i, load_some(mu + i, left), 0);
+        put(sum_.data, i, m ? at(sum_.data, i) + weight : weight);
+        put(mean_.data, i, m ? fma_(weight, own, at(mean_.data, i)) : weight * own);
+        if (kept) store_some(kept + i, weight, left);
+      });
+    }
+  }
+
+  const ExpertsProblem& p_;
+  const int64_t first_;
+  const int n_;
+  Line<T> least_, sum_, mean_, there_;
+};
+
+template <class T, bool PRIOR, bool MASKED>
+void run(const ExpertsProblem& p, int64_t begin, int64_t end) {
+  for (int64_t k = begin; k < end; ++k) {
+    Stretch<T, PRIOR, MASKED> stretch(p, k);
+    p.backward ? stretch.backward() : stretch.forward();
+  }
+}
+
+}  // namespace
+
+template <class T>
+void run_experts(const ExpertsProblem& p, int64_t begin, int64_t end) {
+  if (p.prior) return p.there ? run<T, true, true>(p, begin, end) : run<T, true, false>(p, begin, end);
+  p.there ? run<T, false, true>(p, begin, end) : run<T, false, false>(p, begin, end);
+}
+
+template void run_experts<float>(const ExpertsProblem&, int64_t, int64_t);
+template void run_experts<double>(const ExpertsProblem&, int64_t, int64_t);
+
+}  // namespace VF_ISA
+}  // namespace vaefast
