@@ -10,24 +10,24 @@ inline namespace VF_ISA {
 // The log variance of a missing expert, beside which every other decides.
 constexpr double kMissing = 1e30;
 
-// What weights are multiplied by to be shares in the mean. The prior's weight is e^least, infinite beside experts that
-// say nothing.
+// The prior's weight, infinite beside experts that say nothing.
 template <bool PRIOR, class V>
-VF_HD V share_of_weight(V sum, V least) {
-  if constexpr (PRIOR) sum = sum + exp_(least);
-  return lit<V>(1) / sum;
+VF_HD V weight_of_prior(V least) {
+  return PRIOR ? exp_(least) : lit<V>(0);
 }
 
-// With MASKED it is infinite where all are missing.
+// The product's log variance; with MASKED it is infinite where all are missing.
 template <bool PRIOR, bool MASKED, class V>
-VF_HD V product_logvar(V sum, V least) {
+VF_HD V product_logvar(V sum, V least, V of_prior) {
   const V zero = lit<V>(0), one = lit<V>(1);
   if constexpr (PRIOR) {
-    // log(1 + t) = 2 atanh(t / (2 + t)) of a precision t = sum / own up to 1, which keeps its relative accuracy
-    const V own = exp_(least);
-    const auto small = less_equal(sum, own);
-    const V ratio = select(small, sum / (own + own + sum), zero);
-    return select(small, zero - twice_atanh(ratio), least - log_(select(small, one, sum + own)));
+    // log(1 + t) = 2 atanh(t / (2 + t)) of a precision t = sum / of_prior up to 1, which keeps its relative accuracy;
+    // else the logarithm of all weights, with m 2^e for them e log 2 + 2 atanh((m - 1) / (m + 1))
+    const auto small = less_equal(sum, of_prior);
+    const V total = sum + of_prior;
+    const auto p = log_parts(select(small, one, total));
+    const V s = select(small, sum, p.mantissa - one) / select(small, of_prior + total, p.mantissa + one);
+    return select(small, zero, least) - fma_(p.exponent, lit<V>(0.693147180559945309417), twice_atanh(s));
   } else {
     const V found = least - log_(sum);
     if constexpr (!MASKED) return found;

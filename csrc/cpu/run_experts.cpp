@@ -32,6 +32,21 @@ VF_HD void store_some(T* p, Wide<T> x, int left) {
   for (int l = 0; l < left; ++l) p[l] = lanes[l];
 }
 
+// e^x of an x up to 0; of what is no normal number nothing is left, which would only take time to be multiplied.
+template <class V>
+VF_HD V exp_down(V x) {
+#if defined(CPU_CAPABILITY_AVX2)
+  // as exp_parts, but for a power that has a place at once: 2^n of the least n is 0
+  constexpr bool wide = kDouble<V>;
+  constexpr double head = wide ? kLog2Head : kLog2HeadShort, tail = wide ? kLog2Tail : kLog2TailShort;
+  const V zero = lit<V>(0), c = clamp_(x, lit<V>(wide ? -709.1 : -88), zero);
+  const V n = rint_(c * lit<V>(1.44269504088896340736)), r = fma_(n, lit<V>(-tail), fma_(n, lit<V>(-head), c));
+  return (lit<V>(1) + fma_(r * r, exp_tail<true>(r), r)) * power_of_two(n);
+#else
+  return select(less(x, lit<V>(kDouble<V> ? -708 : -87)), lit<V>(0), exp_(x));
+#endif
+}
+
 template <class T, bool PRIOR, bool MASKED>
 class Stretch {
   using V = Wide<T>;
@@ -46,9 +61,9 @@ class Stretch {
     weigh(nullptr);
     T *mu = static_cast<T*>(p_.mu) + first_, *logvar = static_cast<T*>(p_.logvar) + first_;
     for_columns([&](int i, int left) {
-      const V sum = at(sum_.data, i), least = at(least_.data, i);
-      store_some(mu + i, at(mean_.data, i) * share_of_weight<PRIOR>(sum, least), left);
-      store_some(logvar + i, product_logvar<PRIOR, MASKED>(sum, least), left);
+      const V sum = at(sum_.data, i), least = at(least_.data, i), of_prior = weight_of_prior<PRIOR>(least);
+      store_some(mu + i, at(mean_.data, i) / (sum + of_prior), left);
+      store_some(logvar + i, product_logvar<PRIOR, MASKED>(sum, least, of_prior), left);
     });
   }
 
@@ -58,7 +73,7 @@ class Stretch {
     T* const weights = static_cast<T*>(p_.dmus ? p_.dmus : p_.dlogvars);
     weigh(weights);
     for_columns([&](int i, int) {
-      const V share = share_of_weight<PRIOR>(at(sum_.data, i), at(least_.data, i));
+      const V share = lit<V>(1) / (at(sum_.data, i) + weight_of_prior<PRIOR>(at(least_.data, i)));
       put(sum_.data, i, share);
       put(mean_.data, i, at(mean_.data, i) * share);
     });
@@ -134,7 +149,7 @@ class Stretch {
       T* kept = row(weights, m);
       look(m);
       for_columns([&](int i, int left) {
-        const V x = there(i, load_some(logvar + i, left), kMissing), weight = exp_(at(least_.data, i) - x);
+        const V x = there(i, load_some(logvar + i, left), kMissing), weight = exp_down(at(least_.data, i) - x);
         const V own = there(i, load_some(mu + i, left), 0);
         put(sum_.data, i, m ? at(sum_.data, i) + weight : weight);
         put(mean_.data, i, m ? fma_(weight, own, at(mean_.data, i)) : weight * own);
