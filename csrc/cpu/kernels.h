@@ -22,7 +22,7 @@ VF_HD int64_t unit_of(int planes) {
 constexpr int kColumns = 1024;
 
 // columns of a product of experts that are computed together
-constexpr int kStretch = 256;
+constexpr int kStretch = 1024;
 
 struct CpuKernels {
   // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].

@@ -118,19 +118,22 @@ class Stretch {
       const bool* row = p_.there + m * p_.rows;
       const int64_t each = p_.columns / p_.rows;
       if (each == 1) {
-        for (int i = 0; i < n_; ++i) there_.data[i] = row[first_ + i];
+        for (int i = 0; i < n_; ++i) there_[i] = row[first_ + i];
         return;
       }
       int64_t r = first_ / each, end = (r + 1) * each - first_;
       for (int i = 0; i < n_; ++r, end += each) {
-        const T here = row[r];
-        for (const int last = int(end < n_ ? end : n_); i < last; ++i) there_.data[i] = here;
+        const int last = int(end < n_ ? end : n_);
+        // what is written beyond the end is the next row's, or none's
+        const V here = lit<V>(row[r]);
+        for (int k = i; k < last; k += kLanes<T>) put(there_, k, here);
+        i = last;
       }
     }
   }
 
   VF_HD V there(int i, V x, double otherwise) const {
-    return MASKED ? select(equal(at(there_.data, i), lit<V>(0)), lit<V>(otherwise), x) : x;
+    return MASKED ? select(equal(at(there_, i), lit<V>(0)), lit<V>(otherwise), x) : x;
   }
 
   void find_least() {
@@ -163,7 +166,8 @@ class Stretch {
   const ExpertsProblem& p_;
   const int64_t first_;
   const int n_;
-  Line<T> least_, sum_, mean_, of_prior_, there_;
+  Line<T> least_, sum_, mean_, of_prior_;
+  alignas(64) T there_[kStretch + kLanes<T>];
 };
 
 template <class T, bool PRIOR, bool MASKED>
