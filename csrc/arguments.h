@@ -154,6 +154,20 @@ struct LogRatioInputs {
   }
 };
 
+// Experts [M, B, ...], which of them there are, [M, B, ...] with any last dimensions left out and 1 in any's place, and
+// whether N(0, I) is one too.
+struct ExpertsInputs {
+  Tensor mus, logvars;
+  MaybeTensor there;
+  bool prior = true;
+
+  static constexpr auto fields() {
+    using E = ExpertsInputs;
+    return std::make_tuple(field("mus", &E::mus), field("logvars", &E::logvars), field("there", &E::there),
+                           field("prior", &E::prior));
+  }
+};
+
 // What the marginals of a batch's aggregate posterior are made of; MarginalsProblem says what each is.
 struct MarginalsInputs {
   Tensor z, mu, slope, constant;  // [D, B]

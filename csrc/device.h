@@ -22,6 +22,7 @@ struct Device {
   void (*categorical)(const CategoricalProblem&) = nullptr;
   void (*log_ratio)(const LogRatioProblem&) = nullptr;
   void (*bound)(const BoundProblem&) = nullptr;
+  void (*experts)(const ExpertsProblem&) = nullptr;
 };
 
 Device& device_for(c10::DeviceType type);

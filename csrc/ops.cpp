@@ -142,15 +142,16 @@ struct List {
 };
 
 using RandomForUsers = List<ForUsers<posterior>, ForUsers<packed_posterior>, ForUsers<multi_posterior>>;
-using OthersForUsers =
-    List<ForUsers<reconstruction>, ForUsers<elbo>, ForUsers<categorical>, ForUsers<log_ratio>, ForUsers<bound>>;
+using OthersForUsers = List<ForUsers<reconstruction>, ForUsers<elbo>, ForUsers<categorical>, ForUsers<log_ratio>,
+                            ForUsers<bound>, ForUsers<experts>>;
 using RandomBelow = List<Below<posterior_forward>, Below<packed_forward>, Below<multi_forward>>;
 using BackwardBelow =
     List<Differentiable<posterior_backward>, Differentiable<packed_backward>, Differentiable<reconstruction_backward>,
-         Differentiable<categorical_backward>, Differentiable<log_ratio_backward>>;
-using OthersBelow = List<Below<reconstruction_forward>, Below<elbo_forward>, Below<elbo_backward_>,
-                         Below<multi_backward>, Below<scale_>, Below<marginals_forward>, Below<marginals_backward>,
-                         Below<categorical_forward>, Below<log_ratio_forward>, Below<bound_forward>>;
+         Differentiable<categorical_backward>, Differentiable<log_ratio_backward>, Differentiable<experts_backward>>;
+using OthersBelow =
+    List<Below<reconstruction_forward>, Below<elbo_forward>, Below<elbo_backward_>, Below<multi_backward>,
+         Below<scale_>, Below<marginals_forward>, Below<marginals_backward>, Below<categorical_forward>,
+         Below<log_ratio_forward>, Below<bound_forward>, Below<experts_forward>>;
 
 using EveryForUsers = List<RandomForUsers, OthersForUsers>;
 using EveryBelow = List<RandomBelow, BackwardBelow, OthersBelow>;
@@ -196,6 +197,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("categorical", python<categorical>, released);
   m.def("log_ratio", python<log_ratio>, released);
   m.def("bound", python<eager::bound>, released);
+  m.def("experts", python<experts>, released);
   m.def("marginals_forward", python<marginals_forward>, released);
   m.def("marginals_backward", python<marginals_backward>, released);
   m.def("likelihoods", [] { return registry<LikelihoodIndex>().list; });

@@ -223,6 +223,22 @@ struct LogRatioProblem {
   void *dz = nullptr, *dmu = nullptr, *dlogvar = nullptr, *dprior_mu = nullptr, *dprior_logvar = nullptr;
 };
 
+// The product of Gaussian experts, [experts, columns], and with `prior` N(0, I): from mus and logvars
+//     1 / var = prior + sum_m 1 / var_m,   mu = var sum_m mu_m / var_m
+// in mu and logvar, [columns]. Backward: from dmu and dlogvar, null for 0, the experts' gradients in dmus and dlogvars,
+// of which one may be null. Everything is contiguous, of the arithmetic type.
+struct ExpertsProblem {
+  int64_t experts = 0, columns = 0;
+  bool wide = false, backward = false, prior = false;
+  const void *mus = nullptr, *logvars = nullptr;
+  // [experts, rows]: which experts there are in columns / rows columns each, or null for all
+  const bool* there = nullptr;
+  int64_t rows = 0;
+  void *mu = nullptr, *logvar = nullptr;
+  const void *dmu = nullptr, *dlogvar = nullptr;
+  void *dmus = nullptr, *dlogvars = nullptr;
+};
+
 // The negative importance-weighted bound of each sample, of weights w[k][b] = e^ratio[k][b] / p(x|z), and what is left
 // of it when `scale` multiplies the sum over samples or, without `sum`, each:
 //     loss = scale * (log draws - log sum_k w[k]),   share[k][b] = scale * w[k][b] / sum_k w[k][b]

@@ -321,6 +321,20 @@ SAMPLES: Samples = {
         (torch.randn(4, 5), [draws()], torch.rand(4, 5, 3), torch.rand(3), "bernoulli", [], "sum", [True, True]),
         (torch.randn(4, 5), [draws()], torch.rand(4, 5, 3), None, "bernoulli", [], "sum", NOT),
     ],
+    "experts": lambda: [
+        (draws(True), draws(True), there, prior)
+        for there in (None, torch.rand(4, 5) > 0.3, torch.rand(4, 1, 3) > 0.3)
+        for prior in (True, False)
+    ],
+    "experts_forward": lambda: [
+        (draws(), draws().double(), torch.rand(4, 5) > 0.3, True),
+        (draws(), draws(), None, True),
+    ],
+    "experts_backward": lambda: [
+        (torch.randn(5, 3), torch.randn(5, 3), draws(), draws().double(), torch.rand(4, 5) > 0.3, True, [True, True]),
+        (None, torch.randn(5, 3), draws(), draws(), None, False, [False, True]),
+        (torch.randn(5, 3), None, draws(), draws(), None, True, [True, False]),
+    ],
     "marginals_forward": lambda: [(*four(), [], []), (*four(), columns(), [torch.randn(5)] * 2)],
     "marginals_backward": lambda: [
         (torch.randn(5), torch.randn(3, 5), *four(), [], []),

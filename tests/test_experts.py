@@ -1,19 +1,31 @@
-"""The product of experts against its formula in float64 and 50 digits, and what MVTCAE and MoPoE make of it."""
+"""The product of experts by either engine, against its formula in float64 and 50 digits, and what MVTCAE and MoPoE
+make of it."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import mpmath
 import pytest
 import torch
+from conftest import require_native
 from inputs import FLOATING, assert_within, generator, gradients
 from torch import Tensor
 
 import vaefast
 
 M, B, D = 3, 4, 5
+
+
+@pytest.fixture(autouse=True, params=["auto", "reference"])
+def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernels, and PyTorch where they do not reach; and PyTorch alone."""
+    if request.param == "auto":
+        require_native()
+    with vaefast.use_backend(request.param):
+        yield
 
 
 def experts(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (M, B, D)) -> tuple[Tensor, Tensor]:
@@ -30,6 +42,7 @@ def textbook(mus: Tensor, logvars: Tensor, mask: Tensor | None = None, prior: bo
     return (mus * precision).sum(0) / total, -torch.log(total)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("prior", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
@@ -51,6 +64,7 @@ def test_values_and_gradients(dtype: torch.dtype, masked: bool, prior: bool) -> 
 EXTREMES = (-80.0, -20.0, 0.0, 1e-7, 20.0, 80.0)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("prior", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)], ids=str)
 def test_extremes_in_fifty_digits(dtype: torch.dtype, tolerance: float, prior: bool) -> None:
@@ -82,6 +96,7 @@ def test_extremes_in_fifty_digits(dtype: torch.dtype, tolerance: float, prior: b
                     assert abs(float(f[k, 0, n]) - float(each[k])) <= 4 * tolerance * max(1, abs(float(each[k])))
 
 
+@pytest.mark.isa
 def test_what_is_missing_may_be_nan() -> None:
     mus, logvars = experts()
     mask = torch.rand(M, B, generator=generator(2)) > 0.4
@@ -94,6 +109,7 @@ def test_what_is_missing_may_be_nan() -> None:
         assert (g[~mask] == 0).all() and (g[mask] != 0).all()
 
 
+@pytest.mark.isa
 def test_no_expert_at_all() -> None:
     mus, logvars = (t.requires_grad_() for t in experts())
     nobody = torch.zeros(M, B, dtype=torch.bool)
@@ -102,6 +118,22 @@ def test_no_expert_at_all() -> None:
     mu, logvar = vaefast.product_of_experts(mus, logvars, nobody, prior=False)
     assert (mu == 0).all() and (logvar == torch.inf).all()
     assert all((g == 0).all() for g in gradients((mu, logvar), (mus, logvars)))
+
+
+def test_a_missing_expert_beside_one_of_no_precision() -> None:
+    """Which leaves nothing to be known, as none at all does; what is NaN stays so, in no gradient of the missing."""
+    mus = torch.ones(3, 1, 3, requires_grad=True)
+    logvars = torch.tensor([[torch.inf, torch.inf, torch.nan], [0.0] * 3, [torch.inf, 1.0, torch.inf]]).unsqueeze(1)
+    logvars.requires_grad_()
+    mask = torch.tensor([[True], [False], [True]])
+    mask = torch.stack((torch.tensor([[True], [False], [False]]), mask, mask), 2)
+    for prior, rest in ((True, 0.0), (False, torch.inf)):
+        mu, logvar = vaefast.product_of_experts(mus, logvars, mask, prior=prior)
+        assert mu[0, 0] == 0 and logvar[0, 0] == rest
+        assert mu[0, 2].isnan() and logvar[0, 2].isnan()
+        for g in torch.autograd.grad((mu.sum(), logvar.sum()), (mus, logvars)):
+            assert (g[1] == 0).all() and (g[:, :, 0] == 0).all() and g[0, 0, 2].isnan()
+            assert g[0, 0, 1] == 0 and g[2, 0, 1] != 0
 
 
 def test_one_expert_is_itself() -> None:

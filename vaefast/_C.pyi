@@ -147,6 +147,7 @@ def bound(
     reduction: str,
     /,
 ) -> list[Tensor]: ...
+def experts(mus: Tensor, logvars: Tensor, there: Tensor | None, prior: bool, /) -> list[Tensor]: ...
 def marginals_forward(
     z: Tensor,
     mu: Tensor,

@@ -21,7 +21,7 @@ from . import (
 from ._backends import available_backends, show_config, use_backend
 from ._build import __version__ as __version__
 from ._domains import check
-from ._experts import product_of_experts
+from ._modalities import product_of_experts
 from ._options import ELBOTerms, Likelihood, Parameterization
 from .discrete import categorical_elbo_terms, categorical_kl, sample_categorical, sample_with_categorical_kl
 from .disentanglement import TCTerms, beta_tcvae_loss, total_correlation

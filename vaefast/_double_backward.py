@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _categorical, _torch
-from ._engine import Categorical, LogRatio, Moments, Pair, Reconstruction
+from ._engine import Categorical, Experts, LogRatio, Moments, Pair, Reconstruction
 from ._gaussian import PARAMETERIZATIONS, compute_dtype
 from ._options import PER_DRAW, REDUCTIONS, Likelihood, Parameterization
 from .likelihoods import LIKELIHOODS
@@ -167,6 +167,26 @@ def _log_ratio_backward(
     return _gradients(forward, (z, mu, logvar, prior_mu, prior_logvar), [g], mask)
 
 
+def _experts_backward(
+    dmu: Tensor | None,
+    dlogvar: Tensor | None,
+    mus: Tensor,
+    logvars: Tensor,
+    there: Tensor | None,
+    prior: bool,
+    mask: Sequence[int],
+) -> list[Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.vaefast.experts_backward(dmu, dlogvar, mus, logvars, there, prior, mask)
+    upstream = (dmu, dlogvar)
+
+    def forward(mus: Tensor, logvars: Tensor) -> list[Tensor]:
+        found = _torch.experts(Experts(mus, logvars, there, prior))
+        return [t for t, g in zip(found, upstream) if g is not None]
+
+    return _gradients(forward, (mus, logvars), [g for g in upstream if g is not None], mask)
+
+
 def _categorical_backward(
     dz: Tensor | None,
     dkl: Tensor | None,
@@ -198,5 +218,6 @@ _LIBRARY: Any = torch.library.Library("vaefast", "IMPL")
 _LIBRARY.impl("_differentiable_posterior_backward", _posterior_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_packed_backward", _packed_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_categorical_backward", _categorical_backward, "CompositeImplicitAutograd")
+_LIBRARY.impl("_differentiable_experts_backward", _experts_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_log_ratio_backward", _log_ratio_backward, "CompositeImplicitAutograd")
 _LIBRARY.impl("_differentiable_reconstruction_backward", _reconstruction_backward, "CompositeImplicitAutograd")

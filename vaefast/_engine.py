@@ -78,6 +78,16 @@ class LogRatio(NamedTuple):
     prior: bool
 
 
+class Experts(NamedTuple):
+    """Gaussians ``[M, B, ...]``, which of them there are, None for all, in a mask of their first dimensions or 1 in
+    their place, and whether N(0, I) is one too."""
+
+    mus: Tensor
+    logvars: Tensor
+    there: Tensor | None
+    prior: bool
+
+
 class Engine(Protocol):
     @property
     def noise(self) -> str:
@@ -128,6 +138,9 @@ class Engine(Protocol):
     def bound(self, ratio: Tensor, of: Reconstruction, reduction: str, /) -> tuple[Tensor, Tensor]:
         """The negative importance-weighted bound of weights ``ratio + log p(x|z)``, reduced, and these, ``[K, B]``,
         which are not differentiated."""
+
+    def experts(self, of: Experts, /) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the experts' product, ``[B, ...]``, in the dtypes of theirs."""
 
 
 class Declined(Exception):

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from . import _build, _functorch, _pairwise, _torch
 from ._best_variance import SQUARES
 from ._checks import is_bool, is_real, wrapped
-from ._engine import Categorical, Declined, LogRatio, Moments, Pair, Posteriors, Reconstruction
+from ._engine import Categorical, Declined, Experts, LogRatio, Moments, Pair, Posteriors, Reconstruction
 from ._gaussian import Prior, as_tensor, constant
 from ._options import ELBO_REDUCTIONS, PER_DRAW, REDUCTIONS, ELBOTerms, Likelihood, Parameterization
 from ._philox import draw_seed
@@ -336,6 +336,12 @@ class Compiled:
         loss, log_weights = self.entries.bound(ratio, params, target, weight, *chosen.spec, reduction)
         return loss, log_weights
 
+    def experts(self, of: Experts) -> tuple[Tensor, Tensor]:
+        if not of.mus.is_cpu:
+            return _torch.experts(of)
+        mu, logvar = self.entries.experts(*of)
+        return mu, logvar
+
 
 def _decline(*_: object) -> Any:
     raise Declined
@@ -386,7 +392,7 @@ class Short(Compiled):
 
     # what options are made of, and lists
     sample = kl = sample_with_kl = nll = elbo = _declines
-    multi = multi_kl = multi_sample_with_kl = packed = categorical = log_ratio = bound = _declines
+    multi = multi_kl = multi_sample_with_kl = packed = categorical = log_ratio = bound = experts = _declines
 
 
 eager, traced = Compiled(_C, traced=False), Compiled(torch.ops.vaefast, traced=True)

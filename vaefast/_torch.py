@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _categorical, _closed, _importance, _nodes, _plain
+from . import _categorical, _closed, _experts, _importance, _nodes, _plain
 from ._arguments import loss_shape
-from ._engine import Categorical, LogRatio, Moments, Pair, Posteriors, Reconstruction
+from ._engine import Categorical, Experts, LogRatio, Moments, Pair, Posteriors, Reconstruction
 from ._functorch import unseen
 from ._gaussian import Prior, as_tensor, compute_dtype, logvar_of, promoted, reduced
 from ._generators import torch_noise, torch_noises
@@ -233,3 +233,21 @@ def bound(ratio: Tensor, of: Reconstruction, reduction: str) -> tuple[Tensor, Te
 
 def bound_of(log_weights: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     return _importance.reduced(_importance.Bound().loss(log_weights), reduction), log_weights.detach()
+
+
+# -- several posteriors a sample
+
+
+def experts(of: Experts) -> tuple[Tensor, Tensor]:
+    mus, logvars, there, prior = of
+    dtype = compute_dtype(mus, logvars)
+    if there is not None:
+        there = there.view(*there.shape, *(1,) * (mus.dim() - there.dim()))
+    arguments = prior, there, mus.to(dtype), logvars.to(dtype)
+    if not unseen(mus, logvars, *(() if there is None else (there,))):
+        mu, logvar = _experts.plain(*arguments)
+    elif trained(mus, logvars):
+        mu, logvar = _experts.Product.apply(*arguments)
+    else:
+        mu, logvar, _ = _experts.closed(*arguments)
+    return mu.to(mus.dtype), logvar.to(logvars.dtype)

@@ -159,6 +159,7 @@ class Direct:
     sample, kl, sample_with_kl = _static(_torch.sample), _static(_torch.kl), _static(_torch.sample_with_kl)
     nll, elbo, packed = _static(_torch.nll), _static(_torch.elbo), _static(_torch.packed)
     categorical, log_ratio, bound = _static(_torch.categorical), _static(_torch.log_ratio), _static(_torch.bound)
+    experts = _static(_torch.experts)
     multi_kl, multi_sample_with_kl = _static(_torch.multi_kl), _static(_torch.multi_sample_with_kl)
     noise = _torch.noise
 

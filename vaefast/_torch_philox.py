@@ -13,12 +13,13 @@ from ._engine import Moments, Pair, Posteriors
 from ._gaussian import Prior, compute_dtype
 from ._options import Parameterization
 from ._philox import philox_noise, philox_noises, take_counters
-from ._torch import bound, categorical, elbo, kl, log_ratio, multi_kl, nll
+from ._torch import bound, categorical, elbo, experts, kl, log_ratio, multi_kl, nll
 
 __all__ = [
     "bound",
     "categorical",
     "elbo",
+    "experts",
     "kl",
     "log_ratio",
     "multi_kl",

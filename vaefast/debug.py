@@ -245,7 +245,7 @@ def _named(method: str, args: Sequence[Any]) -> Iterator[tuple[str, Tensor, Tens
         elif name:
             given[name] = value
     likelihood = given.pop("likelihood", None)
-    params, weight = given.pop("params", ()), given.get("weight")
+    params, weight, there = given.pop("params", ()), given.get("weight"), given.pop("there", None)
     entry = entry_of(likelihood.name) if isinstance(likelihood, Likelihood) else None
     for k, x in enumerate(params):
         if isinstance(x, Tensor):
@@ -257,6 +257,8 @@ def _named(method: str, args: Sequence[Any]) -> Iterator[tuple[str, Tensor, Tens
         for k, x in enumerate(value if several else [value]):
             if isinstance(x, Tensor) and x.is_floating_point():
                 hidden = _hidden(x, weight, likelihood, params[0]) if name == "target" else None
+                if there is not None:  # of experts
+                    hidden = ~there.view(*there.shape, *(1,) * (x.dim() - there.dim()))
                 yield f"{name}[{k}]" if several else name, x, hidden
 
 
@@ -280,6 +282,8 @@ def _results(method: str, args: Sequence[Any], result: Any) -> Iterator[tuple[st
         return
     flat: list[Any] = [x for part in result for x in (part if isinstance(part, (list, tuple)) else [part])]
     names: Sequence[str] = getattr(result, "_fields", ())
+    if method == "experts":
+        names = ("mu", "logvar")
     if method == "fused_elbo" and len(flat) == 3:
         names = ("loss", "reconstruction", "kl")
     for k, x in enumerate(flat):

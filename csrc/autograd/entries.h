@@ -26,6 +26,10 @@ VF_OPERATOR(categorical, "uniforms", "kl");
 Tensor log_ratio(const LogRatioInputs& in);
 VF_OPERATOR(log_ratio);
 
+// [mu, logvar] of a product of experts
+Tensors experts(const ExpertsInputs& in);
+VF_OPERATOR(experts);
+
 // The negative importance-weighted bound, and the log weights, which are not differentiated.
 Tensors bound(const Tensor& ratio, const ReconstructionInputs& in, const Reduced& reduced);
 VF_OPERATOR(bound, "ratio");

@@ -80,6 +80,10 @@ void log_ratio(const LogRatioProblem& p, int64_t begin, int64_t end) {
   p.wide ? run_log_ratio<double>(p, begin, end) : run_log_ratio<float>(p, begin, end);
 }
 
+void experts(const ExpertsProblem& p, int64_t begin, int64_t end) {
+  p.wide ? run_experts<double>(p, begin, end) : run_experts<float>(p, begin, end);
+}
+
 }  // namespace
 }  // namespace VF_ISA
 
@@ -87,7 +91,7 @@ void log_ratio(const LogRatioProblem& p, int64_t begin, int64_t end) {
 #define VF_PASTE(a, b) VF_PASTE_(a, b)
 
 const CpuKernels& VF_PASTE(cpu_kernels_, CPU_CAPABILITY)() {
-  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical, log_ratio};
+  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical, log_ratio, experts};
   return kernels;
 }
 

@@ -21,6 +21,9 @@ VF_HD int64_t unit_of(int planes) {
 // numbers of the posteriors' that a log ratio's backward takes together
 constexpr int kColumns = 1024;
 
+// columns of a product of experts that are computed together
+constexpr int kStretch = 1024;
+
 struct CpuKernels {
   // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].
   void (*posterior)(const PosteriorProblem&, int64_t begin, int64_t end);
@@ -31,6 +34,8 @@ struct CpuKernels {
   void (*categorical)(const CategoricalProblem&, int64_t begin, int64_t end);
   // Runs rows [begin, end), of which each draw has one for each sample, or backward blocks of kColumns.
   void (*log_ratio)(const LogRatioProblem&, int64_t begin, int64_t end);
+  // Runs stretches [begin, end) of kStretch columns.
+  void (*experts)(const ExpertsProblem&, int64_t begin, int64_t end);
 };
 
 // Each is defined where the build has it; see cpu/launch.cpp. A wheel has them in a library of their own.

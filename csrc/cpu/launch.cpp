@@ -95,20 +95,26 @@ void finish(const Job& job, const Units& rec, const Units* post) {
 // a large sample. Asked beforehand, it takes 2 MB at a time.
 constexpr uintptr_t kHugePage = 1 << 21;
 
-void use_huge_pages(const Operand& out, const Space& space, int64_t between_planes = 0) {
-  if (!out.data || space.numel == 0) return;
-  const int64_t size = out.dtype == DType::kDouble ? 8 : out.dtype == DType::kFloat ? 4 : 2;
-  int64_t last_element =
-      between_planes;  // of a half of a larger result, what lies between its rows is the other half's
-  for (int d = 0; d < space.ndim; ++d) last_element += (space.size[d] - 1) * out.stride[d];
-  const auto begin = reinterpret_cast<uintptr_t>(out.data), end = begin + uintptr_t((last_element + 1) * size);
+void use_huge_pages(const void* data, int64_t bytes) {
+  if (!data) return;
+  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + uintptr_t(bytes);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
   if (first < last && last - first >= 2 * kHugePage) {
     // where it is refused nothing changes
     (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }
 }
+
+void use_huge_pages(const Operand& out, const Space& space, int64_t between_planes = 0) {
+  if (!out.data || space.numel == 0) return;
+  const int64_t size = out.dtype == DType::kDouble ? 8 : out.dtype == DType::kFloat ? 4 : 2;
+  int64_t last_element =
+      between_planes;  // of a half of a larger result, what lies between its rows is the other half's
+  for (int d = 0; d < space.ndim; ++d) last_element += (space.size[d] - 1) * out.stride[d];
+  use_huge_pages(out.data, (last_element + 1) * size);
+}
 #else
+void use_huge_pages(const void*, int64_t) {}
 void use_huge_pages(const Operand&, const Space&, int64_t = 0) {}
 #endif
 
@@ -228,6 +234,15 @@ void log_ratio(const LogRatioProblem& p) {
                    [&](int64_t begin, int64_t end) { kernels().log_ratio(p, begin, end); });
 }
 
+void experts(const ExpertsProblem& p) {
+  const int64_t bytes = p.columns * (p.wide ? 8 : 4);
+  for (void* out : {p.mu, p.logvar}) use_huge_pages(out, bytes);
+  for (void* out : {p.dmus, p.dlogvars}) use_huge_pages(out, p.experts * bytes);
+  const int64_t stretches = (p.columns + kStretch - 1) / kStretch;
+  at::parallel_for(0, stretches, std::max<int64_t>(1, kGrain / (p.experts * kStretch)),
+                   [&](int64_t begin, int64_t end) { kernels().experts(p, begin, end); });
+}
+
 // A bound's rows, the draws of each sample: their losses, and the weights that follow when all of a sample's are known.
 class BoundRows {
  public:
@@ -332,8 +347,8 @@ void bound(const BoundProblem& p) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox,      true,      true, nullptr,
-                                      marginals,  categorical, log_ratio, bound};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox,      true,      true,  nullptr,
+                                      marginals,  categorical, log_ratio, bound, experts};
   return true;
 }();
 

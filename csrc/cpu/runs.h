@@ -18,6 +18,8 @@ template <class T>
 void run_categorical(const CategoricalProblem&, int64_t begin, int64_t end);
 template <class T>
 void run_log_ratio(const LogRatioProblem&, int64_t begin, int64_t end);
+template <class T>
+void run_experts(const ExpertsProblem&, int64_t begin, int64_t end);
 
 }  // namespace VF_ISA
 }  // namespace vaefast

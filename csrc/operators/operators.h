@@ -74,6 +74,13 @@ VF_OPERATOR(log_ratio_forward);
 Tensors log_ratio_backward(const Tensor& g, const LogRatioInputs& in, const Mask& mask);
 VF_OPERATOR(log_ratio_backward, "g", "mask");
 
+// [mu, logvar] of a product of experts, [B, ...]; and the gradients in mus and logvars as far as the mask wants them.
+// dmu or dlogvar may be absent.
+Tensors experts_forward(const ExpertsInputs& in);
+VF_OPERATOR(experts_forward);
+Tensors experts_backward(const MaybeTensor& dmu, const MaybeTensor& dlogvar, const ExpertsInputs& in, const Mask& mask);
+VF_OPERATOR(experts_backward, "dmu", "dlogvar", "mask");
+
 // The negative importance-weighted bound, reduced, and the log weights [K, B], which are ratio + log p(x|z). Where the
 // mask, which has an entry for each parameter and one for the ratio, wants something, also the negative of the ratio's
 // gradient, and then the parameters' gradients, all with the reduction's factor in them.
