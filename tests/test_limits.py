@@ -97,3 +97,25 @@ def test_a_negative_binomial_becomes_a_poisson(backend: str, device: str, theta:
     wide = mu.double()
     assert_within(dmu, theta / (theta + wide) * (1 - x.double() / (wide + 1e-8)), 2e-6)
     assert (dtheta.abs() <= 1e-3).all()
+
+
+@pytest.mark.isa
+@DTYPES
+@pytest.mark.parametrize("x", [0.0, 3.0])
+@pytest.mark.parametrize(
+    ("likelihood", "rest"),
+    [
+        ("negative_binomial", ()),
+        ("zero_inflated_negative_binomial", (0.5,)),
+        ("negative_binomial_mixture", (0.5,)),
+    ],
+)
+def test_a_mean_that_is_nan_beside_a_dispersion_of_zero(
+    backend: str, device: str, likelihood: str, rest: tuple[float, ...], x: float, dtype: torch.dtype
+) -> None:
+    means = (float("nan"), 2.0) if likelihood.endswith("mixture") else (float("nan"),)
+    recon = tuple(column(value, dtype, device) for value in (*means, 0.0, *rest))
+    for constant in (True, False):
+        of = vaefast.Likelihood(likelihood, constant=constant)
+        found = vaefast.reconstruction_loss(recon, column(x, dtype, device), likelihood=of, reduction="none")
+        assert found.isnan().all()

@@ -84,7 +84,8 @@ def negative_binomial(x: Tensor, mu: Tensor, theta: Tensor, constant: float, eps
     t = torch.where(large, theta, LARGE).clamp(max=1e30)
     apart = t * (torch.log1p(mu / t) - torch.log1p(x / t)) + x * (1 + torch.log1p((mu - x) / (t + x)))
     far = apart + 0.5 * torch.log1p(x / t) - torch.xlogy(x, mu) + x / (12 * t * (t + x))
-    # of a dispersion of 0 all are 0, whatever the mean, if it is a number; a slope of the data, infinity times 0, would reach those of the others
+    # of a dispersion of 0 all are 0, whatever the mean, if it is a number; a slope of the data, infinity times 0, would
+    # reach those of the others
     least = torch.where(x == 0, 0.0, math.inf * x.detach())
     none = (theta == 0) & ~mu.isnan()
     return torch.where(none, least, torch.where(large, far, nll) + _log_factorial(x, constant))

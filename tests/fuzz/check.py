@@ -317,8 +317,10 @@ class Expected:
         most = torch.finfo(leaf.dtype).max
         each = found = partial * factor
         # a gradient may be kept before it meets its factor, and what is subnormal or too large then be lost
+        # and in float16 a weight times what comes down be subnormal
+        lost = 2.0**-24 if leaf.dtype == torch.float16 and "kl_weight" in self.given.tensors else 0.0
         found = found.wider(
-            lambda: 2.0**-125 * factor.abs() if leaf.dtype != torch.float64 else 0.0,
+            lambda: lost * partial.value.abs() + (2.0**-125 * factor.abs() if leaf.dtype != torch.float64 else 0.0),
             lambda: (each.value.abs() > 0.99 * most) | (partial.value.abs() > 0.99 * most),
             lambda: False if jumps is None else jumps,
         )

@@ -166,10 +166,12 @@ def kl_terms(
 
     @functools.cache
     def parts() -> tuple[Tensor, ...]:
-        relative = tolerance * (a - b).abs().clamp(min=1.0)
+        apart = (a - b).abs().clamp(min=1.0)
+        relative = tolerance * torch.where(apart.isinf(), 1.0, apart)
         # a log variance that is computed is rounded, and its distance from the other is known no better
         step = ROUNDING[dtype][0]
-        off = step * (lv.abs() * computed[0] + lvp.abs() * computed[1] + through_std)
+        of_lv, of_lvp = (x.abs().nan_to_num(0.0, 0.0) * c for x, c in zip((lv, lvp), computed))
+        off = step * (of_lv + of_lvp + through_std)
         small, mass = torch.expm1(a - b).abs(), torch.exp(a - b)
         square = ((q[0] - p[0]) * torch.exp(-b / 2)) ** 2
         bound = relative * value.abs() + times(off, small + square) + times(off**2, mass)
@@ -320,6 +322,11 @@ def nll_masks(
     domains, least_root = LIKELIHOODS[case.likelihood].domains, torch.finfo(dtype).tiny ** 0.5
     tiny = [(p != 0) & (p.abs() < least_root) & (d == "positive") for p, d in zip(params, domains)]
     outside = outside | sites(case, [x != x, *tiny])
+    # 0 is no positive number's; what limit there is is docs/limits.md's to tell
+    none = sites(case, [x != x, *((p == 0) & (d == "positive") for p, d in zip(params, domains))])
+    if LIKELIHOODS[case.likelihood].planes:
+        none = none | sites(case, [x.abs() > HUGE, *(p.abs() > HUGE for p in params)])
+    outside, infinite = outside | none, infinite | none
     if case.likelihood == "student_t":  # from there on it is a Gaussian, however far its tails
         gaussian = sites(case, [x != x, params[2] > 1e30])
         outside, infinite = outside | gaussian, infinite | gaussian
@@ -352,7 +359,8 @@ def beyond_value(
 def beyond_slope(case: Case, at: Tensor, dtype: torch.dtype) -> Tensor | float:
     """And on one of its gradient: the PyTorch engine's digammas of what is next to 0, where they cancel in float64."""
     whole = LIKELIHOODS[case.likelihood].support in ("count", "some of total")
-    if not whole or case.engine != "reference" or dtype != torch.float64:
+    by_pytorch = case.engine == "reference" or case.create_graph
+    if not whole or not by_pytorch or dtype != torch.float64:
         return 0.0
     return (ROUNDING[dtype][0] / at.abs()).nan_to_num(0.0, 0.0, 0.0)
 
