@@ -284,3 +284,15 @@ def test_on_a_gpu_nothing_waits(device: str) -> None:
             torch.cuda.set_sync_debug_mode("default")
     first = guard.first()
     assert first is not None and (first.name, first.call) == ("logvar", 2)
+
+
+def test_missing_experts_are_not_looked_at(backend: str) -> None:
+    mus, logvars = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    mask = torch.tensor([[True, False, True, True]] * 3)
+    mus[:, 1], logvars[:, 1] = torch.nan, torch.inf
+    with nan_guard():
+        vaefast.product_of_experts(mus, logvars, mask)
+    with nan_guard(on_exit="ignore") as guard:
+        vaefast.product_of_experts(mus, logvars)
+    found = guard.first()
+    assert found is not None and (found.function, found.role, found.name) == ("product_of_experts", "argument", "mus")
