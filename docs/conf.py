@@ -75,6 +75,8 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "write_computation_times": False,
     "plot_gallery": "True",
+    # with joblib, which scikit-learn brings
+    "parallel": os.cpu_count(),
     "abort_on_example_error": True,
 }
 suppress_warnings = ["config.cache"]
