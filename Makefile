@@ -48,7 +48,7 @@ FORCE:
 # run before it, under a bar, and it finds their work done
 $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 	@$(BIN)/pip install -q 'setuptools>=77' ninja numpy
-	@echo 'compiling, a minute or three; the compilers write to build/log' && mkdir -p build
+	@echo 'compiling, some minutes; the compilers write to build/log' && mkdir -p build
 	@$(BIN)/python setup.py -q build_ext --inplace > build/log || { cat build/log; exit 1; }
 	@$(BIN)/pip install -q --no-build-isolation -e .
 	@$(BIN)/python -c 'import vaefast; print(vaefast.show_config())'
@@ -89,7 +89,7 @@ examples: demo  ## the demo, VAEs of other kinds, Bayesian networks (out/); four
 	$(BIN)/python examples/bayesian_linear.py
 	$(BIN)/python examples/ppca_identity.py
 
-docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, under three minutes
+docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, four minutes
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs $(ARGS)
 	@echo 'written: out/docs/index.html'
 
