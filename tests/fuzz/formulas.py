@@ -264,7 +264,9 @@ VALUE_ALONE = ("bernoulli_probs",)
 
 
 def inside(likelihood: str, x: Sequence[float], params: Sequence[float]) -> bool:
-    """Whether the data are the likelihood's, which formulas in digits do not ask."""
+    """Whether the data and the parameters are the likelihood's, which formulas in digits do not ask."""
+    if likelihood == "student_t" and params[2] > 1e30:  # a Gaussian, from there on
+        return False
     support = LIKELIHOODS[likelihood].support
     if likelihood == "bernoulli" or support in ("real", "bins"):
         return True
