@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -251,6 +251,17 @@ def assert_within(actual: Tensor, exact: Tensor, tolerance: float, what: str = "
         at = tuple(wrong.nonzero()[0].tolist())
         message = f"{what}: {int(wrong.sum())} of {a.numel()} wrong, first at {at}: {a[at]!r}, exact {e[at]!r}"
         raise AssertionError(message)
+
+
+def assert_same_bits(run: Callable[[], Sequence[Tensor]], set_threads: Callable[[int], None]) -> None:
+    """By one, two and three threads."""
+    every = []
+    for count in (1, 2, 3):
+        set_threads(count)
+        every.append(run())
+    for other in every[1:]:
+        for a, b in zip(every[0], other, strict=True):
+            assert torch.equal(a, b)
 
 
 def gradients(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 5) -> list[Tensor]:

@@ -197,12 +197,12 @@ def kl_terms(
             else:
                 size = (in_ratio if reverse else in_scale) * slope_p.abs()
             # of a slope that underflows a result has nothing, however large what it is multiplied by
-            gone = (slope_of[name] != 0) & (slope_of[name].abs() < torch.finfo(dtype).tiny)
+            own = {"raw": slope, "prior_logvar": slope_p}.get(name, torch.ones(()))
+            gone = (own != 0) & (own.abs() < torch.finfo(dtype).tiny)
             return size + least, loose, free | partial.isnan() | gone
 
         return rest
 
-    slope_of = {"raw": slope, "prior_logvar": slope_p, "mu": torch.ones(()), "prior_mu": torch.ones(())}
     partials = {
         "mu": of_mean, "raw": times(slope, of_lv), "prior_mu": of_prior_mean, "prior_logvar": times(slope_p, of_lvp)
     }  # fmt: skip
@@ -284,9 +284,8 @@ def nll_terms(case: Case, x: Tensor, params: list[Tensor], options: dict[str, fl
         def rest() -> Rest:
             loose, _, _, outside = masks()
             bound = tolerance * g.abs().clamp(min=1.0)
-            if (
-                "mixture" in case.likelihood
-            ):  # whose shares are exponentials of log densities, as exact as those are small
+            # a mixture's shares are exponentials of log densities, as exact as those are small
+            if "mixture" in case.likelihood:
                 bound = bound * as_planes(value.abs().clamp(min=1.0), g)
             bound = bound + least + beyond_slope(case, at, dtype)
             return bound, as_planes(loose, g), as_planes(outside, g) | g.isnan()

@@ -5,7 +5,6 @@ The cases are no full product. What is not a test's subject is drawn, from a fix
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
@@ -467,7 +466,7 @@ def test_classes(dim: int, classes: int, weight: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_classes(layout: str, dtype: torch.dtype) -> None:
     """Sites may share their logits, or have them anywhere: those of several move together only where they lie so."""
-    for sites, classes, dim in itertools.product(((2, 8), (3, 4, 6)), (3, 10, 33), (1, -1)):
+    for sites, classes, dim in product(((2, 8), (3, 4, 6)), (3, 10, 33), (1, -1)):
         shape = (*sites, classes) if dim == -1 else (sites[0], classes, *sites[1:])
         g = generator(classes)
         logits = LAYOUTS[layout]((3 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype))
