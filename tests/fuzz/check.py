@@ -295,15 +295,23 @@ class Expected:
                 holder = leaf.get(name, name) if case.op == "packed" else name
                 if holder not in self.given.wanted:
                     continue
+                kept = up.abs().max() if up.numel() else up.sum()
                 sums[name] = self._add(
-                    sums.get(name), name, self.given.tensors[holder], terms.partials[own], factor, jumps
+                    sums.get(name), name, self.given.tensors[holder], terms.partials[own], factor, jumps, kept
                 )
         if case.op == "packed":
             return self._packed(sums)
         return sums
 
     def _add(
-        self, so_far: Near | None, name: str, leaf: Tensor, partial: Near, factor: Tensor, jumps: Tensor | None
+        self,
+        so_far: Near | None,
+        name: str,
+        leaf: Tensor,
+        partial: Near,
+        factor: Tensor,
+        jumps: Tensor | None,
+        up: Tensor,
     ) -> Near:
         case, planes = self.case, False
         if name.startswith("recon") or name == "target":
@@ -316,11 +324,12 @@ class Expected:
         shape = None if planes or case.op == "packed" else self.given.tensors[name].shape
         most = torch.finfo(leaf.dtype).max
         each = found = partial * factor
-        # a gradient may be kept before it meets its factor, and what is subnormal or too large then be lost
-        # and in float16 a weight times what comes down be subnormal
+        # a gradient may be kept before it meets its factor, or what comes down of that, and what is subnormal or too
+        # large then be lost; and in float16 a weight times what comes down be subnormal
         lost = 2.0**-24 if leaf.dtype == torch.float16 and "kl_weight" in self.given.tensors else 0.0
+        subnormal = 2.0**-125 if leaf.dtype != torch.float64 else 0.0
         found = found.wider(
-            lambda: lost * partial.value.abs() + (2.0**-125 * factor.abs() if leaf.dtype != torch.float64 else 0.0),
+            lambda: lost * partial.value.abs() + subnormal * factor.abs().maximum(up),
             lambda: (each.value.abs() > 0.99 * most) | (partial.value.abs() > 0.99 * most),
             lambda: False if jumps is None else jumps,
         )
