@@ -90,7 +90,7 @@ examples: demo  ## the demo, VAEs of other kinds, Bayesian networks (out/); four
 	$(BIN)/python examples/ppca_identity.py
 
 docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, four minutes
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs $(ARGS)
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs out/docs $(ARGS)
 	@echo 'written: out/docs/index.html'
 
 docs-serve: docs  ## the site at http://localhost:8000

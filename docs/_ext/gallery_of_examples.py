@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ ORDER = (
 # the picture by which the index shows an example
 FIRST = ("latent.png", "levels.png", "counts.png", "scale.png", "priors.png", "bounds.png", "classes.png")
 EPOCHS = {
-    "digits_vae": 30, "hierarchical_vae": 20, "counts_vae": 20, "discretized_vae": 20, "priors_vae": 20,
-    "importance_vae": 5, "discrete_vae": 20, "bayesian_digits": 60,
+    "digits_vae": 20, "hierarchical_vae": 12, "counts_vae": 12, "discretized_vae": 20, "priors_vae": 20,
+    "importance_vae": 4, "discrete_vae": 20, "bayesian_digits": 60,
 }  # fmt: skip
 
 
@@ -40,25 +41,28 @@ class Order:
 
 
 def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
-    name = Path(script_vars["src_file"]).stem
+    source = Path(script_vars["src_file"])
+    name = source.stem
     shutil.rmtree(OUT / name, ignore_errors=True)
+    # from the examples' folder, in which they run: what they print has no path of the machine's
+    out = os.path.relpath(OUT / name, source.parent)
     if name in ("bayesian_linear", "bayesian_regression"):
-        return ["--out", str(OUT / name)]
+        return ["--out", out]
     epochs = EPOCHS.get(name)
     if epochs is None:
         return []
-    return ["--epochs", str(epochs), "--out", str(OUT / name), *(["--rounds", "50"] if name == "digits_vae" else [])]
+    return ["--epochs", str(epochs), "--out", out, *(["--rounds", "50"] if name == "digits_vae" else [])]
 
 
 def pictures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
-    """Each picture that the example wrote, once."""
-    folder, names = OUT / Path(block_vars["src_file"]).stem, []
+    """Each picture that the example wrote, once, as wide as the page."""
+    folder, shown = OUT / Path(block_vars["src_file"]).stem, []
     written = sorted(folder.glob("*.png"), key=lambda file: (file.name not in FIRST, file.stat().st_mtime_ns))
     for picture in written:
         name = next(block_vars["image_path_iterator"])
         shutil.move(picture, name)
-        names.append(name)
-    return figure_rst(names, gallery_conf["src_dir"])
+        shown.append(figure_rst([name], gallery_conf["src_dir"]))
+    return "".join(shown)
 
 
 def thumbnail() -> str:
