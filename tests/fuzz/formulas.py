@@ -302,8 +302,10 @@ def exact(
     try:
         with mp.workdps(60):
             value = in_float64(f(*ps))
-            if likelihood in VALUE_ALONE:
-                return value, []
+        if likelihood in VALUE_ALONE:
+            return value, []
+        # a difference of two values has none of the digits that they have in common
+        with mp.workdps(60 + 2 * int(math.log10(max(1.0, abs(value))))):
             ones = [tuple(int(k == j) for j in range(len(ps))) for k in range(len(ps))]
             return value, [in_float64(mpmath.diff(f, tuple(ps), one)) for one in ones]
     except (ValueError, ZeroDivisionError, OverflowError, TypeError):
