@@ -71,6 +71,71 @@ def test_closed_forms_block_by_block(
 
 
 @pytest.mark.parametrize(("likelihood", "count"), CLOSED)
+def test_elements_block_by_block(likelihood: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values that stay elements, of as many numbers as go through in blocks."""
+    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
+    data = training(likelihood, count, (24, 700))
+    ours, wide = data.leaves(), data.to(torch.float64).leaves()
+    found = reference.reconstruction_loss(ours.recon, ours.target, likelihood=likelihood, reduction="none")
+    exact = nll_of(likelihood, wide)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6)
+    upstream = torch.linspace(-1, 1, exact.numel(), dtype=torch.float64).view(exact.shape)
+    gradients = torch.autograd.grad(found, ours.recon, upstream.float())
+    for a, e in zip(gradients, torch.autograd.grad(exact, wide.recon, upstream)):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("prior", ["numbers", "one", "each"])
+def test_kls_element_by_element(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of a KL, whose prior is trained: one number for all, or of each element its own."""
+    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
+    mu, raw, pm, plv = leaves((24, 700), (24, 700), *[() if prior == "one" else (24, 700)] * 2)
+    given = [mu, raw] if prior == "numbers" else [mu, raw, pm, plv]
+    wide = [t.detach().double().requires_grad_() for t in given]
+    found = reference.gaussian_kl(*given, parameterization="log_std", reduction="none")
+    m, lv, n, lvp = wide[0], 2 * wide[1], *(wide[2:] or (0.0, torch.zeros((), dtype=torch.float64)))
+    exact = 0.5 * (torch.exp(lv - lvp) - 1 - (lv - lvp) + (m - n) ** 2 * torch.exp(-lvp))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6)
+    for a, e in zip(torch.autograd.grad(found.sum(), given), torch.autograd.grad(exact.sum(), wide)):
+        torch.testing.assert_close(a.double(), e, rtol=2e-5, atol=2e-6)
+
+
+OPERATORS = [case for case in LIKELIHOOD_CASES if LIKELIHOODS[case[0]].operator is not None]
+
+
+@pytest.mark.parametrize("reduction", ["none", "per_sample", "batchmean", "sum", "mean"])
+@pytest.mark.parametrize(("likelihood", "count"), OPERATORS)
+def test_few_numbers_by_pytorchs_operator(likelihood: str, count: int, reduction: str) -> None:
+    entry, chosen = LIKELIHOODS[likelihood], vaefast.Likelihood(likelihood)
+    data = training(likelihood, count, (4, 9))
+    ours, wide = data.leaves(), data.to(torch.float64).leaves()
+    assert entry.operator is not None and entry.operator(ours.target, *ours.recon, **chosen.options) is not None
+    found = reference.reconstruction_loss(ours.recon, ours.target, likelihood=likelihood, reduction=reduction)
+    each = nll_of(likelihood, wide)
+    rows = each.flatten(1).sum(1)
+    exact = {"none": each, "per_sample": rows, "batchmean": rows.mean(), "sum": rows.sum(), "mean": each.mean()}
+    assert_within(found, exact[reduction], 2e-6)
+    slopes = torch.autograd.grad(exact[reduction].sum(), wide.recon)
+    for f, e in zip(torch.autograd.grad(found.sum(), ours.recon), slopes):
+        assert_within(f, e, 2e-6, "gradient")
+
+
+@pytest.mark.parametrize(("likelihood", "count"), OPERATORS)
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -100.0, -7.0, 0.5, 1e9])
+@pytest.mark.parametrize("where", ["data", "parameter"])
+def test_what_operators_refuse(likelihood: str, count: int, odd: float, where: str) -> None:
+    """The formula's value and gradient at what PyTorch's operator raises for, or takes for something else."""
+    data = training(likelihood, count, (4, 9))
+    (data.target if where == "data" else data.recon[0]).view(-1)[3] = odd
+    ours, wide = data.leaves(), data.to(torch.float64).leaves()
+    found = reference.reconstruction_loss(ours.recon, ours.target, likelihood=likelihood, reduction="none")
+    exact = nll_of(likelihood, wide)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6, equal_nan=True)
+    for f, e in zip(torch.autograd.grad(found.sum(), ours.recon), torch.autograd.grad(exact.sum(), wide.recon)):
+        torch.testing.assert_close(f.double(), e, rtol=1e-5, atol=2e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(("likelihood", "count"), CLOSED)
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -7.0])
 def test_what_is_odd_is_its_own_rows_alone(
     likelihood: str, count: int, odd: float, monkeypatch: pytest.MonkeyPatch

@@ -39,9 +39,11 @@ def term(formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], re
     broadcast to it."""
     first = tensors[0]
     scalar = reduction != "none" and reduction not in ROWS
-    if first.is_cpu and first.numel() >= 2 * BLOCK and reduction != "none":
-        one_by_one = scalar and large(*tensors)
-        if one_by_one or (first.shape[0] > 1 and (scalar or not broadcast(tensors, wanted))):
+    if first.is_cpu and first.numel() >= 2 * BLOCK:
+        # a gradient of one value for many is added up with those of the loss, where there are several
+        cuts = scalar or not broadcast(tensors, wanted)
+        one_by_one = cuts and reduction not in ROWS and large(*tensors)
+        if one_by_one or (cuts and reduction != "none" and first.shape[0] > 1):
             return blockwise(formula, tensors, wanted, reduction, dims, one_by_one)
     values, factor, constant, gradients = formula(tensors, wanted, scalar and first.is_cpu)
     if not scalar:
@@ -67,12 +69,12 @@ def broadcast(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> bool:
 
 
 def large(*tensors: Tensor) -> bool:
-    """Whether they are so many numbers that blocks pay, side by side in memory."""
+    """Whether they are so many numbers that blocks pay, side by side in memory, or one for all."""
     first = tensors[0]
     return (
         first.numel() >= 2 * BLOCK
         and first.is_cpu
-        and all(t.shape == first.shape and t.is_contiguous() for t in tensors)
+        and all(not t.dim() or (t.shape == first.shape and t.is_contiguous()) for t in tensors)
     )
 
 
@@ -112,12 +114,13 @@ def within(value: float, dtype: torch.dtype) -> float:
 def blockwise(
     formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], reduction: str, dims: int, one_by_one: bool
 ) -> Term:
-    """Block by block: of as many elements, or of whole samples."""
-    first = tensors[0]
+    """Block by block: of as many elements, or of whole samples. Of values that stay elements, those of the formula have
+    the first tensor's shape."""
+    first, elementwise = tensors[0], reduction == "none"
     # the gradients of what is not broadcast, written block by block; of what is, added up
     full = [w and t.shape == first.shape for t, w in zip(tensors, wanted)]
     small: dict[int, list[Tensor]] = {i: [] for i, w in enumerate(wanted) if w and not full[i]}
-    written = [torch.empty(first.shape, dtype=first.dtype) for yes in full if yes]
+    written = [torch.empty(first.shape, dtype=first.dtype) for yes in (*full, elementwise) if yes]
     # which have the first tensor's dimension 0
     batched = [t.dim() >= dims and t.shape[0] == first.shape[0] for t in tensors]
     scalar = reduction not in ROWS
@@ -127,10 +130,16 @@ def blockwise(
     factors: list[float | None] = [None] * len(full)
     for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
         operands, into = block[: len(full)], iter(block[len(full) :])
-        values, factor, constant, gradients = formula(operands, wanted, scalar)
+        values, factor, constant, gradients = formula(operands, wanted, scalar and not elementwise)
         count = operands[0].numel() if isinstance(values, float) else values.numel()
         elements += count
-        if scalar:
+        if elementwise:
+            block[-1].copy_(values)  # type: ignore[arg-type]
+            if factor != 1:
+                block[-1].mul_(factor)
+            if constant:
+                block[-1].add_(constant)
+        elif scalar:
             total += factor * (values if isinstance(values, float) else values.sum().item()) + constant * count
         else:
             assert isinstance(values, Tensor)
@@ -158,6 +167,8 @@ def blockwise(
         else:
             joined = torch.cat(small[i]) if batched[i] and not one_by_one else torch.stack(small[i]).sum(0)
             collected.append((joined, found))
+    if elementwise:
+        return written[-1], collected
     if scalar:
         return reduced(total, elements, first, 1.0, 0.0, collected, reduction)
     return torch.cat(parts).to(first.dtype), collected
@@ -165,9 +176,10 @@ def blockwise(
 
 def cut(tensors: Sequence[Tensor], batched: Sequence[bool] | None = None) -> Iterator[tuple[Tensor, ...]]:
     """Block by block: of as many numbers, or of whole samples of those that are ``batched``."""
-    if batched is None:
-        return zip(*(t.view(-1).split(BLOCK) for t in tensors))
     first = tensors[0]
+    if batched is None:
+        count = -(-first.numel() // BLOCK)
+        return zip(*(t.view(-1).split(BLOCK) if t.dim() else [t] * count for t in tensors))
     rows = max(1, BLOCK * first.shape[0] // first.numel())
     count = -(-first.shape[0] // rows)
     return zip(*(t.split(rows) if b else [t] * count for t, b in zip(tensors, batched)))

@@ -6,6 +6,7 @@ Each function returns None where the kernels have nothing for the tensors, so th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,12 +17,15 @@ from torch.distributions.kl import _KL_REGISTRY
 
 from . import _backends
 from ._checks import FLOATING, wrapped
-from ._functorch import tracing
-from ._torch import trained
+from ._functorch import tracing, unseen
+from ._gaussian import Prior
+from ._torch import half_squares, trained
 from .functional import gaussian_kl, reconstruction_loss, reparameterize
 
 # what a distribution may be given, and the parameterization that it is
 SCALES = {"scale": "std", "logvar": "logvar", "log_std": "log_std"}
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 _formula: Callable[[Normal, Normal], Tensor] = _KL_REGISTRY[Normal, Normal]
 
@@ -124,6 +128,10 @@ def log_prob(d: Normal, value: object) -> Tensor | None:
         return None
     assert isinstance(value, Tensor)
     dtype = _promoted(value, q.loc, q.raw)
+    if dtype.itemsize > 2 and few(q.loc, q.raw, value) and not _backends.native_for(q.loc):
+        if q.given == "scale":
+            return None
+        return -half_squares(value - q.loc, q.logvar) - HALF_LOG_2PI
     recon, target = q.loc, value
     if trained(recon, target):
         # the density knows the difference alone, which has a gradient for both; and backward does not read them, so
@@ -142,11 +150,17 @@ def kl(p: Normal, q: Normal) -> Tensor:
     Plain ones of torch keep torch's formula where there are no kernels for them.
     """
     plain = not hasattr(p, "_given") and not hasattr(q, "_given")
-    if plain and _alike(p.loc, p.scale, q.loc, q.scale) and _backends.native_for(p.loc):
-        # what most are: nothing to promote, and nothing to expand
-        return gaussian_kl(p.loc, p.scale, q.loc, 2.0 * q.scale.log(), parameterization="std", reduction="none")
     posterior, prior = parameters(p), parameters(q)
     loc, raw, given = posterior
+    if _alike(loc, raw, prior.loc, prior.raw) and (not plain or _backends.native_for(loc)):
+        # what most are: nothing to promote, and nothing to expand
+        pm: Prior = prior.loc
+        plv: Prior = prior.logvar
+        if not prior.loc.dim() and not trained(prior.loc, prior.raw) and unseen(loc, prior.loc):
+            numbers = prior.loc.item(), prior.logvar.item()
+            if all(map(math.isfinite, numbers)):
+                pm, plv = numbers
+        return gaussian_kl(loc, raw, pm, plv, parameterization=SCALES[given], reduction="none")
     fit = posterior.usable and prior.usable and usable(loc, prior.loc)
     if not fit or (plain and not _backends.native_for(loc)):
         return _formula(p, q)

@@ -97,6 +97,10 @@ class LikelihoodEntry:
     wanted may be None. Its tensors are its own, and nothing of it is differentiated. Where it has nothing for its
     arguments it is None, and ``nll`` is differentiated.
 
+    ``operator``, where there is one, is PyTorch's own for the same, which of few numbers takes less than the node of a
+    closed form: of the data, the parameters and the options the nll, or None where it is not for these. It is asked on
+    a CPU, and of data that are not trained.
+
     Example::
 
         entry = vaefast.likelihoods.LIKELIHOODS["poisson"]
@@ -114,3 +118,4 @@ class LikelihoodEntry:
     check: Callable[..., None] = _anything
     planes: dict[int, int] = field(default_factory=dict)
     gradients: Callable[..., Closed | None] | None = None
+    operator: Callable[..., Tensor | None] | None = None

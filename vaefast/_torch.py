@@ -61,6 +61,9 @@ def one_nll(likelihood: Likelihood, reduction: str, x: Tensor, w: Tensor | None,
     # a mixture's sites are fewer than its parameters', so that what is elementwise does not multiply them
     if (dim and reduction == "none") or not closed(likelihood, x, w, *params):
         return _plain.nll(likelihood, reduction, x, w, *params)
+    found = by_operator(likelihood, reduction, x, *params) if w is None else None
+    if found is not None:
+        return found
     compute = functools.partial(_nodes.nll, likelihood, reduction, len(shape))
     return loss(compute, functools.partial(_plain.nll, likelihood, reduction), x, w, *params)
 
@@ -73,6 +76,18 @@ def closed(likelihood: Likelihood, x: Tensor, w: Tensor | None, *params: Tensor)
         and not trained(x, w)
         and unseen(x, *params, *(() if w is None else (w,)))
     )
+
+
+def by_operator(likelihood: Likelihood, reduction: str, x: Tensor, *params: Tensor) -> Tensor | None:
+    """By PyTorch's own operator, where there is one and it takes these: data and parameters of one shape, but for a
+    mixture's, which have a :func:`closed` form."""
+    entry = LIKELIHOODS[likelihood.name]
+    values = None if entry.operator is None or not x.is_cpu else entry.operator(x, *params, **likelihood.options)
+    if values is None:
+        return None
+    if reduction == "batchmean":
+        return values.sum() / values.shape[0]
+    return reduced(values, reduction, x.dtype)
 
 
 def loss(compute: functools.partial[_closed.Term], plain: functools.partial[Tensor], *arguments: object) -> Tensor:

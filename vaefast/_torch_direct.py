@@ -38,7 +38,7 @@ def alike(x: Tensor, like: Tensor) -> bool:
 
 
 def beside(x: object, first: Tensor) -> bool:
-    """A further parameter: one that broadcasts to the first."""
+    """One that broadcasts to the first: a further parameter, or a prior's."""
     return (
         (type(x) is Tensor or type(x) is Parameter)
         and x.dtype is torch.float32
@@ -54,6 +54,11 @@ def number(prior: Prior) -> bool:
     return prior is None or type(prior) is float
 
 
+def own(prior: Prior, mu: Tensor) -> bool:
+    """Whether a prior's is a number, or a tensor that broadcasts to mu."""
+    return beside(prior, mu) if isinstance(prior, Tensor) else number(prior)
+
+
 # the engine's own functions, which take no self
 _static: Any = staticmethod
 
@@ -65,7 +70,7 @@ class Direct:
         self, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, p: Parameterization, reduction: str,
         balance: float | None, eps: None, generator: None, with_sample: bool, with_kl: bool, /,
     ) -> list[Tensor]:  # fmt: skip
-        plain = alike(raw, mu) and number(prior_mu) and number(prior_logvar) and mu.dim() > 0 and mu.numel() > 0
+        plain = alike(raw, mu) and own(prior_mu, mu) and own(prior_logvar, mu) and mu.dim() > 0 and mu.numel() > 0
         if not plain or reduction not in REDUCTIONS:
             if not with_kl:
                 mu, raw = _arguments.posterior(mu, raw)
@@ -79,7 +84,7 @@ class Direct:
         if with_kl:
             options = p.spec, reduction, balance
             arguments: tuple[Any, ...] = mu, raw, prior_mu, prior_logvar
-            if torch.is_grad_enabled() and (mu.requires_grad or raw.requires_grad):
+            if _torch.trained(*arguments):
                 node = functools.partial(_nodes.kl, *options), functools.partial(_plain.kl, *options)
                 found.append(_nodes.Loss.apply(*node, *arguments))
             else:
@@ -111,6 +116,9 @@ class Direct:
         dims = params[0].dim()
         if LIKELIHOODS[chosen.name].gradients is None or (reduction == "none" and dims == 1):
             return _torch.one_nll(chosen, reduction, target, None, *params)
+        found = _torch.by_operator(chosen, reduction, target, *params)
+        if found is not None:
+            return found
         if torch.is_grad_enabled() and any(t.requires_grad for t in params):
             compute = functools.partial(_nodes.nll, chosen, reduction, dims)
             loss: Tensor = _nodes.Loss.apply(

@@ -45,6 +45,8 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 
 # as many are computed in no more time than an operation takes to begin; as far as that l - l x is right to 1.5e-6
 _FEW, _NEAR = 1 << 9, 24.0
+# data, from which on a closed form takes less than PyTorch's operator and its gradient
+_FEW_FOR_OPERATORS = 1 << 13
 
 
 def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
@@ -78,6 +80,18 @@ def _bernoulli_probs_gradients(asked: Asked, x: Tensor, probs: Tensor) -> Closed
     logs = torch.log(probs).clamp_(min=-100), probs.neg().log1p_().clamp_(min=-100)
     gradient = (probs - x).div_(other.mul_(probs).clamp_(min=1e-12))
     return torch.lerp(logs[1], logs[0], x), -1.0, 0.0, [(gradient, 1.0)]
+
+
+def _bernoulli_probs_operator(x: Tensor, probs: Tensor) -> Tensor | None:
+    if x.numel() > _FEW_FOR_OPERATORS:
+        return None
+    least, most = x.aminmax()
+    if not (least.item() >= 0 and most.item() <= 1):
+        return None
+    try:
+        return F.binary_cross_entropy(probs, x, reduction="none")
+    except RuntimeError:  # of a probability that is none
+        return None
 
 
 def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float) -> Tensor:
@@ -201,6 +215,16 @@ def _categorical_gradients(asked: Asked, x: Tensor, logits: Tensor, dim: float) 
     return nll.mul_(known), -1.0, 0.0, [(gradient, 1.0)]
 
 
+def _categorical_operator(x: Tensor, logits: Tensor, dim: float) -> Tensor | None:
+    if int(dim) != 1 or logits.numel() > _FEW_FOR_OPERATORS:
+        return None
+    index = x.long()
+    least, most = index.aminmax()
+    if least.item() < 0 or most.item() >= logits.shape[1] or not (index == x).all().item():
+        return None
+    return F.cross_entropy(logits, index, reduction="none")
+
+
 @in_float64
 def _discretized_logistic_mixture(x: Tensor, planes: Tensor, channels: float, dim: float, **grid: float) -> Tensor:
     """-log sum_k softmax(l)_k prod_c P(x_c | m_kc + sum_b<c tanh(a_kcb) x_b, ls_kc); Salimans et al. 2017
@@ -237,6 +261,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         lambda probs: D.Bernoulli(probs=probs, validate_args=False),
         domains=("unit",),
         gradients=_bernoulli_probs_gradients,
+        operator=_bernoulli_probs_operator,
     ),
     "continuous_bernoulli": LikelihoodEntry(
         ("logits",),
@@ -401,6 +426,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
         check=_check_dim,
         planes={0: 1},
         gradients=_categorical_gradients,
+        operator=_categorical_operator,
     ),
     "discretized_logistic_mixture": LikelihoodEntry(
         ("planes",),

@@ -196,8 +196,8 @@ struct PlainReconstruction {
       for (int k = 0; k < NP; ++k) lines.param[k] = fetch<S>(p.param[k], at);
       return lines;
     };
-    // with three parameters there is more to compute than to wait for
-    for_lines<S, NP == 3 ? 1 : kFlight>(p.space, u, load_lines, [&](const At& at, const Lines& lines) {
+    // from three parameters on there is more to compute than to wait for
+    for_lines<S, NP >= 3 ? 1 : kFlight>(p.space, u, load_lines, [&](const At& at, const Lines& lines) {
       T param[NP][N], target[N];
 #pragma unroll
       for (int k = 0; k < NP; ++k) decode(lines.param[k], param[k]);

@@ -225,7 +225,7 @@ class Expected:
         assert self.nll is not None and self.given.likelihood is not None
         x, params, weight = self.nll_inputs()
         step = {torch.float32: 2.0**-23, torch.float64: 2.0**-49}[self.nll_dtype]
-        whole = LIKELIHOODS[self.case.likelihood].support in ("class", "count", "some of total", "bins")
+        whole = LIKELIHOODS[self.case.likelihood].support in ("class", "count", "some of total")
         f = functools.partial(formulas.NLL[self.case.likelihood], **self.given.likelihood.options)
 
         def at(inputs: Sequence[Tensor]) -> list[Tensor]:
