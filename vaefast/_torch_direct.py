@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,26 +24,24 @@ def takes(x: object) -> bool:
     return isinstance(x, Tensor) and unseen(x) and x.layout is torch.strided and not x.is_nested
 
 
-def alike(x: Tensor, like: Tensor) -> bool:
-    return (
-        (type(x) is Tensor or type(x) is Parameter)
-        and x.dtype is torch.float32
-        and like.dtype is torch.float32
-        and x.layout is torch.strided
-        and like.layout is torch.strided
-        and not (x.is_nested or like.is_nested)
-        and x.shape == like.shape
-        and x.device == like.device
-    )
-
-
-def beside(x: object, first: Tensor) -> bool:
-    """One that broadcasts to the first: a further parameter, or a prior's."""
+def narrow(x: object) -> TypeGuard[Tensor]:
+    """Whether x is a tensor as most calls have it."""
     return (
         (type(x) is Tensor or type(x) is Parameter)
         and x.dtype is torch.float32
         and x.layout is torch.strided
         and not x.is_nested
+    )
+
+
+def alike(x: object, like: Tensor) -> bool:
+    return narrow(x) and narrow(like) and x.shape == like.shape and x.device == like.device
+
+
+def beside(x: object, first: Tensor) -> bool:
+    """One that broadcasts to the first: a further parameter, or a prior's."""
+    return (
+        narrow(x)
         and x.device == first.device
         and x.dim() <= first.dim()
         and all(n in (1, size) for n, size in zip(reversed(x.shape), reversed(first.shape)))
@@ -95,17 +93,18 @@ class Direct:
         self, recon: object, target: object, weight: object, chosen: Likelihood, /
     ) -> Sequence[Tensor] | None:
         entry = LIKELIHOODS.get(chosen.name)
-        if weight is not None or entry is None or entry.planes or not isinstance(target, Tensor):
+        if weight is not None or entry is None or not isinstance(target, Tensor) or target.requires_grad:
             return None
         params = recon if isinstance(recon, (tuple, list)) else (recon,)
         if not entry.required <= len(params) <= len(entry.params):
             return None
         first = params[0]
-        if not isinstance(first, Tensor) or not alike(target, first) or target.requires_grad or first.dim() == 0:
+        if not isinstance(first, Tensor) or first.dim() == 0 or first.numel() == 0:
             return None
-        if first.numel() == 0 or not all(beside(t, first) for t in params[1:]):
-            return None
-        return params
+        if entry.planes:
+            fit = narrow(first) and narrow(target) and target.device == first.device
+            return params if fit and _arguments.mixture(first, target, chosen, entry.planes) else None
+        return params if alike(target, first) and all(beside(t, first) for t in params[1:]) else None
 
     def reconstruction(
         self, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood, overwrite: bool,
@@ -113,8 +112,8 @@ class Direct:
     ) -> Tensor:  # fmt: skip
         if reduction not in REDUCTIONS or not is_bool(overwrite):
             raise ValueError
-        dims = params[0].dim()
-        if LIKELIHOODS[chosen.name].gradients is None or (reduction == "none" and dims == 1):
+        entry, dims = LIKELIHOODS[chosen.name], params[0].dim()
+        if entry.gradients is None or entry.planes or (reduction == "none" and dims == 1):
             return _torch.one_nll(chosen, reduction, target, None, *params)
         found = _torch.by_operator(chosen, reduction, target, *params)
         if found is not None:
@@ -148,7 +147,8 @@ class Direct:
             terms = _torch.elbo(of, pair, _number(_arguments.elbo(recon, mu, beta, reduction)), reduction, balance)
             return terms.loss if loss_alone else terms
         arguments: tuple[Any, ...] = target, weight, mu, raw, prior_mu, prior_logvar, *params
-        options = chosen, reduction, recon.dim(), float(beta), p.spec, balance
+        dims = len(_arguments.loss_shape(recon, chosen)[0])
+        options = chosen, reduction, dims, float(beta), p.spec, balance
         if torch.is_grad_enabled() and any(t.requires_grad for t in (mu, raw, *params)):
             plain = functools.partial(_plain.elbo, chosen, reduction, beta, p.spec, balance)
             return _nodes.Loss.apply(functools.partial(_nodes.elbo, *options), plain, *arguments)
