@@ -337,8 +337,8 @@ class Expected:
             # what is expanded before a kernel sees it, in PyTorch, is added up from gradients of its own dtype
             expanded = case.num_samples or case.batch_dims != 1 or "kl_weight" in self.given.tensors
             step, least = oracle.ROUNDING[leaf.dtype if expanded else torch.float32]
-            if case.engine == "reference":  # PyTorch may add up rows one after the other
-                step = max(step, 2.0**-25 * partial.value.numel() / max(1, leaf.numel()))
+            # PyTorch, which sums what was broadcast, may add up rows one after the other
+            step = max(step, 2.0**-25 * partial.value.numel() / max(1, leaf.numel()))
             least = least * partial.value.numel() / max(1, leaf.numel()) if leaf.dtype == torch.float16 else 0.0
 
             def size() -> Tensor:
