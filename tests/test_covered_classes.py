@@ -21,9 +21,9 @@ OPTIONAL = "is not installed; `make test-pypi` installs it and runs this"
 
 def test_enable_names_what_it_fuses() -> None:
     try:
-        assert integrations.torch_distributions.enable() == (("Normal",), ())
+        assert integrations.torch_distributions.enable() == (("Normal", "MixtureSameFamily"), ())
         with integrations.torch_distributions.enabled("torch") as covered:
-            assert covered.fused == ("Normal",)
+            assert covered.fused == ("Normal", "MixtureSameFamily")
     finally:
         integrations.torch_distributions.disable()
 

@@ -9,17 +9,28 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import math
 import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from inputs import assert_within, generator
 from torch import Tensor, nn
-from torch.distributions import Independent, LogNormal, Normal, kl, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Cauchy,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    Normal,
+    kl,
+    kl_divergence,
+)
 
 import vaefast
 from vaefast import _normal, integrations
@@ -29,7 +40,7 @@ METHODS = ("rsample", "sample", "log_prob")
 
 
 def state() -> tuple[Any, ...]:
-    return {**vars(Normal)}, dict(kl._KL_REGISTRY)
+    return {**vars(Normal)}, dict(kl._KL_REGISTRY), {**vars(MixtureSameFamily)}
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +238,65 @@ def test_kls_next_to_the_prior_do_not_cancel(extension: object, prior_shape: tup
     times = found.numel() / 12
     torch.testing.assert_close(dmu.double(), times * mu.detach().double(), rtol=1e-6, atol=0)
     torch.testing.assert_close(dscale.double(), times * (u + u / (1 + u)), rtol=1e-6, atol=0)
+
+
+def mixture(dtype: torch.dtype, K: int = 60, D: int = 8, *batch: int) -> tuple[MixtureSameFamily, list[Tensor]]:
+    leaves = [torch.randn(*batch, *shape, generator=generator(k)) for k, shape in enumerate([(K,), (K, D), (K, D)])]
+    logits, loc, log_scale = (t.to(dtype).requires_grad_() for t in leaves)
+    each = Independent(Normal(loc, torch.exp(0.3 * log_scale)), 1)
+    return MixtureSameFamily(Categorical(logits=logits), each), [logits, loc, log_scale]
+
+
+@pytest.fixture
+def densities(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of calls of a mixture's density."""
+    own, count = integrations.torch_distributions.mixture_log_prob, [0]
+
+    def counted(*args: Tensor) -> Tensor:
+        count[0] += 1
+        return own(*args)
+
+    monkeypatch.setattr(integrations.torch_distributions, "mixture_log_prob", counted)
+    return count
+
+
+@pytest.mark.parametrize("shape", [(400, 8), (3, 100, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixtures(densities: list[int], dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    value = torch.randn(shape, generator=generator(9))
+    found, expected = [], []
+    for into, kind in ((found, dtype), (expected, torch.float64)):
+        d, leaves = mixture(kind)
+        z = value.to(kind).requires_grad_()
+        with integrations.torch_distributions.enabled() if into is found else nullcontext():
+            log_p = d.log_prob(z)
+        weights = torch.linspace(-1, 1, log_p.numel(), dtype=kind).view(log_p.shape)
+        into += [log_p, *torch.autograd.grad((weights * log_p).sum(), [z, *leaves])]
+    assert densities == [1] and found[0].dtype == dtype
+    for a, e in zip(found, expected):
+        assert_within(a, e, 1e-5 if dtype == torch.float32 else 1e-10)
+
+
+def test_mixtures_that_are_torchs(densities: list[int]) -> None:
+    """Few values, one mixture for each sample, half precision, components that are no normals, a wrong size."""
+    z = torch.randn(400, 8, generator=generator(9))
+    spread = Independent(Cauchy(torch.zeros(60, 8), torch.ones(60, 8)), 1)
+    others = [
+        (mixture(torch.float32)[0], z[:2]),
+        (mixture(torch.float32, 60, 8, 400)[0], z),
+        (mixture(torch.bfloat16)[0], z.bfloat16()),
+        (mixture(torch.float64)[0], z),
+        (MixtureSameFamily(Categorical(logits=torch.zeros(60)), spread), z),
+    ]
+    plain = [d.log_prob(value) for d, value in others]
+    with integrations.torch_distributions.enabled():
+        for (d, value), expected in zip(others, plain):
+            torch.testing.assert_close(d.log_prob(value), expected)
+        with pytest.raises(ValueError, match="support"):
+            mixture(torch.float32)[0].log_prob(torch.full((400, 8), math.nan))
+        with pytest.raises(ValueError, match="event_shape"):
+            mixture(torch.float32)[0].log_prob(z[:, :7])
+    assert densities == [0]
 
 
 def test_on_and_off(extension: object) -> None:
@@ -522,6 +592,21 @@ class TestScvi:
         with integrations.scvi.enabled():
             torch.testing.assert_close(self.losses(adata, gene_likelihood), plain, rtol=0.1, atol=0)  # other noise
         assert self.losses(adata, gene_likelihood) == plain
+
+    def test_mixture_prior(self, extension: object, densities: list[int]) -> None:
+        """scvi-tools' own, of which 30 draws a cell are asked for the density."""
+        torch.manual_seed(0)
+        prior = optional("scvi.module.base").MogPrior(50, 10)
+        leaves = [torch.randn(64, 10, requires_grad=True), torch.rand(64, 10).add(0.1).requires_grad_()]
+        found = []
+        for context in (nullcontext(), integrations.scvi.enabled(noise="torch")):
+            torch.manual_seed(1)
+            with context:
+                kl = prior.kl(Normal(*leaves))
+            found.append([kl, *torch.autograd.grad(kl.sum(), [*leaves, *prior.parameters()])])
+        assert densities == [1]
+        for a, e in zip(*found):
+            torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
 
     def functions(self) -> Callable[[], list[Any]]:
         optional("scvi")

@@ -1,9 +1,11 @@
 """``torch.distributions.Normal``: ``rsample``, ``sample``, ``log_prob`` and the KL between two, fused.
 
-Subclasses, Pyro's and scvi-tools' among them, and what is built of normals (``Independent``, ``LogNormal``,
-``MixtureSameFamily``) come along. Its ``entropy`` is a logarithm and has nothing to fuse; few draws and densities on a
-CPU stay torch's own, which are as fast. Construction still validates
-as torch does, which waits for a GPU: ``vaefast.distributions.Normal`` does not, or pass ``validate_args=False``.
+Subclasses, Pyro's and scvi-tools' among them, and what is built of normals (``Independent``, ``LogNormal``) come along.
+The density of a ``MixtureSameFamily`` of K diagonal normals in D dimensions, as a prior is, goes by
+:func:`vaefast.priors.mixture_log_prob`, without a tensor of ``[..., K, D]``; one for each sample is torch's own. A
+normal's ``entropy`` is a logarithm and has nothing to fuse; few draws and densities on a CPU stay torch's own, which
+are as fast. Construction still validates as torch does, which waits for a GPU: ``vaefast.distributions.Normal`` does
+not, or pass ``validate_args=False``.
 
 Kingma & Welling 2014 (arXiv:1312.6114), section 2.4 and appendix B.
 
@@ -23,9 +25,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from .. import _normal
+from .. import _mixtures, _normal
+from .._functorch import unseen
+from ..priors import mixture_log_prob
 from ._integration import Coverage, Integration, replace, replace_kl
 
 __all__ = ["disable", "enable", "enabled"]
@@ -87,10 +91,45 @@ def replace_methods(undo: ExitStack, cls: type[Normal], noise: str | None) -> No
         replace(undo, cls, name, method)
 
 
+def _mixture(d: MixtureSameFamily, value: object) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """For many values ``[..., D]`` of one mixture of K diagonal normals, what ``mixture_log_prob`` takes."""
+    weights, each = d.mixture_distribution, d.component_distribution
+    if not isinstance(weights, Categorical) or not isinstance(each, Independent):
+        return None
+    base = each.base_dist
+    if not isinstance(base, Normal) or type(base).log_prob is not Normal.log_prob:
+        return None
+    loc, scale = base.loc, base.scale
+    if not isinstance(value, Tensor) or not _normal.usable(loc, scale, value, weights.logits) or not unseen(loc, value):
+        return None
+    one = loc.dim() == 2 and each.reinterpreted_batch_ndims == 1 and weights.logits.shape == loc.shape[:1]
+    wide = loc.dtype.itemsize > 2 and value.dtype == loc.dtype == scale.dtype == weights.logits.dtype
+    if not one or not wide or value.dim() < 1 or value.shape[-1] != loc.shape[1]:
+        return None
+    if value.numel() * len(loc) <= _mixtures.FEW:
+        return None
+    return value, loc, 2 * scale.log(), weights.logits
+
+
+def _replace_mixtures(undo: ExitStack) -> None:
+    theirs: Callable[..., Tensor] = MixtureSameFamily.log_prob
+
+    def log_prob(self: MixtureSameFamily, x: Tensor) -> Tensor:
+        arguments = _mixture(self, x)
+        if arguments is None:
+            return theirs(self, x)
+        if self._validate_args:
+            self._validate_sample(x)
+        return mixture_log_prob(*arguments)
+
+    replace(undo, MixtureSameFamily, "log_prob", log_prob)
+
+
 def _install(undo: ExitStack, noise: str | None) -> None:
     replace_methods(undo, Normal, noise)
+    _replace_mixtures(undo)
     replace_kl(undo, [(Normal, Normal)], _normal.kl)
 
 
-integration = Integration(_install, lambda: Coverage(("Normal",)))
+integration = Integration(_install, lambda: Coverage(("Normal", "MixtureSameFamily")))
 enable, disable, enabled = integration.enable, integration.disable, integration.enabled
