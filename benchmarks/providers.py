@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import vaefast
+from benchmarks import jaxed
 from benchmarks.workloads import Function, Workload
 
 Step = Callable[[], Any]
@@ -22,16 +23,18 @@ class Provider:
         name: as shown and filtered by.
         function: the implementation, from a workload; None where it has none.
         wrap: what is done to a whole step (forward and backward) before it is timed.
+        step: of a case the step, where it is none of PyTorch's: then ``function`` is checked alone.
         devices: where it runs.
     """
 
     name: str
     function: Callable[[Workload], Function | None]
     wrap: Callable[[Step], Step] | None = None
+    step: Callable[[Any], Step] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def covers(self, workload: Workload, device: torch.device) -> bool:
-        if device.type not in self.devices or (self.wrap is not None and workload.optimizer):
+        if device.type not in self.devices or ((self.wrap or self.step) and workload.optimizer):
             return False
         return self.function(workload) is not None
 
@@ -85,6 +88,7 @@ REGISTERED = (
     Provider("eager", lambda w: w.eager),
     Provider("distributions", lambda w: w.distributions),
     Provider("compile", lambda w: compiled(w.eager)),
+    Provider("jax", jaxed.function, step=jaxed.step, devices=("cpu",)),
     Provider("eager+graph", lambda w: w.eager, wrap=graphed, devices=("cuda",)),
     Provider("vaefast", lambda w: w.vaefast),
     Provider("fallback", lambda w: without_kernels(w.vaefast)),

@@ -101,7 +101,8 @@ def markdown(document: dict[str, Any]) -> str:
     step needs at its peak."""
     mode = modes_of(document)
     head = ["case", "what, sizes", "eager", "torch.compile", "vaefast", "vs eager", "vs compile"]
-    head += ["kept for backward, eager → vaefast", "peak memory, eager → vaefast"]
+    beside_jax = any(timed(case, "jax") for case in document["cases"])
+    head += ["vs JAX"] * beside_jax + ["kept for backward, eager → vaefast", "peak memory, eager → vaefast"]
     rule = "|---|---|" + "---:|" * (len(head) - 2)
     lines = [f"{heading(document)}; {mode}; medians.", "", f"| {' | '.join(head)} |", rule]
     for case in document["cases"]:
@@ -118,6 +119,7 @@ def markdown(document: dict[str, Any]) -> str:
             ),
             f"**{times(over.get('eager'))}**",
             times(over.get("compile")),
+            *([times(over.get("jax"))] * beside_jax),
             *(sizes_of(key, eager, fast) for key in ("saved_bytes", "peak_bytes")),
         ]
         lines.append(f"| {' | '.join(cells)} |")

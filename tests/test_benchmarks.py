@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import breakdown, harness, history, report, run
+from benchmarks import breakdown, harness, history, jaxed, report, run
 from benchmarks.harness import Case, Wrong
 from benchmarks.providers import PROVIDERS, Provider
 from benchmarks.workloads import WORKLOADS, Function, Workload
@@ -38,6 +38,17 @@ def test_implementations_are_right(kind: str, name: str, mode: str) -> None:
     if function is None:
         pytest.skip(f"{name} has no {kind}")
     assert harness.check(small(name, mode), function) <= harness.TOLERANCE
+
+
+@pytest.mark.parametrize("name", jaxed.FORMULAS)
+@pytest.mark.parametrize("mode", ["f", "fb"])
+def test_jax(name: str, mode: str) -> None:
+    if not jaxed.INSTALLED:
+        pytest.skip("JAX is not installed; `pip install jax` and this runs")
+    providers = [PROVIDERS["eager"], PROVIDERS["vaefast"], PROVIDERS["jax"]]
+    record = harness.measure(small(name, mode), providers, budget=0.01, min_rounds=1)["providers"]
+    assert all("error" not in r and r["deviation"] <= harness.TOLERANCE and r["median"] > 0 for r in record.values())
+    assert record["vaefast"]["over"]["jax"] > 0
 
 
 def scaled(i: int) -> Any:
