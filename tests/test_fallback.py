@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,16 +47,21 @@ def test_blocks_are_the_textbook(reduction: str, transposed: bool) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-6)
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed forms of few numbers, too, and theirs alone."""
+    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
+    for name, entry in LIKELIHOODS.items():
+        monkeypatch.setitem(LIKELIHOODS, name, replace(entry, operator=None))
+
+
 CLOSED = [case for case in LIKELIHOOD_CASES if LIKELIHOODS[case[0]].gradients is not None]
 
 
 @pytest.mark.parametrize("broadcast", [False, True], ids=["full", "broadcast"])
 @pytest.mark.parametrize(("likelihood", "count"), CLOSED)
-def test_closed_forms_block_by_block(
-    likelihood: str, count: int, broadcast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closed_forms_block_by_block(likelihood: str, count: int, broadcast: bool, small_blocks: None) -> None:
     """As many numbers as go through in blocks of rows; further parameters that are the same for all rows."""
-    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
     shape = (24, 700)
     data = training(likelihood, count, shape, shapes=[shape, *[shape[1:] if broadcast else shape] * (count - 1)])
     ours, wide = data.leaves(), data.to(torch.float64).leaves()
@@ -71,9 +77,8 @@ def test_closed_forms_block_by_block(
 
 
 @pytest.mark.parametrize(("likelihood", "count"), CLOSED)
-def test_elements_block_by_block(likelihood: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elements_block_by_block(likelihood: str, count: int, small_blocks: None) -> None:
     """Values that stay elements, of as many numbers as go through in blocks."""
-    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
     data = training(likelihood, count, (24, 700))
     ours, wide = data.leaves(), data.to(torch.float64).leaves()
     found = reference.reconstruction_loss(ours.recon, ours.target, likelihood=likelihood, reduction="none")
@@ -86,9 +91,8 @@ def test_elements_block_by_block(likelihood: str, count: int, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("prior", ["numbers", "one", "each"])
-def test_kls_element_by_element(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kls_element_by_element(prior: str, small_blocks: None) -> None:
     """The same of a KL, whose prior is trained: one number for all, or of each element its own."""
-    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
     mu, raw, pm, plv = leaves((24, 700), (24, 700), *[() if prior == "one" else (24, 700)] * 2)
     given = [mu, raw] if prior == "numbers" else [mu, raw, pm, plv]
     wide = [t.detach().double().requires_grad_() for t in given]
@@ -137,11 +141,8 @@ def test_what_operators_refuse(likelihood: str, count: int, odd: float, where: s
 
 @pytest.mark.parametrize(("likelihood", "count"), CLOSED)
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -7.0])
-def test_what_is_odd_is_its_own_rows_alone(
-    likelihood: str, count: int, odd: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_odd_is_its_own_rows_alone(likelihood: str, count: int, odd: float, small_blocks: None) -> None:
     """One datum outside the closed forms' reach in one block: there, and in no other row, the plain formula's value."""
-    monkeypatch.setattr(_closed, "BLOCK", 1 << 12)
     data = training(likelihood, count, (24, 700))
     clean = data.leaves()
     expected = torch.autograd.grad(

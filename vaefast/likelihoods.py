@@ -45,8 +45,8 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
 
 # as many are computed in no more time than an operation takes to begin; as far as that l - l x is right to 1.5e-6
 _FEW, _NEAR = 1 << 9, 24.0
-# data, from which on a closed form takes less than PyTorch's operator and its gradient
-_FEW_FOR_OPERATORS = 1 << 13
+# numbers, from which on a closed form takes less than PyTorch's operator and its gradient; logits beyond the caches
+_FEW_PROBS, _FEW_LOGITS = 1 << 13, 1 << 22
 
 
 def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
@@ -83,7 +83,7 @@ def _bernoulli_probs_gradients(asked: Asked, x: Tensor, probs: Tensor) -> Closed
 
 
 def _bernoulli_probs_operator(x: Tensor, probs: Tensor) -> Tensor | None:
-    if x.numel() > _FEW_FOR_OPERATORS:
+    if x.numel() > _FEW_PROBS:
         return None
     least, most = x.aminmax()
     if not (least.item() >= 0 and most.item() <= 1):
@@ -216,7 +216,7 @@ def _categorical_gradients(asked: Asked, x: Tensor, logits: Tensor, dim: float) 
 
 
 def _categorical_operator(x: Tensor, logits: Tensor, dim: float) -> Tensor | None:
-    if int(dim) != 1 or logits.numel() > _FEW_FOR_OPERATORS:
+    if int(dim) != 1 or logits.numel() > _FEW_LOGITS:
         return None
     index = x.long()
     least, most = index.aminmax()
