@@ -496,14 +496,10 @@ def test_every_kernel_is_measured(extension: object, tmp_path: Path) -> None:
         assert any(likelihood in name for name in names)
 
 
-# likelihoods since the last `make cuda-baseline`, which a change of device code asks for too
-YOUNGER = {"negative_binomial_mixture", "zero_inflated_log_normal", "zero_inflated_gamma"}
-
-
 def test_every_kernel_has_its_predictions() -> None:
     """Under the name that it is timed by and for as many bytes, for every GPU and size; but for mixtures,
-    whose loops over components are not told apart in the machine code, and for what is younger than the baseline."""
-    plain = {name for name, entry in reference.LIKELIHOODS.items() if not entry.planes} - YOUNGER
+    whose loops over components are not told apart in the machine code."""
+    plain = {name for name, entry in reference.LIKELIHOODS.items() if not entry.planes}
     timed = {kernel.name: kernel.moved for kernel in kernels.kernels() if kernel.likelihood in {"", *plain}}
     works = [f"{name.title().replace('_', '')}, {count}" for name, count in LIKELIHOOD_CASES if name in plain]
     held = [f"float: PlainReconstruction<{work}> + PlainForward<false, true>" for work in works]

@@ -79,10 +79,12 @@ def closed(likelihood: Likelihood, x: Tensor, w: Tensor | None, *params: Tensor)
 
 
 def by_operator(likelihood: Likelihood, reduction: str, x: Tensor, *params: Tensor) -> Tensor | None:
-    """By PyTorch's own operator, where there is one and it takes these: data and parameters of one shape, but for a
-    mixture's, which have a :func:`closed` form."""
+    """By PyTorch's own operator, where there is one and it takes these, which have a :func:`closed` form and are
+    trained: without gradients that takes no node."""
     entry = LIKELIHOODS[likelihood.name]
-    values = None if entry.operator is None or not x.is_cpu else entry.operator(x, *params, **likelihood.options)
+    if entry.operator is None or not x.is_cpu or not trained(*params):
+        return None
+    values = entry.operator(x, *params, **likelihood.options)
     if values is None:
         return None
     if reduction == "batchmean":

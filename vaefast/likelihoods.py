@@ -83,7 +83,7 @@ def _bernoulli_probs_gradients(asked: Asked, x: Tensor, probs: Tensor) -> Closed
 
 
 def _bernoulli_probs_operator(x: Tensor, probs: Tensor) -> Tensor | None:
-    if x.numel() > _FEW_PROBS:
+    if x.numel() > _FEW_PROBS or x.dtype != torch.float32:  # its 1e-12 is float32's
         return None
     least, most = x.aminmax()
     if not (least.item() >= 0 and most.item() <= 1):
