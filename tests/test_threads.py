@@ -225,6 +225,7 @@ def test_a_fork_computes_what_its_parent_does(extension: object, set_threads: Se
 INTERRUPTED = """
 import signal, sys, torch, vaefast
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes begin without
 zero = torch.zeros(1)
 long, expected = zero.expand(600_000_000), vaefast.gaussian_kl(torch.ones(9), torch.zeros(9), reduction="sum")
 print("ready", flush=True)
