@@ -127,11 +127,15 @@ class Expected:
             for node in nodes:
                 if case.balance is not None:
                     shares = {n: case.balance if n.startswith("prior") else 1 - case.balance for n in node.partials}
-                    node = Terms(node.value, {n: g * shares[n] for n, g in node.partials.items()})
+                    node = Terms(node.value, {n: self._share(g, shares[n], dtype) for n, g in node.partials.items()})
                 own = dict(zip(("mu", "raw", "prior_mu", "prior_logvar"), names))
                 self.paths.append(("kl", node, found, own))
         assert total is not None
         self.outputs["kl"] = total, None
+
+    def _share(self, gradient: Near, share: float, dtype: torch.dtype) -> Near:
+        """0 of an infinite one is NaN, in the formula too."""
+        return (gradient * share).wider(loose=lambda: gradient.value.abs() > 0.99 * torch.finfo(dtype).max)
 
     def _per_dim(self, value: Near) -> Reduced:
         shape = value.value.shape
@@ -304,15 +308,9 @@ class Expected:
         return sums
 
     def _add(
-        self,
-        so_far: Near | None,
-        name: str,
-        leaf: Tensor,
-        partial: Near,
-        factor: Tensor,
-        jumps: Tensor | None,
+        self, so_far: Near | None, name: str, leaf: Tensor, partial: Near, factor: Tensor, jumps: Tensor | None,
         up: Tensor,
-    ) -> Near:
+    ) -> Near:  # fmt: skip
         case, planes = self.case, False
         if name.startswith("recon") or name == "target":
             planes = bool(LIKELIHOODS[case.likelihood].planes)

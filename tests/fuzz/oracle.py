@@ -362,9 +362,9 @@ def beyond_slope(case: Case, at: Tensor, dtype: torch.dtype) -> Tensor | float:
         return torch.where(at.abs() < 1e-9, TOLERANCE[dtype] / at.abs(), 0.0).nan_to_num(0.0, 0.0, 0.0)
     whole = LIKELIHOODS[case.likelihood].support in ("count", "some of total")
     by_pytorch = case.engine == "reference" or case.create_graph
-    if not whole or not by_pytorch or dtype != torch.float64:
+    if not whole or not by_pytorch:
         return 0.0
-    return (ROUNDING[dtype][0] / at.abs()).nan_to_num(0.0, 0.0, 0.0)
+    return (ROUNDING[torch.float64][0] / at.abs()).nan_to_num(0.0, 0.0, 0.0)
 
 
 def sites(case: Case, masks: list[Tensor]) -> Tensor:
