@@ -117,7 +117,11 @@ def _laplace(x: Tensor, loc: Tensor, ls: Tensor | None = None, *, constant: floa
 
 
 def _student_t(x: Tensor, loc: Tensor, ls: Tensor, df: Tensor) -> Tensor:
-    norm = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - torch.log(df * math.pi) / 2 - ls
+    # log Gamma(z + 1/2) - log Gamma(z), of large z by Stirling's series, as two large numbers leave no digits
+    z, large = (df / 2).clamp(max=100.0), (df / 2).clamp(min=100.0)
+    series = torch.log(large) / 2 - 1 / (8 * large) + 1 / (192 * large**3) - 1 / (640 * large**5)
+    ratio = torch.where(df > 200, series, torch.lgamma(z + 0.5) - torch.lgamma(z))
+    norm = ratio - torch.log(df * math.pi) / 2 - ls
     return (df + 1) / 2 * torch.log1p(((x - loc) * torch.exp(-ls)) ** 2 / df) - norm
 
 
