@@ -356,13 +356,12 @@ def beyond_value(
 
 
 def beyond_slope(case: Case, at: Tensor, dtype: torch.dtype) -> Tensor | float:
-    """And on one of its gradient: the PyTorch engine's digammas of what is next to 0, where they cancel in float64; and
-    those of a gamma's concentration beyond what is promised, beside data over their mean."""
+    """And on one of its gradient: the digammas of what is next to 0, which cancel in float64, the PyTorch engine's and
+    those here; and those of a gamma's concentration beyond what is promised, beside data over their mean."""
     if case.likelihood == "gamma":
         return torch.where(at.abs() < 1e-9, TOLERANCE[dtype] / at.abs(), 0.0).nan_to_num(0.0, 0.0, 0.0)
     whole = LIKELIHOODS[case.likelihood].support in ("count", "some of total")
-    by_pytorch = case.engine == "reference" or case.create_graph
-    if not whole or not by_pytorch:
+    if not whole:
         return 0.0
     return (ROUNDING[torch.float64][0] / at.abs()).nan_to_num(0.0, 0.0, 0.0)
 
