@@ -281,7 +281,7 @@ def table(document: dict[str, Any]) -> str:
                 label, name, *(number(r[key], 1e-3) for key in ("median", "p20", "p80")),
                 *(number(r["over"].get(other)) for other in ("eager", "compile")),
                 number(rate, 1e9), "-" if limit is None else f"{limit / r['median']:.0%}",
-                number(r.get("saved_bytes"), 1e6), number(r["peak_bytes"], 1e6),
+                number(r.get("saved_bytes"), 1e6), number(r.get("peak_bytes"), 1e6),
                 number(r["kernel_seconds"], 1e-3), f"{r['page_faults']:.0f}",
                 f"{r.get('deviation', math.nan):.0e}", str(r["rounds"]),
             ])  # fmt: skip

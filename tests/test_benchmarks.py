@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 CPU = torch.device("cpu")
 FACTOR = 0.02
+UNSAID: dict[str, Any] = {"checked": "", "timed": "", "left_out": []}
 MODED = [(name, mode) for name, w in WORKLOADS.items() for mode in w.modes]
 
 
@@ -46,7 +47,9 @@ def test_jax(name: str, mode: str) -> None:
     if not jaxed.INSTALLED:
         pytest.skip("JAX is not installed; `pip install jax` and this runs")
     providers = [PROVIDERS["eager"], PROVIDERS["vaefast"], PROVIDERS["jax"]]
-    record = harness.measure(small(name, mode), providers, budget=0.01, min_rounds=1)["providers"]
+    case = harness.measure(small(name, mode), providers, budget=0.01, min_rounds=1)
+    record = case["providers"]
+    assert "jax" in run.table({"cases": [case], "machine": run.machine(CPU), "commit": "", "seconds": 0.0, **UNSAID})
     assert all("error" not in r and r["deviation"] <= harness.TOLERANCE and r["median"] > 0 for r in record.values())
     assert record["vaefast"]["over"]["jax"] > 0
 
