@@ -123,14 +123,14 @@ def blockwise(
     written = [torch.empty(first.shape, dtype=first.dtype) for yes in (*full, elementwise) if yes]
     # which have the first tensor's dimension 0
     batched = [t.dim() >= dims and t.shape[0] == first.shape[0] for t in tensors]
-    scalar = reduction not in ROWS
+    scalar = not elementwise and reduction not in ROWS
     parts: list[Tensor] = []
     total, elements = 0.0, 0
     # a block that holds what is odd may have other factors than the rest: theirs are the first one's
     factors: list[float | None] = [None] * len(full)
     for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
         operands, into = block[: len(full)], iter(block[len(full) :])
-        values, factor, constant, gradients = formula(operands, wanted, scalar and not elementwise)
+        values, factor, constant, gradients = formula(operands, wanted, scalar)
         count = operands[0].numel() if isinstance(values, float) else values.numel()
         elements += count
         if elementwise:

@@ -118,7 +118,7 @@ class Direct:
         found = _torch.by_operator(chosen, reduction, target, *params)
         if found is not None:
             return found
-        if torch.is_grad_enabled() and any(t.requires_grad for t in params):
+        if _torch.trained(*params):
             compute = functools.partial(_nodes.nll, chosen, reduction, dims)
             loss: Tensor = _nodes.Loss.apply(
                 compute, functools.partial(_plain.nll, chosen, reduction), target, None, *params
@@ -149,7 +149,7 @@ class Direct:
         arguments: tuple[Any, ...] = target, weight, mu, raw, prior_mu, prior_logvar, *params
         dims = len(_arguments.loss_shape(recon, chosen)[0])
         options = chosen, reduction, dims, float(beta), p.spec, balance
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (mu, raw, *params)):
+        if _torch.trained(mu, raw, *params):
             plain = functools.partial(_plain.elbo, chosen, reduction, beta, p.spec, balance)
             return _nodes.Loss.apply(functools.partial(_nodes.elbo, *options), plain, *arguments)
         return _nodes.elbo(*options, _nodes.NONE, *arguments)[0]

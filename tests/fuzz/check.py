@@ -289,6 +289,7 @@ class Expected:
         sums: dict[str, Near] = {}
         for output, terms, reduction, names in self.paths:
             up = ups[output]
+            kept = up.abs().max() if up.numel() else up.sum()
             factor: Tensor
             jumps: Tensor | None
             factor, jumps = up, None
@@ -299,7 +300,6 @@ class Expected:
                 holder = leaf.get(name, name) if case.op == "packed" else name
                 if holder not in self.given.wanted:
                     continue
-                kept = up.abs().max() if up.numel() else up.sum()
                 sums[name] = self._add(
                     sums.get(name), name, self.given.tensors[holder], terms.partials[own], factor, jumps, kept
                 )
