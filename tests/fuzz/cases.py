@@ -182,7 +182,8 @@ def case_of(pick: Pick) -> Case:
     if op in WITH_KL_OPTIONS:
         found |= _kl_options(pick)
     if op in ELBO:
-        found["data"] = _shape(pick, most // max(1, shape[0] if shape else 1), 4)
+        batch = math.prod(max(1, n) for n in shape[: found["batch_dims"]])
+        found["data"] = _shape(pick, most // batch, 4)
         found["beta"] = pick.one((1.0, 0.5, 0.0, 4.0))
         found["beta_tensor"] = _rarely(pick, (True,), False)
     if op == "reconstruction_loss" or op in ELBO:
