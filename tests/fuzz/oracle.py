@@ -349,7 +349,7 @@ def beyond_value(
         found = ROUNDING[dtype][0] * torch.lgamma(x.abs() + 1)
     elif case.likelihood == "beta_binomial" and case.engine == "reference" and dtype == torch.float64:
         total = params[0] + params[1] + params[2]
-        found = 2.0**-53 * torch.lgamma(total.abs() + 1)
+        found = 4 * 2.0**-53 * torch.lgamma(total.abs() + 1)  # as many as that large are added up
     else:
         return 0.0
     return found.nan_to_num(0.0, 0.0, 0.0)
