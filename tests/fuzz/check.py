@@ -471,12 +471,12 @@ def doubtful(given: Arguments, expected: Expected) -> Tensor:
 
 
 def reached(given: Arguments, bad: dict[str, Tensor], sites: Tensor) -> Tensor:
-    """Of the sites those that what is wrong comes from, where it is a gradient of what is no mixture's."""
+    """Of the sites those that what is wrong comes from, where it is a value or a gradient of one, and no mixture's."""
     found = torch.zeros_like(sites)
     if not LIKELIHOODS[given.case.likelihood].planes:
         for name, mask in bad.items():
             leaf, gradient, _ = name.partition(GRADIENT)
-            if gradient and leaf.startswith("recon"):
+            if gradient and leaf.startswith("recon") or name == "nll" and given.case.reduction == "none":
                 found = found | mask
     return found
 
