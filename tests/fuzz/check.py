@@ -323,12 +323,13 @@ class Expected:
         most = torch.finfo(leaf.dtype).max
         each = found = partial * factor
         # a gradient may be kept before it meets its factor, or what comes down of that, and what is subnormal or too
-        # large then be lost; and in float16 a weight times what comes down be subnormal
+        # large then be lost; and in float16 a weight times what comes down be subnormal or too large
         lost = 2.0**-24 if leaf.dtype == torch.float16 and "kl_weight" in self.given.tensors else 0.0
+        high = most if lost else float("inf")
         subnormal = 2.0**-125 if leaf.dtype != torch.float64 else 0.0
         found = found.wider(
             lambda: lost * partial.value.abs() + subnormal * factor.abs().maximum(up),
-            lambda: (each.value.abs() > 0.99 * most) | (partial.value.abs() > 0.99 * most),
+            lambda: (torch.maximum(each.value.abs(), partial.value.abs()) > 0.99 * most) | (factor.abs() > 0.99 * high),
             lambda: False if jumps is None else jumps,
         )
         if shape is not None and found.value.shape != shape:
@@ -476,7 +477,7 @@ def reached(given: Arguments, bad: dict[str, Tensor], sites: Tensor) -> Tensor:
     if not LIKELIHOODS[given.case.likelihood].planes:
         for name, mask in bad.items():
             leaf, gradient, _ = name.partition(GRADIENT)
-            if gradient and leaf.startswith("recon") or name == "nll" and given.case.reduction == "none":
+            if (gradient and leaf.startswith("recon")) or (name == "nll" and given.case.reduction == "none"):
                 found = found | mask
     return found
 
