@@ -1,6 +1,9 @@
 """Bayesian networks of other libraries beside ``vaefast.bayesian.MeanField`` on the same networks: a training step's
 time, what it keeps for backward, and the most memory that it holds.
 
+Then :class:`vaefast.bayesian.IVON` beside PyTorch's fused Adam: the step, and all of an iteration but forward and
+backward: a draw, its gradients taken in, the weights put back, and the step.
+
 ``python -m benchmarks.bayesian``, in the environment that ``make test-pypi`` makes; what is missing is left out.
 All weights and biases have a posterior, the batch one draw, and the KL its own formula. The steps take turns, so that
 what else a machine does falls on all. ``network alone`` has no posterior: what a step takes and keeps beyond it is
@@ -20,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import vaefast
 from benchmarks.harness import kept_bytes, peak_bytes
-from vaefast.bayesian import MeanField
+from vaefast.bayesian import IVON, MeanField
 
 EXAMPLES = 60_000
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -42,26 +46,26 @@ def mlp() -> nn.Sequential:
     )  # fmt: skip
 
 
-def alone_of(network: nn.Module) -> tuple[nn.Module, Loss]:
+def alone_of(network: nn.Module, examples: int) -> tuple[nn.Module, Loss]:
     return network, lambda x, y: F.cross_entropy(network(x), y)
 
 
-def vaefast_of(network: nn.Module) -> tuple[nn.Module, Loss]:
+def vaefast_of(network: nn.Module, examples: int) -> tuple[nn.Module, Loss]:
     model = MeanField(network, where="all", prior=(0.0, 1.0), init=0.02)
-    return model, lambda x, y: model.elbo_loss(model(x), y, dataset_size=EXAMPLES, likelihood="categorical")
+    return model, lambda x, y: model.elbo_loss(model(x), y, dataset_size=examples, likelihood="categorical")
 
 
-def bayesian_torch_of(network: nn.Module) -> tuple[nn.Module, Loss]:
+def bayesian_torch_of(network: nn.Module, examples: int) -> tuple[nn.Module, Loss]:
     of_models = importlib.import_module("bayesian_torch.models.dnn_to_bnn")
     options = {
         "prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -3.9,
         "type": "Reparameterization", "moped_enable": False,
     }  # fmt: skip
     of_models.dnn_to_bnn(network, options)
-    return network, lambda x, y: F.cross_entropy(network(x), y) + of_models.get_kl_loss(network) / EXAMPLES
+    return network, lambda x, y: F.cross_entropy(network(x), y) + of_models.get_kl_loss(network) / examples
 
 
-def blitz_of(network: nn.Module) -> tuple[nn.Module, Loss]:
+def blitz_of(network: nn.Module, examples: int) -> tuple[nn.Module, Loss]:
     modules = importlib.import_module("blitz.modules")
     kl_of = importlib.import_module("blitz.losses").kl_divergence_from_nn
     layers = []
@@ -74,11 +78,11 @@ def blitz_of(network: nn.Module) -> tuple[nn.Module, Loss]:
             )  # fmt: skip
         layers.append(layer)
     model = nn.Sequential(*layers)
-    return model, lambda x, y: F.cross_entropy(model(x), y) + kl_of(model) / EXAMPLES
+    return model, lambda x, y: F.cross_entropy(model(x), y) + kl_of(model) / examples
 
 
 ALONE = "network alone"
-LIBRARIES: dict[str, Callable[[nn.Module], tuple[nn.Module, Loss]]] = {
+LIBRARIES: dict[str, Callable[[nn.Module, int], tuple[nn.Module, Loss]]] = {
     ALONE: alone_of, "vaefast": vaefast_of, "bayesian-torch": bayesian_torch_of, "blitz": blitz_of,
 }  # fmt: skip
 NETWORKS = {"LeNet": (lenet, (1, 64)), "MLP of 10 million": (mlp, (1, 64))}
@@ -91,7 +95,7 @@ def compare(make: Callable[[], nn.Module], batch: int, rounds: int) -> dict[str,
     found: dict[str, dict[str, float]] = {}
     for name, of in LIBRARIES.items():
         try:
-            model, loss = of(make())
+            model, loss = of(make(), EXAMPLES)
         except ImportError:
             continue
 
@@ -118,9 +122,84 @@ def compare(make: Callable[[], nn.Module], batch: int, rounds: int) -> dict[str,
     return found
 
 
+def accuracies(seeds: int, epochs: int, draws: int = 16) -> dict[str, list[float]]:
+    """Of scikit-learn's digits, enlarged to 28 x 28, the share of held-out ones that a LeNet's mean prediction over so
+    many draws gets right, by library and seed; of the network alone, its own."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = F.interpolate(torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1), size=28)
+    y = torch.tensor(digits.target)
+    found: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        train, held_out = torch.randperm(len(x)).split((1400, len(x) - 1400))
+        for name, of in LIBRARIES.items():
+            torch.manual_seed(seed)
+            try:
+                model, loss = of(lenet(), len(train))
+            except ImportError:
+                continue
+            optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+            for _ in range(epochs):
+                for rows in torch.randperm(len(train)).split(64):
+                    optimizer.zero_grad()
+                    loss(x[train[rows]], y[train[rows]]).backward()
+                    optimizer.step()
+            with torch.no_grad():
+                p = sum(model(x[held_out]).softmax(1) for _ in range(1 if name == ALONE else draws))
+            right = (torch.as_tensor(p).argmax(1) == y[held_out]).float().mean()
+            found.setdefault(name, []).append(right.item())
+    return found
+
+
+WEIGHTS = {
+    "100 in two": (50, 50),
+    "LeNet's": (156, 2416, 30840, 10164, 850),
+    "a million": (10**6,),
+    "10 million": (10**6,) * 10,
+}
+
+
+def optimizers(sizes: Sequence[int], rounds: int) -> dict[str, float]:
+    """Seconds of a step of each, by turns."""
+    params = [nn.Parameter(0.02 * torch.randn(n)) for n in sizes]
+    gradients = [0.01 * torch.randn(n) for n in sizes]
+
+    def give() -> None:
+        for p, g in zip(params, gradients):
+            p.grad = g
+
+    give()
+    adam, ivon, unfused = (
+        torch.optim.Adam(params, fused=True),
+        IVON(params, 1e-3, EXAMPLES),
+        IVON(params, 1e-3, EXAMPLES),
+    )
+    times: dict[str, list[float]] = {}
+
+    def timed(name: str, call: Callable[[], object]) -> None:
+        start = time.perf_counter()
+        call()
+        times.setdefault(name, []).append(time.perf_counter() - start)
+
+    for _ in range(rounds):
+        timed("fused Adam", adam.step)
+        for name, optimizer, backend in (("IVON", ivon, "auto"), ("IVON without kernels", unfused, "reference")):
+            with vaefast.use_backend(backend):
+                start = time.perf_counter()
+                with optimizer.sampled_params(train=True):
+                    give()
+                drawn = time.perf_counter() - start
+                timed(name, optimizer.step)
+            times.setdefault(f"{name}, whole", []).append(drawn + times[name][-1])
+    return {name: statistics.median(each[2:]) for name, each in times.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=5, help="networks that each library trains for its accuracy")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     print(f"{'network':18}{'batch':>6}  {'library':16}{'ms':>9}{'kept MB':>9}{'peak MB':>9}   whole, sampling and KL")
@@ -138,6 +217,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{network:18}{batch:6}  {name:16}{1e3 * row['seconds']:9.2f}"
                     f"{row['kept'] / 1e6:9.2f}{row['peak'] / 1e6:9.2f}   {ratios}"
                 )
+    for name, each in accuracies(args.seeds, epochs=15).items():
+        mean, spread = statistics.mean(each), statistics.stdev(each) if len(each) > 1 else 0.0
+        print(f"LeNet of {name:16} {mean:.2%} of held-out digits right, +- {spread:.2%} over {len(each)} seeds")
+    for name, sizes in WEIGHTS.items():
+        seconds = optimizers(sizes, 4 * args.rounds)
+        adam = seconds["fused Adam"]
+        row = ", ".join(f"{what} {1e3 * s:.3f} ms ({s / adam:.2f})" for what, s in seconds.items())
+        print(f"{name} weights: {row}")
 
 
 if __name__ == "__main__":

@@ -180,4 +180,14 @@ struct MarginalsInputs {
   }
 };
 
+// The numbers of a step of IVON's.
+struct IvonStep : IvonNumbers {
+  static constexpr auto fields() {
+    using N = IvonNumbers;
+    return std::make_tuple(field("ess", &N::ess), field("weight_decay", &N::weight_decay), field("beta1", &N::beta1),
+                           field("beta2", &N::beta2), field("unbias", &N::unbias), field("rate", &N::rate),
+                           field("clip_radius", &N::clip_radius));
+  }
+};
+
 }  // namespace vaefast

@@ -23,6 +23,7 @@ struct Device {
   void (*log_ratio)(const LogRatioProblem&) = nullptr;
   void (*bound)(const BoundProblem&) = nullptr;
   void (*experts)(const ExpertsProblem&) = nullptr;
+  void (*ivon)(const IvonProblem*, int64_t count) = nullptr;
 };
 
 Device& device_for(c10::DeviceType type);

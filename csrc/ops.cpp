@@ -200,6 +200,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("experts", python<experts>, released);
   m.def("marginals_forward", python<marginals_forward>, released);
   m.def("marginals_backward", python<marginals_backward>, released);
+  m.def("ivon_draw", python<ivon_draw>, released);
+  m.def("ivon_step", python<ivon_step>, released);
   m.def("likelihoods", [] { return registry<LikelihoodIndex>().list; });
   m.def("parameterizations", [] { return registry<ParameterizationIndex>().list; });
   m.def("reductions", [] { return registry<Reduction>().list; });

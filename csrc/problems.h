@@ -239,6 +239,25 @@ struct ExpertsProblem {
   void *dmus = nullptr, *dlogvars = nullptr;
 };
 
+// What IVON's formulas take besides tensors.
+struct IvonNumbers {
+  double ess = 1, weight_decay = 0, beta1 = 0, beta2 = 0;
+  double unbias = 1;  // the momentum's factor, 1 / (1 - beta1^steps)
+  double rate = 0, clip_radius = 0;
+};
+
+// A draw: param's values go to mean, a draw from their posterior to param, and what lies between to noise. Or a step of
+// param, momentum and hess. All are numel numbers of the arithmetic type, one after the other.
+struct IvonProblem {
+  int64_t numel = 0;
+  bool wide = false, draw = false;
+  IvonNumbers numbers;
+  void *param = nullptr, *momentum = nullptr, *hess = nullptr;
+  void *mean = nullptr, *noise = nullptr;
+  const void *gradient = nullptr, *product = nullptr;
+  Philox philox;
+};
+
 // The negative importance-weighted bound of each sample, of weights w[k][b] = e^ratio[k][b] / p(x|z), and what is left
 // of it when `scale` multiplies the sum over samples or, without `sum`, each:
 //     loss = scale * (log draws - log sum_k w[k]),   share[k][b] = scale * w[k][b] / sum_k w[k][b]

@@ -262,6 +262,25 @@ def test_fsdp2(one_process: None) -> None:
         torch.testing.assert_close(p.grad.full_tensor(), q.grad)
 
 
+def test_kl_of_shards(one_process: None) -> None:
+    """Each rank's part, of which nothing is gathered."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, Partial
+
+    model = MeanField(mlp())
+    expected = copy.deepcopy(model)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    kl = model.kl()
+    assert isinstance(kl, DTensor) and isinstance(kl.placements[0], Partial)
+    kl.full_tensor().backward()
+    expected.kl().backward()
+    torch.testing.assert_close(kl.full_tensor(), expected.kl())
+    for p, q in zip(model.parameters(), expected.parameters()):
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad.full_tensor(), q.grad)
+
+
 # ---- after training
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import vaefast
+from vaefast._philox import philox_noises
 from vaefast.bayesian import IVON
+
+BACKENDS = ("auto", "reference")
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor]:
@@ -35,9 +40,15 @@ def papers_step(state: dict[str, Any], draws: list[tuple[Tensor, Tensor]], o: di
     state["m"] = m - rate * direction.clamp(-o["clip_radius"], o["clip_radius"])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("options", [{}, {"rescale_lr": False, "clip_radius": 0.01}, {"beta1": 0.5, "hess_init": 0.1}])
-def test_every_step_is_the_papers(options: dict[str, Any], draws: int) -> None:
+def test_every_step_is_the_papers(options: dict[str, Any], draws: int, backend: str) -> None:
+    with vaefast.use_backend(backend):
+        take_the_papers_steps(options, draws)
+
+
+def take_the_papers_steps(options: dict[str, Any], draws: int) -> None:
     network, x, y = problem()
     given = {"lr": 0.2, "ess": 50.0, "beta2": 0.95, "weight_decay": 1e-2, **options}
     optimizer = IVON(network.parameters(), **given)
@@ -61,6 +72,111 @@ def test_every_step_is_the_papers(options: dict[str, Any], draws: int) -> None:
             torch.testing.assert_close(optimizer.state[p]["hess"], state["h"], rtol=1e-10, atol=1e-13)
             with torch.no_grad():
                 p.copy_(state["m"])  # so that rounding does not add up
+
+
+SIZES = (1, 3, 7, 8, 9, 17, 1023, 1024, 1025, 5000)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_kernels_give_what_operators_give(
+    dtype: torch.dtype, threads: int, set_threads: Any, extension: object
+) -> None:
+    """Of weights that end anywhere in a vector."""
+    set_threads(threads)
+    torch.manual_seed(2)
+    start = [torch.randn(n, dtype=dtype) for n in SIZES]
+    gradients = [torch.randn(n, dtype=dtype) for n in SIZES]
+    found = []
+    for backend in BACKENDS:
+        params = [nn.Parameter(t.clone()) for t in start]
+        optimizer = IVON(params, lr=0.3, ess=20.0, beta1=0.7, beta2=0.9, weight_decay=0.05, clip_radius=2.0)
+        for _ in range(3):
+            for p, g in zip(params, gradients):
+                state = optimizer.state[p]
+                state["draws"], state["gradient"], state["product"] = 1, g.clone(), g * g.roll(1) * 0.1
+            with vaefast.use_backend(backend):
+                optimizer.step()
+        found.append([t for p in params for t in (p.detach(), *optimizer.state[p].values())])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-6)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernels_draw_philox(dtype: torch.dtype, extension: object) -> None:
+    torch.manual_seed(3)
+    params = [nn.Parameter(torch.randn(n, dtype=dtype)) for n in SIZES]
+    means = [p.detach().clone() for p in params]
+    optimizer = IVON(params, lr=0.3, ess=20.0, weight_decay=0.05, hess_init=0.4)
+    generators = [torch.Generator().manual_seed(8) for _ in range(2)]
+    eps = philox_noises(means, [dtype] * len(means), generators[0])
+    with optimizer.sampled_params(generator=generators[1]):
+        for p, mean, e in zip(params, means, eps):
+            exact = mean.double() + (20.0 * 0.45) ** -0.5 * e.double()
+            torch.testing.assert_close(p.detach().double(), exact, rtol=0.0, atol=8 * torch.finfo(dtype).eps)
+    for p, mean in zip(params, means):
+        assert torch.equal(p, mean)
+
+
+def as_slice(t: Tensor) -> nn.Parameter:
+    room = torch.zeros(t.shape[0], 2 * t.shape[1], *t.shape[2:])
+    room[:, : t.shape[1]] = t
+    return nn.Parameter(room[:, : t.shape[1]])
+
+
+LAYOUTS: dict[str, Callable[[Tensor], nn.Parameter]] = {
+    "channels last": lambda t: nn.Parameter(t.to(memory_format=torch.channels_last)),
+    "transposed": lambda t: nn.Parameter(t.transpose(0, 1).contiguous().transpose(0, 1)),
+    "slice": as_slice,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_of_any_layout(layout: str) -> None:
+    """What lies otherwise in memory steps as what is contiguous."""
+    torch.manual_seed(4)
+    start, gradient, product = (torch.randn(4, 6, 3, 3) for _ in range(3))
+    found = []
+    for make in (LAYOUTS[layout], lambda t: nn.Parameter(t.clone())):
+        p = make(start)
+        optimizer = IVON([p], lr=0.1, ess=10.0, beta2=0.9)
+        for _ in range(2):
+            own = [torch.empty_like(optimizer.state[p]["hess"]).copy_(t) for t in (gradient, product)]
+            optimizer.state[p] |= {"draws": 1, "gradient": own[0], "product": own[1]}
+            optimizer.step()
+        found.append(p.detach().clone())
+        with optimizer.sampled_params():
+            assert (p != found[-1]).all()
+        assert torch.equal(p, found[-1])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_any_layout(backend: str) -> None:
+    torch.manual_seed(5)
+    start, gradient = torch.randn(4, 6, 3, 3), torch.randn(4, 6, 3, 3)
+    found = []
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        p = nn.Parameter(start.clone())
+        optimizer = IVON([p], lr=0.1, ess=10.0, beta2=0.9)
+        with vaefast.use_backend(backend):
+            for _ in range(2):
+                with optimizer.sampled_params(train=True, generator=torch.Generator().manual_seed(1)):
+                    p.grad = gradient.contiguous(memory_format=memory_format)
+                optimizer.step()
+        found.append(p.detach())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_learns_that_its_weights_were_written(backend: str) -> None:
+    p = nn.Parameter(torch.ones(5))
+    optimizer = IVON([p], lr=0.1, ess=10.0)
+    loss = (p * p).sum()
+    with vaefast.use_backend(backend), optimizer.sampled_params(), pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
 
 
 def test_draws_have_the_posteriors_scale() -> None:

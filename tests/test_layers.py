@@ -151,6 +151,7 @@ COMPILED_LAYERS = [
         "posterior.h",
         "log_ratio.h",
         "experts.h",
+        "ivon.h",
     ),
     ("device.h", "cpu/", "cuda/"),
     ("faces.h", "arguments.h"),

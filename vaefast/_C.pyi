@@ -168,6 +168,31 @@ def marginals_backward(
     logs: Sequence[Tensor],
     /,
 ) -> list[Tensor]: ...
+def ivon_draw(
+    params: Sequence[Tensor],
+    means: Sequence[Tensor],
+    noises: Sequence[Tensor],
+    hess: Sequence[Tensor],
+    ess: float,
+    weight_decay: float,
+    generator: Generator | None,
+    /,
+) -> bool: ...
+def ivon_step(
+    params: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    hess: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    products: Sequence[Tensor],
+    ess: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    unbias: float,
+    rate: float,
+    clip_radius: float,
+    /,
+) -> bool: ...
 def likelihoods() -> list[str]: ...
 def parameterizations() -> list[str]: ...
 def reductions() -> list[str]: ...

@@ -84,6 +84,10 @@ void experts(const ExpertsProblem& p, int64_t begin, int64_t end) {
   p.wide ? run_experts<double>(p, begin, end) : run_experts<float>(p, begin, end);
 }
 
+void ivon(const IvonProblem& p, int64_t begin, int64_t end) {
+  p.wide ? run_ivon<double>(p, begin, end) : run_ivon<float>(p, begin, end);
+}
+
 }  // namespace
 }  // namespace VF_ISA
 
@@ -91,7 +95,7 @@ void experts(const ExpertsProblem& p, int64_t begin, int64_t end) {
 #define VF_PASTE(a, b) VF_PASTE_(a, b)
 
 const CpuKernels& VF_PASTE(cpu_kernels_, CPU_CAPABILITY)() {
-  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical, log_ratio, experts};
+  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical, log_ratio, experts, ivon};
   return kernels;
 }
 

@@ -24,6 +24,9 @@ constexpr int kColumns = 1024;
 // columns of a product of experts that are computed together
 constexpr int kStretch = 1024;
 
+// weights that IVON takes together
+constexpr int kWeights = 1024;
+
 struct CpuKernels {
   // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].
   void (*posterior)(const PosteriorProblem&, int64_t begin, int64_t end);
@@ -36,6 +39,8 @@ struct CpuKernels {
   void (*log_ratio)(const LogRatioProblem&, int64_t begin, int64_t end);
   // Runs stretches [begin, end) of kStretch columns.
   void (*experts)(const ExpertsProblem&, int64_t begin, int64_t end);
+  // Runs units [begin, end) of kWeights weights.
+  void (*ivon)(const IvonProblem&, int64_t begin, int64_t end);
 };
 
 // Each is defined where the build has it; see cpu/launch.cpp. A wheel has them in a library of their own.

@@ -243,6 +243,21 @@ void experts(const ExpertsProblem& p) {
                    [&](int64_t begin, int64_t end) { kernels().experts(p, begin, end); });
 }
 
+void ivon(const IvonProblem* problems, int64_t count) {
+  std::vector<int64_t> starts(count + 1);  // of each problem's units
+  for (int64_t k = 0; k < count; ++k) {
+    const IvonProblem& p = problems[k];
+    for (void* out : {p.mean, p.noise}) use_huge_pages(out, p.numel * (p.wide ? 8 : 4));
+    starts[k + 1] = starts[k] + (p.numel + kWeights - 1) / kWeights;
+  }
+  at::parallel_for(0, starts[count], kGrain / kWeights, [&](int64_t begin, int64_t end) {
+    int64_t k = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+    for (; k < count && starts[k] < end; ++k) {
+      kernels().ivon(problems[k], std::max(begin, starts[k]) - starts[k], std::min(end, starts[k + 1]) - starts[k]);
+    }
+  });
+}
+
 // A bound's rows, the draws of each sample: their losses, and the weights that follow when all of a sample's are known.
 class BoundRows {
  public:
@@ -347,8 +362,8 @@ void bound(const BoundProblem& p) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu, philox,      true,      true,  nullptr,
-                                      marginals,  categorical, log_ratio, bound, experts};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu,  philox,    true,  true,    nullptr, marginals,
+                                      categorical, log_ratio, bound, experts, ivon};
   return true;
 }();
 

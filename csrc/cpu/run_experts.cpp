@@ -16,22 +16,6 @@ struct Line {
   alignas(64) T data[kStretch];
 };
 
-// A vector's lanes of which no more than `left` are there.
-template <class T>
-VF_HD Wide<T> load_some(const T* p, int left) {
-  if (left >= kLanes<T>) return at(p, 0);
-  T lanes[kLanes<T>] = {};
-  for (int l = 0; l < left; ++l) lanes[l] = p[l];
-  return at(lanes, 0);
-}
-template <class T>
-VF_HD void store_some(T* p, Wide<T> x, int left) {
-  if (left >= kLanes<T>) return put(p, 0, x);
-  T lanes[kLanes<T>];
-  put(lanes, 0, x);
-  for (int l = 0; l < left; ++l) p[l] = lanes[l];
-}
-
 // e^x of an x up to 0; of what is no normal number nothing is left, which would only take time to be multiplied.
 template <class V>
 VF_HD V exp_down(V x) {
@@ -97,13 +81,9 @@ class Stretch {
   }
 
  private:
-  // f(i, left) for each vector, of which `left` columns are there.
   template <class F>
   VF_HD void for_columns(const F& f) const {
-    constexpr int step = kLanes<T>;
-    int i = 0;
-    for (; i + step <= n_; i += step) f(i, step);
-    if (i < n_) f(i, n_ - i);
+    for_some<T>(n_, f);
   }
 
   template <class P>

@@ -20,6 +20,8 @@ template <class T>
 void run_log_ratio(const LogRatioProblem&, int64_t begin, int64_t end);
 template <class T>
 void run_experts(const ExpertsProblem&, int64_t begin, int64_t end);
+template <class T>
+void run_ivon(const IvonProblem&, int64_t begin, int64_t end);
 
 }  // namespace VF_ISA
 }  // namespace vaefast

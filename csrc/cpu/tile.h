@@ -236,6 +236,31 @@ VF_HD void put(T* p, int i, V x) {
   store_lanes(x, p + i);
 }
 
+// A vector's lanes of which no more than `left` are there.
+template <class T>
+VF_HD Wide<T> load_some(const T* p, int left) {
+  if (left >= kLanes<T>) return at(p, 0);
+  T lanes[kLanes<T>] = {};
+  for (int l = 0; l < left; ++l) lanes[l] = p[l];
+  return at(lanes, 0);
+}
+template <class T>
+VF_HD void store_some(T* p, Wide<T> x, int left) {
+  if (left >= kLanes<T>) return put(p, 0, x);
+  T lanes[kLanes<T>];
+  put(lanes, 0, x);
+  for (int l = 0; l < left; ++l) p[l] = lanes[l];
+}
+
+// f(i, left) for each vector of n elements in memory that ends with them, of whose lanes `left` are there.
+template <class T, class F>
+VF_HD void for_some(int n, const F& f) {
+  constexpr int step = kLanes<T>;
+  int i = 0;
+  for (; i + step <= n; i += step) f(i, step);
+  if (i < n) f(i, n - i);
+}
+
 // The sum of a vector's lanes, in double and in an order of its own.
 template <class T, class V>
 double sum_of_lanes(const V& x) {

@@ -98,6 +98,14 @@ VF_OPERATOR(marginals_backward, "g", "marginals");
 void scale_(const Written& kept, const Tensor& upstream);
 VF_OPERATOR(scale_, "kept", "upstream");
 
+// A draw of each parameter from its IVON posterior in its own place, its values into means and the difference into
+// noises; and a step from gradients and products, of which ivon.h tells. False, and nothing done, where there is no
+// kernel for these tensors.
+bool ivon_draw(const Tensors& params, const Tensors& means, const Tensors& noises, const Tensors& hess, double ess,
+               double weight_decay, const MaybeGenerator& generator);
+bool ivon_step(const Tensors& params, const Tensors& momentum, const Tensors& hess, const Tensors& gradients,
+               const Tensors& products, const IvonStep& numbers);
+
 // posterior_backward, with gradients that have a place, which looks like their input, written there.
 Tensors posterior_backward_into(const Places& places, const MaybeTensor& dz, const MaybeTensor& dkl,
                                 const PosteriorInputs& in, const Noise& noise, const PosteriorSpec& spec,

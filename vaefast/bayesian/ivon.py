@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _backends
 from .._checks import FLOATING, Real, flag, is_real
 from .._gaussian import wide
 
@@ -94,11 +96,24 @@ class IVON(torch.optim.Optimizer):
                 "hess": torch.full_like(p, group["hess_init"], dtype=dtype, requires_grad=False),
             }
 
-    def _stds(self, group: dict[str, Any]) -> list[Tensor]:
-        variance = torch._foreach_add([self.state[p]["hess"] for p in group["params"]], group["weight_decay"])
+    def _draw(self, group: dict[str, Any], generator: torch.Generator | None) -> tuple[list[Tensor], ...]:
+        """The parameters, which are a draw now; what they were; and the difference."""
+        params = group["params"]
+        hess = [self.state[p]["hess"] for p in params]
+        means, noises = [torch.empty_like(p) for p in params], [torch.empty_like(h) for h in hess]
+        kernels = _backends.kernels()
+        numbers = group["ess"], group["weight_decay"]
+        if kernels is not None and kernels.ivon_draw(params, means, noises, hess, *numbers, generator):
+            return params, means, noises
+        torch._foreach_copy_(means, params)
+        variance = torch._foreach_add(hess, group["weight_decay"])
         torch._foreach_mul_(variance, group["ess"])
         torch._foreach_rsqrt_(variance)
-        return list(variance)
+        for noise in noises:
+            noise.normal_(generator=generator)
+        torch._foreach_mul_(noises, variance)
+        torch._foreach_copy_(params, torch._foreach_add([wide(m) for m in means], noises))
+        return params, means, noises
 
     @contextmanager
     def sampled_params(self, train: bool = False, generator: torch.Generator | None = None) -> Iterator[None]:
@@ -122,13 +137,9 @@ class IVON(torch.optim.Optimizer):
             with torch.no_grad(), ivon.sampled_params():
                 logits = network(x)  # of one network from the posterior
         """
-        params = [p for group in self.param_groups for p in group["params"]]
         with torch.no_grad():
-            means = [p.detach().clone() for p in params]
-            noises = [std for group in self.param_groups for std in self._stds(group)]
-            for noise in noises:
-                noise.mul_(torch.empty_like(noise).normal_(generator=generator))
-            torch._foreach_copy_(params, torch._foreach_add([wide(m) for m in means], noises))
+            drawn = [self._draw(group, generator) for group in self.param_groups]
+        params, means, noises = (list(itertools.chain(*lists)) for lists in zip(*drawn))
         try:
             yield
             if train:
@@ -149,11 +160,12 @@ class IVON(torch.optim.Optimizer):
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError("IVON takes no sparse gradients; make the embedding with sparse=False")
             state = self.state[p]
-            gradient = torch.zeros_like(noise) if p.grad is None else wide(p.grad)
+            # as the noise lies in memory, whatever the gradient's order
+            gradient = torch.zeros_like(noise) if p.grad is None else torch.empty_like(noise).copy_(p.grad)
             # draws are counted by parameter: a state_dict between two draws of a step brings them back
             state["draws"] = state.get("draws", 0) + 1
-            for name, value in (("gradient", gradient), ("product", gradient * noise)):
-                state[name] = value.clone() if name not in state else state[name].lerp_(value, 1 / state["draws"])
+            for name, value in (("product", noise.mul_(gradient)), ("gradient", gradient)):
+                state[name] = value if name not in state else state[name].lerp_(value, 1 / state["draws"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -192,29 +204,50 @@ class IVON(torch.optim.Optimizer):
             raise RuntimeError("step() needs a draw before it: a backward pass within sampled_params(train=True)")
         group["step"] += 1
         beta1, beta2, delta = group["beta1"], group["beta2"], group["weight_decay"]
-        momentum, hess, gradient, estimate = (
+        rate = group["lr"] * (group["hess_init"] + delta if group["rescale_lr"] else 1.0)
+        numbers = group["ess"], delta, beta1, beta2, 1 / (1 - beta1 ** group["step"]), rate, group["clip_radius"]
+        momentum, hess, gradient, product = (
             [state[name] for state in states] for name in ("momentum", "hess", "gradient", "product")
         )
-        torch._foreach_lerp_(momentum, gradient, 1 - beta1)
-        # h' = g' (theta - m) / sigma^2, and 1 / sigma^2 is ess (h + delta)
-        curved = torch._foreach_add(hess, delta)
-        torch._foreach_mul_(estimate, curved)
-        torch._foreach_mul_(estimate, group["ess"])
-        apart = torch._foreach_sub(estimate, hess)
-        torch._foreach_add_(hess, apart, alpha=1 - beta2)
-        square = torch._foreach_mul(apart, apart)
-        torch._foreach_div_(square, curved)
-        torch._foreach_add_(hess, square, alpha=0.5 * (1 - beta2) ** 2)
-
-        means = [wide(p) for p in params]
-        step = torch._foreach_div(momentum, 1 - beta1 ** group["step"])
-        torch._foreach_add_(step, means, alpha=delta)
-        torch._foreach_div_(step, torch._foreach_add(hess, delta))
-        if math.isfinite(group["clip_radius"]):
-            torch._foreach_clamp_max_(step, group["clip_radius"])
-            torch._foreach_clamp_min_(step, -group["clip_radius"])
-        rate = group["lr"] * (group["hess_init"] + delta if group["rescale_lr"] else 1.0)
-        torch._foreach_copy_(params, torch._foreach_sub(means, step, alpha=rate))
+        kernels = _backends.kernels()
+        if kernels is None or not kernels.ivon_step(params, momentum, hess, gradient, product, *numbers):
+            _step(params, momentum, hess, gradient, product, *numbers)
         for state in states:
             for name in ("draws", "gradient", "product"):
                 del state[name]
+
+
+def _step(
+    params: list[Tensor],
+    momentum: list[Tensor],
+    hess: list[Tensor],
+    gradient: list[Tensor],
+    product: list[Tensor],
+    ess: float,
+    delta: float,
+    beta1: float,
+    beta2: float,
+    unbias: float,
+    rate: float,
+    clip_radius: float,
+) -> None:
+    """``csrc/ivon.h`` in PyTorch's operators."""
+    torch._foreach_lerp_(momentum, gradient, 1 - beta1)
+    # h' = g' (theta - m) / sigma^2, and 1 / sigma^2 is ess (h + delta)
+    curved = torch._foreach_add(hess, delta)
+    torch._foreach_mul_(product, curved)
+    torch._foreach_mul_(product, ess)
+    apart = torch._foreach_sub(product, hess)
+    torch._foreach_add_(hess, apart, alpha=1 - beta2)
+    square = torch._foreach_mul(apart, apart)
+    torch._foreach_div_(square, curved)
+    torch._foreach_add_(hess, square, alpha=0.5 * (1 - beta2) ** 2)
+
+    means = [wide(p) for p in params]
+    step = torch._foreach_mul(momentum, unbias)
+    torch._foreach_add_(step, means, alpha=delta)
+    torch._foreach_div_(step, torch._foreach_add(hess, delta))
+    if math.isfinite(clip_radius):
+        torch._foreach_clamp_max_(step, clip_radius)
+        torch._foreach_clamp_min_(step, -clip_radius)
+    torch._foreach_copy_(params, torch._foreach_sub(means, step, alpha=rate))
