@@ -1,7 +1,7 @@
 """``python -m tools.sanitizers address`` builds the extension under AddressSanitizer and UndefinedBehaviorSanitizer and
 runs tests/sanitize.py on it, every kernel on tensors that end where their buffers end, and the tests of lists, noise,
-threads, memory, overwriting, mixtures, experts, bounds, IVON and hostile values. ``thread`` runs the kernels without torch under
-ThreadSanitizer on 16 threads. Either first plants an error, which the sanitizer must report.
+threads, memory, overwriting, mixtures, experts, bounds, IVON and hostile values. ``thread`` runs the kernels without
+torch under ThreadSanitizer on 16 threads. Either first plants an error, which the sanitizer must report.
 """
 
 from __future__ import annotations
