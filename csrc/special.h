@@ -123,8 +123,8 @@ VF_HD CountTerm<V> negative_binomial(V m, V eps, V dispersion, V x, bool constan
   const auto near = less_equal(abs_(s), third);
   const V deviance = select(near, fma_(s, y, zero - atanh_excess(s)), y - log_(N * inverse));
   const auto none = equal(x, zero);
-  // of a dispersion without end all are 0, whatever the mean, if it is a number
-  CountTerm<V> t{select(equal(theta, zero), select(equal(mu, mu), zero, mu), theta * (deviance - y)),
+  // of a dispersion without end all are 0, whatever the mean, if it is a number, and so is x
+  CountTerm<V> t{select(equal(theta, zero), select(equal(off, off), zero, off), theta * (deviance - y)),
                  theta * inverse * select(none, lit<V>(1), zero - off / mu), deviance};
   if (!any(less(zero, x))) return t;
   // at 1 where x is 0 and this is not read: the slow paths are for what comes

@@ -50,24 +50,11 @@ def _parameterization(number: int, lo: float, hi: float, floor: float) -> Parame
 
 
 def _posterior_backward(
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    mu: Tensor,
-    raw: Tensor,
-    prior_mu: Tensor | None,
-    prior_mu_value: float,
-    prior_logvar: Tensor | None,
-    prior_logvar_value: float,
-    eps: Tensor | None,
-    seed: Tensor | None,
-    parameterization: int,
-    lo: float,
-    hi: float,
-    floor: float,
-    reduction: int,
-    balance: float | None,
+    dz: Tensor | None, dkl: Tensor | None, mu: Tensor, raw: Tensor, prior_mu: Tensor | None, prior_mu_value: float,
+    prior_logvar: Tensor | None, prior_logvar_value: float, eps: Tensor | None, seed: Tensor | None,
+    parameterization: int, lo: float, hi: float, floor: float, reduction: int, balance: float | None,
     mask: Sequence[int],
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     with torch._C._AutoDispatchBelowAutograd():  # the kernel checks the arguments
         torch.ops.vaefast.posterior_backward(
             dz, dkl, mu, raw, prior_mu, prior_mu_value, prior_logvar, prior_logvar_value, eps, seed,
@@ -89,22 +76,10 @@ def _posterior_backward(
 
 
 def _packed_backward(
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    moments: Tensor,
-    dim: int,
-    prior: Tensor | None,
-    prior_lo: float,
-    prior_hi: float,
-    seed: Tensor | None,
-    parameterization: int,
-    lo: float,
-    hi: float,
-    floor: float,
-    reduction: int,
-    balance: None,
-    mask: Sequence[int],
-) -> list[Tensor]:
+    dz: Tensor | None, dkl: Tensor | None, moments: Tensor, dim: int, prior: Tensor | None, prior_lo: float,
+    prior_hi: float, seed: Tensor | None, parameterization: int, lo: float, hi: float, floor: float, reduction: int,
+    balance: None, mask: Sequence[int],
+) -> list[Tensor]:  # fmt: skip
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.vaefast.packed_backward(
             dz, dkl, moments, dim, prior, prior_lo, prior_hi, seed,
@@ -122,15 +97,9 @@ def _packed_backward(
 
 
 def _reconstruction_backward(
-    upstream: Tensor,
-    params: Sequence[Tensor],
-    target: Tensor,
-    weight: Tensor | None,
-    likelihood: str,
-    options: Sequence[float],
-    reduction: int,
-    mask: Sequence[int],
-) -> list[Tensor]:
+    upstream: Tensor, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, likelihood: str,
+    options: Sequence[float], reduction: int, mask: Sequence[int],
+) -> list[Tensor]:  # fmt: skip
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.vaefast.reconstruction_backward(
             upstream, params, target, weight, likelihood, options, reduction, mask
@@ -144,17 +113,9 @@ def _reconstruction_backward(
 
 
 def _log_ratio_backward(
-    g: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Tensor | None,
-    prior_mu_value: float,
-    prior_logvar: Tensor | None,
-    prior_logvar_value: float,
-    prior: bool,
-    mask: Sequence[int],
-) -> list[Tensor]:
+    g: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_mu_value: float,
+    prior_logvar: Tensor | None, prior_logvar_value: float, prior: bool, mask: Sequence[int],
+) -> list[Tensor]:  # fmt: skip
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.vaefast.log_ratio_backward(
             g, z, mu, logvar, prior_mu, prior_mu_value, prior_logvar, prior_logvar_value, prior, mask
@@ -168,14 +129,9 @@ def _log_ratio_backward(
 
 
 def _experts_backward(
-    dmu: Tensor | None,
-    dlogvar: Tensor | None,
-    mus: Tensor,
-    logvars: Tensor,
-    there: Tensor | None,
-    prior: bool,
+    dmu: Tensor | None, dlogvar: Tensor | None, mus: Tensor, logvars: Tensor, there: Tensor | None, prior: bool,
     mask: Sequence[int],
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.vaefast.experts_backward(dmu, dlogvar, mus, logvars, there, prior, mask)
     upstream = (dmu, dlogvar)
@@ -188,16 +144,9 @@ def _experts_backward(
 
 
 def _categorical_backward(
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    logits: Tensor,
-    prior: Tensor | None,
-    dim: int,
-    unimix: float,
-    reduction: int,
-    balance: float | None,
-    mask: Sequence[int],
-) -> list[Tensor]:
+    dz: Tensor | None, dkl: Tensor | None, logits: Tensor, prior: Tensor | None, dim: int, unimix: float,
+    reduction: int, balance: float | None, mask: Sequence[int],
+) -> list[Tensor]:  # fmt: skip
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.vaefast.categorical_backward(dz, dkl, logits, prior, dim, unimix, reduction, balance, mask)
 

@@ -47,16 +47,9 @@ class Functions(PosteriorFunctions):
     """All of them: besides those of posteriors, the reconstruction's and the ELBO's."""
 
     def reconstruction_loss(
-        self,
-        recon: Recon,
-        target: Tensor,
-        *,
-        likelihood: str | Likelihood = "bernoulli",
-        reduction: str = "batchmean",
-        weight: Tensor | None = None,
-        overwrite_recon: bool = False,
-        batch_dims: int = 1,
-    ) -> Tensor:
+        self, recon: Recon, target: Tensor, *, likelihood: str | Likelihood = "bernoulli", reduction: str = "batchmean",
+        weight: Tensor | None = None, overwrite_recon: bool = False, batch_dims: int = 1,
+    ) -> Tensor:  # fmt: skip
         """The negative log-likelihood -log p(target | recon) in nats, loss and gradient in one pass.
 
         Args:
@@ -149,26 +142,12 @@ class Functions(PosteriorFunctions):
 
     @spelled_out
     def _elbo(
-        self,
-        loss_alone: bool,
-        recon: Recon,
-        target: Tensor,
-        mu: Tensor,
-        logvar: Tensor,
-        prior_mu: Prior = None,
-        prior_logvar: Prior = None,
-        *,
-        likelihood: str | Likelihood = "bernoulli",
-        beta: Tensor | Real = 1.0,
-        parameterization: str | Parameterization = "logvar",
-        reduction: str = "batchmean",
-        weight: Tensor | None = None,
-        balance: float | None = None,
-        preset: str | None = None,
-        process_group: ProcessGroup | str | None = None,
-        overwrite_recon: bool = False,
-        **options: Unpack[Composed],
-    ) -> Any:
+        self, loss_alone: bool, recon: Recon, target: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Prior = None,
+        prior_logvar: Prior = None, *, likelihood: str | Likelihood = "bernoulli", beta: Tensor | Real = 1.0,
+        parameterization: str | Parameterization = "logvar", reduction: str = "batchmean", weight: Tensor | None = None,
+        balance: float | None = None, preset: str | None = None, process_group: ProcessGroup | str | None = None,
+        overwrite_recon: bool = False, **options: Unpack[Composed],
+    ) -> Any:  # fmt: skip
         """The loss or, if it is not to be alone, perhaps the three terms."""
         chosen = _options.likelihood(likelihood)
         if isinstance(target, Tensor) and not target.is_floating_point():
@@ -214,22 +193,10 @@ class Functions(PosteriorFunctions):
         return terms.loss if loss_alone else terms
 
     def _groups(
-        self,
-        recon: Recon,
-        target: Tensor,
-        mu: Tensor,
-        logvar: Tensor,
-        prior_mu: Prior,
-        prior_logvar: Prior,
-        chosen: Likelihood,
-        beta: Tensor | Real,
-        parameterization: str | Parameterization,
-        reduction: str,
-        weight: Tensor | None,
-        balance: float | None,
-        overwrite: bool,
-        options: Composed,
-    ) -> tuple[Reconstruction, Pair, Tensor | float, KLOptions]:
+        self, recon: Recon, target: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Prior, prior_logvar: Prior,
+        chosen: Likelihood, beta: Tensor | Real, parameterization: str | Parameterization, reduction: str,
+        weight: Tensor | None, balance: float | None, overwrite: bool, options: Composed,
+    ) -> tuple[Reconstruction, Pair, Tensor | float, KLOptions]:  # fmt: skip
         of = _arguments.reconstruction(recon, target, weight, chosen, overwrite)
         pair, o = _arguments.kl(mu, logvar, prior_mu, prior_logvar, parameterization, reduction, balance, options)
         return of, pair, _arguments.elbo(of.params[0], pair.mu, beta, reduction, o.batch_dims), o

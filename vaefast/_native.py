@@ -158,19 +158,9 @@ class Compiled:
         self.entries, self.traced = entries, traced
 
     def posterior(
-        self,
-        mu: Tensor,
-        raw: Tensor,
-        prior_mu: Prior,
-        prior_logvar: Prior,
-        p: Parameterization,
-        reduction: str,
-        balance: float | None,
-        eps: Tensor | None,
-        generator: torch.Generator | None,
-        with_sample: bool,
-        with_kl: bool,
-    ) -> list[Tensor]:
+        self, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, p: Parameterization, reduction: str,
+        balance: float | None, eps: Tensor | None, generator: torch.Generator | None, with_sample: bool, with_kl: bool,
+    ) -> list[Tensor]:  # fmt: skip
         seed = None
         if self.traced and with_sample and eps is None:
             # identical calls of a random custom op may be merged under torch.compile; torch.randint's are not
@@ -219,14 +209,9 @@ class Compiled:
         return recon
 
     def reconstruction(
-        self,
-        params: Sequence[Tensor],
-        target: Tensor,
-        weight: Tensor | None,
-        chosen: Likelihood,
-        overwrite: bool,
+        self, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood, overwrite: bool,
         reduction: str,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         result: Tensor = self.entries.reconstruction(params, target, weight, *chosen.spec, reduction, overwrite)
         return result
 
@@ -234,22 +219,10 @@ class Compiled:
         return self.reconstruction(*of, reduction)
 
     def fused_elbo(
-        self,
-        loss_alone: bool,
-        params: Sequence[Tensor],
-        target: Tensor,
-        weight: Tensor | None,
-        chosen: Likelihood,
-        overwrite: bool,
-        mu: Tensor,
-        raw: Tensor,
-        prior_mu: Prior,
-        prior_logvar: Prior,
-        p: Parameterization,
-        beta: float,
-        reduction: str,
-        balance: float | None,
-    ) -> Any:
+        self, loss_alone: bool, params: Sequence[Tensor], target: Tensor, weight: Tensor | None, chosen: Likelihood,
+        overwrite: bool, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, p: Parameterization,
+        beta: float, reduction: str, balance: float | None,
+    ) -> Any:  # fmt: skip
         alone = loss_alone and not self.traced  # what is traced drops by itself what nothing reads
         entry = self.entries.elbo_loss if alone else self.entries.elbo
         prior = STANDARD if prior_mu is None and prior_logvar is None else (*split(prior_mu), *split(prior_logvar))
@@ -262,18 +235,10 @@ class Compiled:
         return ELBOTerms(*self.fused_elbo(False, *of, *pair, beta, reduction, balance))
 
     def multi(
-        self,
-        mus: Sequence[Tensor],
-        raws: Sequence[Tensor],
-        prior_mus: Sequence[Tensor],
-        prior_mu: float,
-        prior_logvars: Sequence[Tensor],
-        prior_logvar: float,
-        p: Parameterization,
-        reduction: str,
-        generator: torch.Generator | None,
-        with_sample: bool,
-    ) -> list[Tensor]:
+        self, mus: Sequence[Tensor], raws: Sequence[Tensor], prior_mus: Sequence[Tensor], prior_mu: float,
+        prior_logvars: Sequence[Tensor], prior_logvar: float, p: Parameterization, reduction: str,
+        generator: torch.Generator | None, with_sample: bool,
+    ) -> list[Tensor]:  # fmt: skip
         seed = None
         if self.traced and with_sample:
             seed, generator = draw_seed(mus[0], generator), None

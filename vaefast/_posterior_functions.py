@@ -36,17 +36,10 @@ class PosteriorFunctions:
         return "_functions"
 
     def reparameterize(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        *,
-        parameterization: str | Parameterization = "logvar",
-        eps: Tensor | None = None,
-        generator: Generators = None,
-        noise: str | None = None,
-        num_samples: int | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
+        self, mu: Tensor, logvar: Tensor, *, parameterization: str | Parameterization = "logvar",
+        eps: Tensor | None = None, generator: Generators = None, noise: str | None = None,
+        num_samples: int | None = None, temperature: float = 1.0,
+    ) -> Tensor:  # fmt: skip
         """Draws ``z = mu + std * eps``, eps ~ N(0, I), differentiably in both arguments.
 
         Kingma & Welling 2014 (arXiv:1312.6114), section 2.4.
@@ -106,18 +99,10 @@ class PosteriorFunctions:
 
     @functools.partial(spelled_out, kl_weight="weight")
     def gaussian_kl(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        prior_mu: Prior = None,
-        prior_logvar: Prior = None,
-        *,
-        parameterization: str | Parameterization = "logvar",
-        reduction: str = "batchmean",
-        balance: float | None = None,
-        weight: Tensor | None = None,
-        **options: Unpack[Composed],
-    ) -> Tensor:
+        self, mu: Tensor, logvar: Tensor, prior_mu: Prior = None, prior_logvar: Prior = None, *,
+        parameterization: str | Parameterization = "logvar", reduction: str = "batchmean", balance: float | None = None,
+        weight: Tensor | None = None, **options: Unpack[Composed],
+    ) -> Tensor:  # fmt: skip
         """KL(q || p) in nats between diagonal Gaussians q = N(mu, std^2) and p = N(prior_mu, e^prior_logvar).
 
         Kingma & Welling 2014, appendix B, rearranged so that nothing cancels: with h(x) = e^x - 1 - x,
@@ -193,15 +178,9 @@ class PosteriorFunctions:
         return _compose.kl(self.engines.engine(mu, beside=pair[1:4]), pair, reduction, o)
 
     def kl_per_dim(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        prior_mu: Prior = None,
-        prior_logvar: Prior = None,
-        *,
-        parameterization: str | Parameterization = "logvar",
-        prior_parameterization: str | Parameterization = "logvar",
-    ) -> Tensor:
+        self, mu: Tensor, logvar: Tensor, prior_mu: Prior = None, prior_logvar: Prior = None, *,
+        parameterization: str | Parameterization = "logvar", prior_parameterization: str | Parameterization = "logvar",
+    ) -> Tensor:  # fmt: skip
         """The batch's mean of the KL of each latent dimension: which are used, and which have collapsed to the prior.
 
         Args:
@@ -228,23 +207,12 @@ class PosteriorFunctions:
 
     @spelled_out
     def sample_with_kl(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        prior_mu: Prior = None,
-        prior_logvar: Prior = None,
-        *,
-        parameterization: str | Parameterization = "logvar",
-        reduction: str = "batchmean",
-        eps: Tensor | None = None,
-        generator: Generators = None,
-        noise: str | None = None,
-        num_samples: int | None = None,
-        balance: float | None = None,
-        estimator: str = "analytic",
-        temperature: float = 1.0,
+        self, mu: Tensor, logvar: Tensor, prior_mu: Prior = None, prior_logvar: Prior = None, *,
+        parameterization: str | Parameterization = "logvar", reduction: str = "batchmean", eps: Tensor | None = None,
+        generator: Generators = None, noise: str | None = None, num_samples: int | None = None,
+        balance: float | None = None, estimator: str = "analytic", temperature: float = 1.0,
         **options: Unpack[Composed],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """:func:`reparameterize` and :func:`gaussian_kl` in one pass over ``mu`` and ``logvar``.
 
         Backward regenerates the noise: what is kept is the inputs and 16 bytes.
@@ -339,17 +307,10 @@ class PosteriorFunctions:
         return self.sample_with_kl(mu, logvar, prior_mu, prior_logvar, estimator=estimator, **draw, **of)
 
     def multi_tensor_gaussian_kl(
-        self,
-        mus: Sequence[Tensor],
-        raws: Sequence[Tensor],
-        prior_mus: Sequence[Tensor] | None = None,
-        prior_raws: Sequence[Tensor] | None = None,
-        *,
-        parameterization: str | Parameterization = "logvar",
-        prior_parameterization: str | Parameterization | None = None,
-        reduction: str = "batchmean",
-        batch_dims: int = 1,
-    ) -> Tensor:
+        self, mus: Sequence[Tensor], raws: Sequence[Tensor], prior_mus: Sequence[Tensor] | None = None,
+        prior_raws: Sequence[Tensor] | None = None, *, parameterization: str | Parameterization = "logvar",
+        prior_parameterization: str | Parameterization | None = None, reduction: str = "batchmean", batch_dims: int = 1,
+    ) -> Tensor:  # fmt: skip
         """The sum of :func:`gaussian_kl` over many posteriors, such as the levels of a hierarchy, in one call.
 
         Args:
@@ -399,18 +360,10 @@ class PosteriorFunctions:
         return _compose.multi_kl(self._engine_of(many), many, reduction, dims)
 
     def multi_tensor_sample_with_kl(
-        self,
-        mus: Sequence[Tensor],
-        raws: Sequence[Tensor],
-        prior_mu: Prior = 0.0,
-        prior_logvar: Prior = 0.0,
-        *,
-        parameterization: str | Parameterization = "logvar",
-        prior_parameterization: str | Parameterization = "logvar",
-        reduction: str = "sum",
-        generator: torch.Generator | None = None,
-        batch_dims: int = 1,
-    ) -> tuple[list[Tensor], Tensor]:
+        self, mus: Sequence[Tensor], raws: Sequence[Tensor], prior_mu: Prior = 0.0, prior_logvar: Prior = 0.0, *,
+        parameterization: str | Parameterization = "logvar", prior_parameterization: str | Parameterization = "logvar",
+        reduction: str = "sum", generator: torch.Generator | None = None, batch_dims: int = 1,
+    ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
         """:func:`sample_with_kl` of many posteriors, such as a network's weights, in one call; their KLs are added up.
 
         Backward regenerates the noise: what is kept is the inputs and 16 bytes for all of them.

@@ -35,21 +35,11 @@ __all__ = [
 
 
 def log_weights(
-    recon: Recon,
-    target: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Prior = None,
-    prior_logvar: Prior = None,
-    *,
-    likelihood: str | Likelihood = "bernoulli",
-    parameterization: str | Parameterization = "logvar",
-    weight: Tensor | None = None,
-    prior: LogProb | None = None,
-    prior_parameterization: str | Parameterization = "logvar",
-    batch_dims: int = 1,
-) -> Tensor:
+    recon: Recon, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Prior = None,
+    prior_logvar: Prior = None, *, likelihood: str | Likelihood = "bernoulli",
+    parameterization: str | Parameterization = "logvar", weight: Tensor | None = None, prior: LogProb | None = None,
+    prior_parameterization: str | Parameterization = "logvar", batch_dims: int = 1,
+) -> Tensor:  # fmt: skip
     """The log importance weights ``log p(x|z) + log p(z) - log q(z|x)`` of K draws for each sample.
 
     Burda et al. 2016 (arXiv:1509.00519), equation 8. Differentiable in ``recon``, ``z``, ``mu``, ``logvar`` and the
@@ -89,13 +79,8 @@ def log_weights(
 
 
 def bound_of(
-    log_weights: Tensor,
-    *,
-    alpha: Real = 0.0,
-    groups: int = 1,
-    mix: Real = 0.0,
-    reduction: str = "batchmean",
-) -> Tensor:
+    log_weights: Tensor, *, alpha: Real = 0.0, groups: int = 1, mix: Real = 0.0, reduction: str = "batchmean",
+) -> Tensor:  # fmt: skip
     """The negative bound of log p(x) that log weights make, from wherever they come: a hierarchy's, a sequence's.
 
     Args:
@@ -124,26 +109,12 @@ def bound_of(
 
 
 def iwae_loss(
-    recon: Recon,
-    target: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Prior = None,
-    prior_logvar: Prior = None,
-    *,
-    likelihood: str | Likelihood = "bernoulli",
-    parameterization: str | Parameterization = "logvar",
-    weight: Tensor | None = None,
-    prior: LogProb | None = None,
-    prior_parameterization: str | Parameterization = "logvar",
-    batch_dims: int = 1,
-    estimator: str = "iwae",
-    alpha: Real = 0.0,
-    groups: int = 1,
-    mix: Real = 0.0,
-    reduction: str = "batchmean",
-) -> Tensor:
+    recon: Recon, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Prior = None,
+    prior_logvar: Prior = None, *, likelihood: str | Likelihood = "bernoulli",
+    parameterization: str | Parameterization = "logvar", weight: Tensor | None = None, prior: LogProb | None = None,
+    prior_parameterization: str | Parameterization = "logvar", batch_dims: int = 1, estimator: str = "iwae",
+    alpha: Real = 0.0, groups: int = 1, mix: Real = 0.0, reduction: str = "batchmean",
+) -> Tensor:  # fmt: skip
     """The negative importance-weighted bound of log p(x), ``-log(mean_k w_k)``, from K draws for each sample.
 
     Burda et al. 2016 (arXiv:1509.00519), equation 8: for K = 1 the ELBO, with K it rises to log p(x).
@@ -215,24 +186,12 @@ class PIWAELosses(NamedTuple):
 
 
 def piwae_losses(
-    recon: Recon,
-    target: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Prior = None,
-    prior_logvar: Prior = None,
-    *,
-    groups: int,
-    likelihood: str | Likelihood = "bernoulli",
-    parameterization: str | Parameterization = "logvar",
-    weight: Tensor | None = None,
-    prior: LogProb | None = None,
-    prior_parameterization: str | Parameterization = "logvar",
-    batch_dims: int = 1,
-    alpha: Real = 0.0,
+    recon: Recon, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Prior = None,
+    prior_logvar: Prior = None, *, groups: int, likelihood: str | Likelihood = "bernoulli",
+    parameterization: str | Parameterization = "logvar", weight: Tensor | None = None, prior: LogProb | None = None,
+    prior_parameterization: str | Parameterization = "logvar", batch_dims: int = 1, alpha: Real = 0.0,
     reduction: str = "batchmean",
-) -> PIWAELosses:
+) -> PIWAELosses:  # fmt: skip
     """The bound of all draws for the decoder, and the mean of the groups' for the encoder, from the same weights.
 
     PIWAE, Rainforth et al. 2018 (arXiv:1802.04537): more draws make the decoder's gradient better, and the
@@ -289,22 +248,13 @@ class LogEvidence(NamedTuple):
 
 @torch.no_grad()
 def log_evidence(
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
-    decode: Callable[[Tensor], Recon],
-    x: Tensor,
-    *,
-    num_samples: int = 5000,
-    chunk: int | None = None,
-    prior_mu: Prior = None,
-    prior_logvar: Prior = None,
-    likelihood: str | Likelihood = "bernoulli",
-    parameterization: str | Parameterization = "logvar",
-    weight: Tensor | None = None,
-    prior: LogProb | None = None,
-    prior_parameterization: str | Parameterization = "logvar",
-    generator: torch.Generator | None = None,
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]], decode: Callable[[Tensor], Recon], x: Tensor, *,
+    num_samples: int = 5000, chunk: int | None = None, prior_mu: Prior = None, prior_logvar: Prior = None,
+    likelihood: str | Likelihood = "bernoulli", parameterization: str | Parameterization = "logvar",
+    weight: Tensor | None = None, prior: LogProb | None = None,
+    prior_parameterization: str | Parameterization = "logvar", generator: torch.Generator | None = None,
     progress: bool | Callable[[int, int], object] = False,
-) -> LogEvidence:
+) -> LogEvidence:  # fmt: skip
     """log p(x) by importance sampling, ``log(mean_k w_k)`` over many draws of q, without gradients.
 
     Burda et al. 2016 (arXiv:1509.00519), section 5, with 5,000 draws. Memory does not grow with their number: each

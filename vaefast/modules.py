@@ -56,19 +56,11 @@ class ELBOLoss(nn.Module):
     @presets.filled_in
     @spelled_out
     def __init__(
-        self,
-        likelihood: str | Likelihood = "bernoulli",
-        beta: Tensor | Real | nn.Module = 1.0,
-        parameterization: str | Parameterization = "logvar",
-        reduction: str = "batchmean",
-        *,
-        balance: float | None = None,
-        preset: str | None = None,
-        process_group: ProcessGroup | str | None = None,
-        overwrite_recon: bool = False,
-        check: int = 0,
-        **options: Unpack[Composed],
-    ) -> None:
+        self, likelihood: str | Likelihood = "bernoulli", beta: Tensor | Real | nn.Module = 1.0,
+        parameterization: str | Parameterization = "logvar", reduction: str = "batchmean", *,
+        balance: float | None = None, preset: str | None = None, process_group: ProcessGroup | str | None = None,
+        overwrite_recon: bool = False, check: int = 0, **options: Unpack[Composed],
+    ) -> None:  # fmt: skip
         super().__init__()
         _options.reduction_for_elbo(reduction)
         chosen = _options.likelihood(likelihood)
@@ -89,17 +81,9 @@ class ELBOLoss(nn.Module):
             self.prior = prior
 
     def forward(
-        self,
-        recon: Recon,
-        target: Tensor,
-        mu: Tensor,
-        logvar: Tensor,
-        prior_mu: Prior = None,
-        prior_logvar: Prior = None,
-        *,
-        weight: Tensor | None = None,
-        kl_weight: Tensor | None = None,
-    ) -> Tensor:
+        self, recon: Recon, target: Tensor, mu: Tensor, logvar: Tensor, prior_mu: Prior = None,
+        prior_logvar: Prior = None, *, weight: Tensor | None = None, kl_weight: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         options = self.kl_options._asdict()
         if kl_weight is not None:
             options["kl_weight"] = kl_weight
