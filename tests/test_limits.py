@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_a_negative_binomial_becomes_a_poisson(backend: str, device: str, theta:
 
 @pytest.mark.isa
 @DTYPES
-@pytest.mark.parametrize("x", [0.0, 3.0])
+@pytest.mark.parametrize(("mean", "x"), [(math.nan, 0.0), (math.nan, 3.0), (2.0, math.nan), (math.inf, math.nan)])
 @pytest.mark.parametrize(
     ("likelihood", "rest"),
     [
@@ -110,10 +111,10 @@ def test_a_negative_binomial_becomes_a_poisson(backend: str, device: str, theta:
         ("negative_binomial_mixture", (0.5,)),
     ],
 )
-def test_a_mean_that_is_nan_beside_a_dispersion_of_zero(
-    backend: str, device: str, likelihood: str, rest: tuple[float, ...], x: float, dtype: torch.dtype
+def test_what_is_nan_beside_a_dispersion_of_zero(
+    backend: str, device: str, likelihood: str, rest: tuple[float, ...], mean: float, x: float, dtype: torch.dtype
 ) -> None:
-    means = (float("nan"), 2.0) if likelihood.endswith("mixture") else (float("nan"),)
+    means = (mean, 2.0) if likelihood.endswith("mixture") else (mean,)
     recon = tuple(column(value, dtype, device) for value in (*means, 0.0, *rest))
     for constant in (True, False):
         of = vaefast.Likelihood(likelihood, constant=constant)
