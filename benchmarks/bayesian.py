@@ -13,17 +13,22 @@ sampling and KL, whose ratios come second.
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
 import importlib
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vaefast
+from benchmarks import facts, report, run
 from benchmarks.harness import kept_bytes, peak_bytes
 from vaefast.bayesian import IVON, MeanField
 
@@ -153,6 +158,7 @@ def accuracies(seeds: int, epochs: int, draws: int = 16) -> dict[str, list[float
     return found
 
 
+ADAM = "fused Adam"
 WEIGHTS = {
     "100 in two": (50, 50),
     "LeNet's": (156, 2416, 30840, 10164, 850),
@@ -184,7 +190,7 @@ def optimizers(sizes: Sequence[int], rounds: int) -> dict[str, float]:
         times.setdefault(name, []).append(time.perf_counter() - start)
 
     for _ in range(rounds):
-        timed("fused Adam", adam.step)
+        timed(ADAM, adam.step)
         for name, optimizer, backend in (("IVON", ivon, "auto"), ("IVON without kernels", unfused, "reference")):
             with vaefast.use_backend(backend):
                 start = time.perf_counter()
@@ -196,36 +202,100 @@ def optimizers(sizes: Sequence[int], rounds: int) -> dict[str, float]:
     return {name: statistics.median(each[2:]) for name, each in times.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+# ---- what is told
+
+
+def network_table(document: dict[str, Any]) -> str:
+    """Each library's step, and how many times vaefast's its time is, that of sampling and KL, and what is kept."""
+    lines = [
+        "| network, batch | layers | a step | vaefast's | times as long | sampling and KL | kept for them |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in document["networks"]:
+        found = row["libraries"]
+        ours, alone = found["vaefast"], found[ALONE]
+        for name, theirs in found.items():
+            if name in ("vaefast", ALONE):
+                continue
+            part = {key: (theirs[key] - alone[key]) / (ours[key] - alone[key]) for key in theirs}
+            lines.append(
+                f"| {row['network']}, {row['batch']} | {name} | {1e3 * theirs['seconds']:.1f} ms "
+                f"| {1e3 * ours['seconds']:.1f} ms | {theirs['seconds'] / ours['seconds']:.1f} "
+                f"| {part['seconds']:.1f} | {part['kept']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def accuracy_table(document: dict[str, Any]) -> str:
+    lines = ["| LeNet of | held-out digits right | seeds |", "|---|---|---|"]
+    for name, each in document["accuracies"].items():
+        spread = f" ± {statistics.stdev(each):.2%}" if len(each) > 1 else ""
+        lines.append(f"| {name} | {statistics.mean(each):.2%}{spread} | {len(each)} |")
+    return "\n".join(lines)
+
+
+def ivon_table(document: dict[str, Any]) -> str:
+    """Times of Adam's."""
+    lines = [
+        "| weights | fused Adam | IVON's step | with its draw | without kernels | with its draw |",
+        "|---|---|---|---|---|---|",
+    ]
+    for weights, seconds in document["optimizers"].items():
+        adam = seconds[ADAM]
+        others = [s / adam for name, s in seconds.items() if name != ADAM]
+        lines.append(f"| {weights} | {1e3 * adam:.2f} ms | " + " | ".join(f"{x:.2f}x" for x in others) + " |")
+    return "\n".join(lines)
+
+
+def pages(document: dict[str, Any]) -> dict[tuple[Path, str], list[str]]:
+    """What stands where."""
+    told = report.heading(document) + "."
+    docs = report.ROOT / "docs"
+    return {
+        (docs / "coming-from" / "bayesian-torch.md", "layers"): [
+            told, network_table(document), accuracy_table(document),
+        ],
+        (docs / "guides" / "bayesian-networks.md", "ivon"): [told, ivon_table(document)],
+    }  # fmt: skip
+
+
+def measure(rounds: int, seeds: int, epochs: int = 15) -> dict[str, Any]:
+    torch.manual_seed(0)
+    info = run.machine(torch.device("cpu"))
+    networks = [
+        {"network": name, "batch": batch, "libraries": compare(make, batch, rounds)}
+        for name, (make, batches) in NETWORKS.items()
+        for batch in batches
+    ]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": facts.commit(),
+        "machine": info,
+        "networks": networks,
+        "accuracies": accuracies(seeds, epochs),
+        "optimizers": {name: optimizers(sizes, 4 * rounds) for name, sizes in WEIGHTS.items()},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=5, help="networks that each library trains for its accuracy")
+    parser.add_argument("--out", type=Path, help="a file for the figures")
+    parser.add_argument("--fill", type=Path, help="no measuring: tables of such a file into the pages that hold them")
     args = parser.parse_args(argv)
-    torch.manual_seed(0)
-    print(f"{'network':18}{'batch':>6}  {'library':16}{'ms':>9}{'kept MB':>9}{'peak MB':>9}   whole, sampling and KL")
-    for network, (make, batches) in NETWORKS.items():
-        for batch in batches:
-            found = compare(make, batch, args.rounds)
-            ours, alone = found["vaefast"], found[ALONE]
-            for name, row in found.items():
-                ratios = ""
-                if name not in (ALONE, "vaefast"):
-                    whole = {key: row[key] / ours[key] for key in row}
-                    part = {key: (row[key] - alone[key]) / (ours[key] - alone[key]) for key in row}
-                    ratios = "   ".join(f"{key} {whole[key]:.2f}, {part[key]:.2f}" for key in row)
-                print(
-                    f"{network:18}{batch:6}  {name:16}{1e3 * row['seconds']:9.2f}"
-                    f"{row['kept'] / 1e6:9.2f}{row['peak'] / 1e6:9.2f}   {ratios}"
-                )
-    for name, each in accuracies(args.seeds, epochs=15).items():
-        mean, spread = statistics.mean(each), statistics.stdev(each) if len(each) > 1 else 0.0
-        print(f"LeNet of {name:16} {mean:.2%} of held-out digits right, +- {spread:.2%} over {len(each)} seeds")
-    for name, sizes in WEIGHTS.items():
-        seconds = optimizers(sizes, 4 * args.rounds)
-        adam = seconds["fused Adam"]
-        row = ", ".join(f"{what} {1e3 * s:.3f} ms ({s / adam:.2f})" for what, s in seconds.items())
-        print(f"{name} weights: {row}")
+    if args.fill:
+        for (page, name), tables in pages(json.loads(args.fill.read_text())).items():
+            report.filled(page, name, tables)
+        return 0
+    document = measure(args.rounds, args.seeds)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(document, indent=1) + "\n")
+    for tables in pages(document).values():
+        print("\n\n".join(tables), end="\n\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import breakdown, harness, history, jaxed, report, run
+from benchmarks import bayesian, breakdown, harness, history, jaxed, report, run
 from benchmarks.harness import Case, Wrong
 from benchmarks.providers import PROVIDERS, Provider
 from benchmarks.workloads import WORKLOADS, Function, Workload
@@ -450,3 +450,25 @@ def test_history_knows_the_results_that_are_kept() -> None:
     """`make history` was run after they came."""
     known = json.loads(history.FILE.read_text())
     assert history.added(known, sorted(report.RESULTS.glob("*.json"))) == known
+
+
+def test_bayesian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A first look at a LeNet and few weights, by whatever libraries there are."""
+    monkeypatch.setattr(bayesian, "NETWORKS", {"LeNet": (bayesian.lenet, (2,))})
+    monkeypatch.setattr(bayesian, "WEIGHTS", {"a few": (3, 5)})
+    monkeypatch.setattr(bayesian, "accuracies", lambda seeds, epochs: {"vaefast": [0.5] * seeds})
+    assert bayesian.main(["--rounds", "3", "--seeds", "2", "--out", str(tmp_path / "found.json")]) == 0
+    printed = capsys.readouterr().out
+    document = json.loads((tmp_path / "found.json").read_text())
+    for tables in bayesian.pages(document).values():
+        assert "\n\n".join(tables) in printed
+    libraries = document["networks"][0]["libraries"]
+    assert {"vaefast", bayesian.ALONE} <= set(libraries) and libraries["vaefast"]["kept"] > 0
+    assert "| vaefast | 50.00% ± 0.00% | 2 |" in printed and "| a few |" in printed
+
+
+def test_what_pages_say_of_bayesian_networks_is_in_the_results() -> None:
+    files = sorted((report.RESULTS / "bayesian").glob("*.json"))
+    assert files
+    for (page, _), tables in bayesian.pages(json.loads(files[-1].read_text())).items():
+        assert all(table in page.read_text() for table in tables), page
