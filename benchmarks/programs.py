@@ -138,29 +138,64 @@ def diffusers(fused: bool) -> Callable[[], Trained]:
     return train
 
 
-def scvi(fused: bool) -> Callable[[], Trained]:
-    """An SCVI of scvi-tools on synthetic counts of 5,000 genes, some epochs."""
+def scvi_tools() -> Any:
+    """The library, with a seed for each model's weights."""
     import warnings
 
-    import anndata
     import scvi as library
 
     warnings.filterwarnings("ignore")
     library.settings.seed = 1
     library.settings.verbosity = 40
-    rates = torch.rand(5000, generator=torch.Generator().manual_seed(1)).log().mul(-1).expand(1024, -1)
-    adata = anndata.AnnData(torch.poisson(rates, generator=torch.Generator().manual_seed(2)).numpy())
-    library.model.SCVI.setup_anndata(adata)
-    model = library.model.SCVI(adata)
+    return library
 
+
+def scvi_training(model: Any, **options: Any) -> Callable[[], Trained]:
     def train() -> Trained:
         model.train(
-            max_epochs=3, accelerator="cpu", devices=1, train_size=1.0, enable_progress_bar=False,
-            enable_checkpointing=False, enable_model_summary=False,
+            max_epochs=3, accelerator="cpu", devices=1, enable_progress_bar=False, enable_checkpointing=False,
+            enable_model_summary=False, **{"train_size": 1.0, **options},
         )  # fmt: skip
         return [float(elbo) for elbo in model.history["elbo_train"].iloc[:, 0]]
 
     return train
+
+
+def scvi(fused: bool) -> Callable[[], Trained]:
+    """An SCVI of scvi-tools on synthetic counts of 5,000 genes, some epochs."""
+    import anndata
+
+    library = scvi_tools()
+    rates = torch.rand(5000, generator=torch.Generator().manual_seed(1)).log().mul(-1).expand(1024, -1)
+    adata = anndata.AnnData(torch.poisson(rates, generator=torch.Generator().manual_seed(2)).numpy())
+    library.model.SCVI.setup_anndata(adata)
+    return scvi_training(library.model.SCVI(adata))
+
+
+def totalvi(fused: bool) -> Callable[[], Trained]:
+    """Counts of 2,000 genes and 50 proteins, the latter mixtures of background and foreground."""
+    library = scvi_tools()
+    adata = library.data.synthetic_iid(512, n_genes=2000, n_proteins=50)
+    library.model.TOTALVI.setup_anndata(adata, protein_expression_obsm_key="protein_expression", batch_key="batch")
+    return scvi_training(library.model.TOTALVI(adata), early_stopping=False, train_size=0.9)
+
+
+def multivi(fused: bool) -> Callable[[], Trained]:
+    """Counts of 1,000 genes and the accessibility of 1,000 regions, which is Bernoulli."""
+    library = scvi_tools()
+    mdata = library.data.synthetic_iid(512, n_genes=1000, n_regions=1000, return_mudata=True)
+    library.model.MULTIVI.setup_mudata(mdata, modalities={"rna_layer": "rna", "atac_layer": "accessibility"})
+    model = library.model.MULTIVI(mdata, n_genes=1000, n_regions=1000)
+    return scvi_training(model, adversarial_mixing=False, early_stopping=False)
+
+
+def peakvi(fused: bool) -> Callable[[], Trained]:
+    """The accessibility of 5,000 regions, whose loss is PyTorch's binary cross-entropy of probabilities."""
+    library = scvi_tools()
+    adata = library.data.synthetic_iid(512, n_genes=5000)
+    adata.X = (adata.X > 1).astype("float32")
+    library.model.PEAKVI.setup_anndata(adata, batch_key="batch")
+    return scvi_training(library.model.PEAKVI(adata), early_stopping=False)
 
 
 PROGRAMS: dict[str, Callable[[bool], Callable[[], Trained]]] = {
@@ -168,12 +203,21 @@ PROGRAMS: dict[str, Callable[[bool], Callable[[], Trained]]] = {
     "Pyro VAE, TraceMeanField_ELBO": pyro,
     "diffusers AutoencoderKL": diffusers,
     "scvi-tools SCVI": scvi,
+    "scvi-tools TOTALVI": totalvi,
+    "scvi-tools MULTIVI": multivi,
+    "scvi-tools PEAKVI": peakvi,
 }
 
 
+INTEGRATIONS = "pyro", "diffusers", "scvi"
+
+
 def integration(name: str, fused: bool) -> AbstractContextManager[None]:
-    module = {"pyro": "pyro", "diffusers": "diffusers", "scvi": "scvi"}.get(PROGRAMS[name].__name__)
-    return getattr(vaefast.integrations, module).enabled(noise="torch") if fused and module else nullcontext()
+    module = name.partition(" ")[0].partition("-")[0].lower()
+    if not fused or module not in INTEGRATIONS:
+        return nullcontext()
+    found: AbstractContextManager[None] = getattr(vaefast.integrations, module).enabled(noise="torch")
+    return found
 
 
 def once(name: str, fused: bool) -> tuple[float, Trained]:

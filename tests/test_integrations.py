@@ -615,7 +615,7 @@ class TestScvi:
             return [
                 getattr(sys.modules[module], name)
                 for module in ("scvi.distributions", "scvi.distributions._negative_binomial")
-                for name in ("log_nb_positive", "log_zinb_positive")
+                for name in ("log_nb_positive", "log_zinb_positive", "log_mixture_nb")
                 if hasattr(sys.modules[module], name)
             ]
 
@@ -626,7 +626,7 @@ class TestScvi:
         find = self.functions()
         before, torchs = find(), state()
         module = sys.modules["scvi.distributions._negative_binomial"]
-        nb, zinb = module.log_nb_positive, module.log_zinb_positive
+        nb, zinb, mixture = module.log_nb_positive, module.log_zinb_positive, module.log_mixture_nb
         x = torch.poisson(torch.full((5, 4), 3.0), generator=generator(0)).double()
         mu, theta, pi = (
             torch.randn(shape, generator=generator(k)).double() for k, shape in enumerate([(2, 5, 4), (4,), (5, 4)])
@@ -649,6 +649,18 @@ class TestScvi:
             assert torch.equal(module.log_nb_positive(x, *leaves[:2], lgamma_fn=lgamma), nb(x, *leaves[:2]))
             assert calls == {"reconstruction_loss": 4}
         assert find() == before and state() == torchs
+
+        others = [torch.rand(2, 5, 4, generator=generator(7)).double().requires_grad_(), *leaves[1:]]
+        with integrations.scvi.enabled():
+            first, second, dispersion, logit = leaves[0], *others
+            given = x, first, second, dispersion
+            a, e = module.log_mixture_nb(*given, None, logit), mixture(*given, None, logit)
+            assert_within(a, e, 1e-7)
+            for g, h in zip(*(torch.autograd.grad(out.sum(), [first, *others]) for out in (a, e))):
+                assert_within(g, h, 1e-6)
+            assert calls == {"reconstruction_loss": 5}
+            two = module.log_mixture_nb(*given, dispersion + 1, logit)
+            assert torch.equal(two, mixture(*given, dispersion + 1, logit))
 
     def test_off_in_any_order(self, extension: object) -> None:
         find = self.functions()
