@@ -24,7 +24,7 @@ from ._domains import check
 from ._modalities import product_of_experts
 from ._options import ELBOTerms, Likelihood, Parameterization
 from .discrete import categorical_elbo_terms, categorical_kl, sample_categorical, sample_with_categorical_kl
-from .disentanglement import TCTerms, beta_tcvae_loss, total_correlation
+from .disentanglement import TCTerms, aggregate_posterior_mmd, beta_tcvae_loss, total_correlation
 from .functional import (
     elbo_loss,
     elbo_terms,
@@ -50,6 +50,7 @@ __all__ = [
     "Likelihood",
     "Parameterization",
     "TCTerms",
+    "aggregate_posterior_mmd",
     "available_backends",
     "bayesian",
     "beta_tcvae_loss",
