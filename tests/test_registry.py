@@ -167,7 +167,7 @@ def test_the_stub_names_every_entry_of_the_extension(extension: Any) -> None:
 
 @pytest.mark.parametrize("name", list(_stub()))
 def test_the_stub_has_the_extensions_arguments(extension: Any, name: str) -> None:
-    """Names, order and types from the operator's schema; how many, from what pybind11 tells. And of what is no operator,
+    """Names, order and types from the operator's schema; how many, from what pybind11 tells. Of what is no operator,
     since nothing but an optimizer calls it, the types."""
     stated = [(a.arg, ast.unparse(a.annotation or ast.Constant(None))) for a in _stub()[name].args.posonlyargs]
     told = getattr(extension, name).__doc__.partition("(")[2].partition(") ->")[0]
