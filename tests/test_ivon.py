@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -312,3 +313,11 @@ def test_what_is_refused_leaves_the_mean() -> None:
     optimizer = IVON(sparse.parameters(), lr=0.1, ess=10.0)
     with pytest.raises(RuntimeError, match="no sparse gradients"), optimizer.sampled_params(train=True):
         sparse(torch.tensor([0])).sum().backward()
+
+
+def test_lists_of_other_lengths_are_refused(extension: Any) -> None:
+    one, numbers = [torch.ones(2)], (10.0, 0.1, 0.9, 0.9, 1.0, 0.1, math.inf)
+    with pytest.raises(ValueError, match="0 tensors beside 1 parameters"):
+        extension.ivon_step(one, one, one, [], one, *numbers)
+    with pytest.raises(ValueError, match="2 tensors beside 1 parameters"):
+        extension.ivon_draw(one, one, one * 2, one, 10.0, 0.1, None)

@@ -16,6 +16,10 @@ bool alike(const Tensor& a, const Tensor& b) { return a.scalar_type() == b.scala
 
 // Whether each parameter and what belongs to it lie in memory in the same order, without gaps, in its dtype.
 bool covers(const Tensors& params, Lists beside) {
+  for (const Tensors* list : beside) {
+    TORCH_CHECK_VALUE(list->size() == params.size(), "vaefast: ", list->size(), " tensors beside ", params.size(),
+                      " parameters");
+  }
   for (size_t k = 0; k < params.size(); ++k) {
     const Tensor& p = params[k];
     if (is_wrapped(p) || !p.is_non_overlapping_and_dense() || !alike(p, params[0])) return false;
