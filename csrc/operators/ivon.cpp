@@ -38,7 +38,7 @@ std::vector<IvonProblem> problems_of(const Tensors& params, const Tensors& hess,
     IvonProblem& p = problems[k];
     p.numbers = numbers;
     p.numel = params[k].numel();
-    p.wide = params[k].scalar_type() == at::kDouble;
+    p.wide = is_double(params[k]);
     p.param = params[k].mutable_data_ptr();
     p.hess = hess[k].mutable_data_ptr();
   }

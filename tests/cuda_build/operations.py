@@ -92,7 +92,7 @@ class Operation:
 
     def moved(self, dtype: DType) -> tuple[int, int]:
         """Elements that one instruction moves, and how many moves of each operand are once round the loop."""
-        times = {1: 2 * FLIGHT, 4: 1, 5: 1}.get(self.loads, FLIGHT)
+        times = 2 * FLIGHT if self.loads == 1 else FLIGHT if self.loads < 4 else 1
         return (LINE // dtype.size, times) if self.plain else (PACK, 1)
 
     def demands(self, dtype: DType) -> list[Demand]:
