@@ -7,6 +7,7 @@ Environment variables:
     VAEFAST_FORCE_CUDA=1    fail, naming the fix, instead of building without CUDA
     VAEFAST_FORCE_CPU=1     build no CUDA kernels
     VAEFAST_FORCE_PYTHON=1  compile nothing
+    VAEFAST_CPU=native      compile for this machine's instruction set alone (default: for all of its architecture)
     MAX_JOBS                compilers at a time (default: one a core)
     CXX, CUDA_HOME          the C++ compiler and the CUDA toolkit to use
     TORCH_CUDA_ARCH_LIST    GPU architectures, such as "8.0;9.0+PTX" (default: those of ARCHS that the toolkit knows)
@@ -38,6 +39,18 @@ ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 # compiled once per instruction set
 KERNELS = ("csrc/cpu/kernels.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/run_*.cpp")))
+# roughly, with AVX512, of the files that are units; the others are one, and would each take longest over its headers
+SECONDS = {
+    "counts": 20,
+    "others": 20,
+    "discrete": 15,
+    "categorical": 14,
+    "posterior_float": 14,
+    "positive": 13,
+    "real": 9,
+    "posterior_double": 9,
+    "binary": 5,
+}
 SIMD = {
     "DEFAULT": [],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -51,6 +64,13 @@ KERNEL_FLAGS = [
     "-fno-unswitch-loops",
     "-fno-wrapv",
     "-Wno-uninitialized",
+]
+# gcc's analyses of memory take it as long as the rest and find nothing: once all is inlined, and the earlier that is
+# the better, kernels compute in registers
+GCC_FLAGS = [
+    "-fno-tree-pta",
+    *("--param", "sccvn-max-alias-queries-per-access=30"),
+    *("--param", "early-inlining-insns=60"),
 ]
 CXX_FLAGS = [
     "-O3",
@@ -112,6 +132,28 @@ def find_compiler() -> str:
     raise Missing(f"{what}; install g++ (apt install g++, dnf install gcc-c++) or set CXX, then install vaefast again")
 
 
+def kernel_flags(simd: str, compiler: str = "") -> list[str]:
+    """Of the kernels for that instruction set, by that compiler or the one that CXX names."""
+    nothing = ("-xc++", "-c", os.devnull, "-o", os.devnull)
+    command = [*shlex.split(compiler or os.environ["CXX"]), "-Werror", *GCC_FLAGS, *nothing]
+    known = subprocess.run(command, capture_output=True).returncode == 0
+    flags = [*KERNEL_FLAGS, *SIMD[simd], f"-DCPU_CAPABILITY={simd}", f"-DCPU_CAPABILITY_{simd}"]
+    return flags + GCC_FLAGS if known else flags
+
+
+def instruction_sets(torch: Any) -> tuple[str, ...]:
+    """Those to compile for."""
+    if platform.machine() != "x86_64":
+        return ("DEFAULT",)
+    asked = os.environ.get("VAEFAST_CPU") or "all"
+    if asked not in ("all", "native"):
+        raise SystemExit(f"VAEFAST_CPU={asked}, but it takes all (the default) or native: this machine's alone")
+    if asked == "all":
+        return tuple(SIMD)
+    own = torch.backends.cpu.get_cpu_capability().partition("_")[0]
+    return (own if own in SIMD else "DEFAULT",)
+
+
 def find_headers() -> None:
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         raise Missing("Python.h was not found; install Python's headers (python3-dev), then install vaefast again")
@@ -164,7 +206,7 @@ def plan() -> dict[str, Any]:
         build["torch"] = str(torch.__version__)
         build["compiler"] = find_compiler()
         find_headers()
-        build["cpu"] = tuple(SIMD) if platform.machine() == "x86_64" else ("DEFAULT",)
+        build["cpu"] = instruction_sets(torch)
         build["cuda"], build["cuda_archs"] = find_cuda(torch)
     except Missing as missing:
         build["why_no_cuda"] = str(missing)
@@ -183,20 +225,16 @@ def report(build: dict[str, Any]) -> None:
     print(f"vaefast: {cuda if build['cuda'] else 'no CUDA kernels: ' + build['why_no_cuda']}", flush=True)
 
 
+def named(source: str) -> str:
+    return Path(source).stem.removeprefix("run_")
+
+
 def cost(simd: str, source: str) -> int:
     """Roughly the seconds that a unit takes to compile."""
-    name = Path(source).stem.removeprefix("run_")
+    name = named(source)
     if not simd:
-        return {"csrc": 35, "autograd": 25, "operators": 15}.get(name, 5)
-    seconds = {
-        "posterior_float": 30,
-        "discrete": 22,
-        "counts": 20,
-        "posterior_double": 10,
-        "categorical": 11,
-        "kernels": 4,
-    }
-    return seconds.get(name, 8) * {"AVX512": 3, "AVX2": 2}.get(simd, 1) // 3
+        return {"csrc": 35, "autograd": 30, "operators": 15}.get(name, 5)
+    return SECONDS.get(name, 5) * {"AVX512": 4, "AVX2": 3}.get(simd, 1) // 4
 
 
 def progress(done: int, units: int) -> None:
@@ -214,9 +252,9 @@ def by_folder(sources: Sequence[Path]) -> dict[Path, list[Path]]:
     return {folder: [source for source in sources if source.parent == folder] for folder in folders}
 
 
-def together(folder: Path, sources: Sequence[Path], work: Path) -> Path:
-    """One unit of a folder's files: torch's headers take longer than what includes them."""
-    unit = work / f"{folder.name}.cpp"
+def together(name: str, sources: Sequence[Path], work: Path) -> Path:
+    """One unit of several files: torch's headers take longer than what includes them."""
+    unit = work / f"{name}.cpp"
     text = "".join(f'#include "{source.relative_to(ROOT / "csrc")}"\n' for source in sources)
     if not unit.exists() or unit.read_text() != text:
         unit.parent.mkdir(parents=True, exist_ok=True)
@@ -265,12 +303,16 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
             set is compiled apart; nvcc's sources go torch's way."""
             cxx = ext.extra_compile_args["cxx"]
             extra: dict[tuple[str, str], list[str]] = {}
+            work = Path(self.build_temp)
+            alone = [source for source in KERNELS if named(source) in SECONDS]
+            others = together("others", [ROOT / source for source in KERNELS if source not in alone], work)
             for simd in build["cpu"]:
-                flags = [*KERNEL_FLAGS, *SIMD[simd], f"-DCPU_CAPABILITY={simd}", f"-DCPU_CAPABILITY_{simd}"]
-                extra |= {(simd, source): flags for source in KERNELS}
+                extra |= dict.fromkeys(((simd, source) for source in (*alone, str(others))), kernel_flags(simd))
             core = [ROOT / source for source in ext.sources if source.endswith(".cpp")]
             for folder, sources in by_folder(core).items():
-                extra["", str(together(folder, sources, Path(self.build_temp)))] = []
+                # where a call finds its way to one of those
+                have = [f"-DVAEFAST_HAVE_{simd}" for simd in build["cpu"]] if folder.name == "cpu" else []
+                extra["", str(together(folder.name, sources, work))] = have
             ext.sources = [source for source in ext.sources if not source.endswith(".cpp")]
             units = sorted(extra, key=lambda unit: (-cost(*unit), unit))
 
@@ -306,8 +348,7 @@ def commands(build: dict[str, Any]) -> dict[str, Any]:
             record(build, ROOT / "vaefast" if self.inplace else Path(self.build_lib, "vaefast"))
 
     linux = sys.platform == "linux"
-    defines = [f"-DVAEFAST_HAVE_{simd}" for simd in build["cpu"] if simd != "DEFAULT"]
-    defines += ["-DVAEFAST_CUDA"] if build["cuda"] else []
+    defines = ["-DVAEFAST_CUDA"] if build["cuda"] else []
     sources = sorted({*ROOT.glob("csrc/**/*.cpp")} - {ROOT / kernel for kernel in KERNELS})
     sources += sorted(ROOT.glob("csrc/cuda/*.cu")) if build["cuda"] else []
     extension = (CUDAExtension if build["cuda"] else CppExtension)(

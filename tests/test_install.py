@@ -34,7 +34,7 @@ def builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    wishes = ("VAEFAST_FORCE_CUDA", "VAEFAST_FORCE_CPU", "VAEFAST_FORCE_PYTHON")
+    wishes = ("VAEFAST_FORCE_CUDA", "VAEFAST_FORCE_CPU", "VAEFAST_FORCE_PYTHON", "VAEFAST_CPU")
     for name in (*wishes, "TORCH_CUDA_ARCH_LIST", "CUDA_HOME"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -167,6 +167,58 @@ def test_compiler_in_one_line(builder: ModuleType, monkeypatch: pytest.MonkeyPat
     assert builder.find_compiler() == name
 
 
+@pytest.mark.parametrize(("runs", "native"), [("DEFAULT", "DEFAULT"), ("AVX2", "AVX2"), ("AVX512_VNNI", "AVX512")])
+def test_instruction_sets_to_compile_for(
+    builder: ModuleType, monkeypatch: pytest.MonkeyPatch, runs: str, native: str
+) -> None:
+    of_machine = SimpleNamespace(backends=SimpleNamespace(cpu=SimpleNamespace(get_cpu_capability=lambda: runs)))
+    monkeypatch.setattr(builder.platform, "machine", lambda: "x86_64")
+    assert builder.instruction_sets(of_machine) == ("DEFAULT", "AVX2", "AVX512")
+    monkeypatch.setenv("VAEFAST_CPU", "native")
+    assert builder.instruction_sets(of_machine) == (native,)
+    monkeypatch.setattr(builder.platform, "machine", lambda: "aarch64")
+    assert builder.instruction_sets(of_machine) == ("DEFAULT",)
+    monkeypatch.setattr(builder.platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("VAEFAST_CPU", "avx2")
+    with pytest.raises(SystemExit, match="VAEFAST_CPU=avx2, but it takes all"):
+        builder.instruction_sets(of_machine)
+
+
+@pytest.mark.parametrize(
+    ("built", "runs", "loads"),
+    [
+        ("AVX2", "AVX2", True),
+        ("AVX2", "AVX512", True),
+        ("AVX512", "AVX512_VNNI", True),
+        ("DEFAULT", "ZVECTOR", True),
+        ("AVX512", "AVX2", False),
+        ("AVX2", "DEFAULT", False),
+    ],
+)
+def test_kernels_for_another_machine_are_refused(
+    monkeypatch: pytest.MonkeyPatch, built: str, runs: str, loads: bool
+) -> None:
+    info = BuildInfo(torch=torch.__version__, cpu=(built,), why_no_native="")
+    monkeypatch.setattr(_build, "info", lambda: info)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: runs)
+    monkeypatch.setattr(_build.importlib, "import_module", lambda name: name)
+    if loads:
+        assert _build.extension() == "vaefast._C"
+        return
+    with pytest.raises(ImportError, match=f"for {built} alone .*, but here torch takes {runs}. Build it again"):
+        _build.extension()
+
+
+def test_flags_that_a_compiler_does_not_know_are_left_out(builder: ModuleType, tmp_path: Path) -> None:
+    plain = builder.kernel_flags("AVX2")  # of the fixture's, which takes all
+    assert [*builder.KERNEL_FLAGS, "-mavx2"] == plain[: len(builder.KERNEL_FLAGS) + 1]
+    assert plain[-len(builder.GCC_FLAGS) :] == builder.GCC_FLAGS
+    refuses = tmp_path / "clang++"
+    refuses.write_text("#!/bin/sh\nexit 1\n")
+    refuses.chmod(0o755)
+    assert builder.kernel_flags("AVX2", str(refuses)) == plain[: -len(builder.GCC_FLAGS)]
+
+
 def test_oldest_torch_is_the_declared_one(builder: ModuleType) -> None:
     oldest = ".".join(map(str, builder.OLDEST_TORCH))
     assert f'"torch>={oldest}"' in Path(ROOT, "pyproject.toml").read_text()
@@ -234,7 +286,7 @@ def wheel(env: Environment, source: Path, into: Path, **variables: str) -> list[
 )
 def test_a_wheel_has_an_extension_for_each_torch(monkeypatch: pytest.MonkeyPatch, found: str, module: str) -> None:
     """Any build and patch of a release; nothing else, for which it says what to install."""
-    monkeypatch.setattr(_build, "info", lambda: BuildInfo(torches=("2.11", "2.13"), why_no_native=""))
+    monkeypatch.setattr(_build, "info", lambda: BuildInfo(torches=("2.11", "2.13"), cpu=("DEFAULT",), why_no_native=""))
     monkeypatch.setattr(torch, "__version__", found)
     monkeypatch.setattr(_build.importlib, "import_module", lambda name: name)
     assert _build.compiled()

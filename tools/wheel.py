@@ -80,7 +80,7 @@ class Compiler:
         setup.find_compiler()
         self.command = shlex.split(os.environ["CXX"])
         self.flags = ["-fPIC", "-fopenmp", *setup.CXX_FLAGS]
-        self.flags += [f"-DVAEFAST_HAVE_{simd}" for simd in setup.SIMD if simd != "DEFAULT"]
+        self.flags += [f"-DVAEFAST_HAVE_{simd}" for simd in setup.SIMD]
         self.flags += ["-DTORCH_EXTENSION_NAME=_C", "-DTORCH_API_INCLUDE_EXTENSION_H", "-D_GLIBCXX_USE_CXX11_ABI=1"]
         self.include = [ROOT / "csrc", Path(sysconfig.get_paths()["include"])]
         self.work = work
@@ -117,7 +117,7 @@ def build(versions: Sequence[str], work: Path, package: Path) -> None:
     kernels = [
         compiler.pool.submit(
             compiler.compiled, ROOT / source, f"{simd}/{Path(source).stem}", torches[0],
-            [*setup.KERNEL_FLAGS, *setup.SIMD[simd], f"-DCPU_CAPABILITY={simd}", f"-DCPU_CAPABILITY_{simd}"],
+            setup.kernel_flags(simd),
         )
         for simd, source in sorted(
             ((simd, source) for simd in setup.SIMD for source in setup.KERNELS), key=lambda unit: -setup.cost(*unit)
@@ -127,7 +127,7 @@ def build(versions: Sequence[str], work: Path, package: Path) -> None:
     glue = {
         of: [
             compiler.pool.submit(
-                compiler.compiled, setup.together(folder, sources, work), f"{of.release}/{folder.name}", of
+                compiler.compiled, setup.together(folder.name, sources, work), f"{of.release}/{folder.name}", of
             )
             for folder, sources in setup.by_folder(core).items()
         ]

@@ -13,6 +13,10 @@ import torch
 __version__ = "0.1.0"
 
 
+# beside DEFAULT, what a machine runs
+ABOVE = {"AVX2": ("AVX2",), "AVX512": ("AVX2", "AVX512")}
+
+
 @dataclass(frozen=True)
 class BuildInfo:
     torch: str = ""
@@ -61,8 +65,7 @@ def extension() -> Any:
     """The compiled module, imported.
 
     Raises:
-        ImportError: it is for another torch. An extension holds the memory layout of the torch it was built against:
-            with another it would crash.
+        ImportError: it is for another torch, whose memory layout it holds, or another machine: it would crash.
     """
     build, found = info(), torch.__version__
     if build.torches and release_of(found) not in build.torches:
@@ -77,6 +80,13 @@ def extension() -> Any:
             f"vaefast was built against torch {build.torch} but torch {found} is installed. Build it again: "
             "`pip install --force-reinstall --no-deps --no-cache-dir .` in vaefast's source folder "
             "(or install the torch it was built against)."
+        )
+    runs = torch.backends.cpu.get_cpu_capability()
+    if not any(set_ in ("DEFAULT", *ABOVE.get(runs.partition("_")[0], ())) for set_ in build.cpu):
+        raise ImportError(
+            f"vaefast was compiled for {build.cpu[0]} alone (VAEFAST_CPU=native), but here torch takes {runs}. Build "
+            "it again on this machine, or without VAEFAST_CPU for all: `pip install --force-reinstall --no-deps "
+            "--no-cache-dir .` in vaefast's source folder."
         )
     return importlib.import_module(module())
 

@@ -28,14 +28,17 @@ constexpr int64_t kGrain = 12288;
 const CpuKernels& kernels() {
   static const CpuKernels& chosen = []() -> const CpuKernels& {
     const std::string isa = at::get_cpu_capability();  // honours ATEN_CPU_CAPABILITY
-    (void)isa;
 #if defined(VAEFAST_HAVE_AVX512)
     if (isa.rfind("AVX512", 0) == 0) return cpu_kernels_AVX512();
 #endif
 #if defined(VAEFAST_HAVE_AVX2)
     if (isa.rfind("AVX", 0) == 0) return cpu_kernels_AVX2();
 #endif
+#if defined(VAEFAST_HAVE_DEFAULT)
     return cpu_kernels_DEFAULT();
+#else
+    TORCH_CHECK(false, "vaefast was compiled for other machines than this, which runs ", isa);
+#endif
   }();
   return chosen;
 }

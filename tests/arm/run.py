@@ -42,8 +42,7 @@ class Target(NamedTuple):
         if not shutil.which(self.compiler):
             pytest.skip(f"no {self.compiler}; {DEBIAN}")
         setup = setup_py()
-        flags = [*setup.CXX_FLAGS, *setup.KERNEL_FLAGS, "-Wno-psabi"]
-        flags += [*setup.SIMD[self.isa], f"-DCPU_CAPABILITY={self.isa}", f"-DCPU_CAPABILITY_{self.isa}"]
+        flags = [*setup.CXX_FLAGS, *setup.kernel_flags(self.isa, self.compiler), "-Wno-psabi"]
         includes = [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in cpp_extension.include_paths())]
         command = [self.compiler, "-std=c++20", "-c", *flags, *includes]
         digest = hashlib.sha256("\n".join([torch.__version__, *command]).encode())

@@ -54,18 +54,18 @@ class Library:
         if target in ORDER and "x86_64" in os.uname().machine:
             if own not in ORDER or ORDER.index(target) > ORDER.index(own):
                 pytest.skip(f"this machine runs {own}, which is not above {target}")
-            flags = [*setup.SIMD[target], f"-DCPU_CAPABILITY={target}", f"-DCPU_CAPABILITY_{target}"]
+            flags = setup.kernel_flags(target, _compiler())
             sources = [HERE / "primitives.cpp"]
         elif target == "SIMT":
-            flags = ["-include", str(SIMT / "simt.h")]
+            flags = [*setup.KERNEL_FLAGS, "-include", str(SIMT / "simt.h")]
             sources = [HERE / "primitives.cpp", SIMT / "simt.cpp"]
         elif target == "DEFAULT":
-            flags, sources = ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"], [HERE / "primitives.cpp"]
+            flags, sources = setup.kernel_flags(target, _compiler()), [HERE / "primitives.cpp"]
         else:
             pytest.skip(f"{target} is for x86-64")
         command = [
             *_compiler().split(),
-            *("-std=c++20", "-shared", "-fPIC", *setup.CXX_FLAGS, *setup.KERNEL_FLAGS, *flags),
+            *("-std=c++20", "-shared", "-fPIC", *setup.CXX_FLAGS, *flags),
             *("-fvisibility=default", f"-I{ROOT / 'csrc'}"),
             *(f"-isystem{path}" for path in cpp_extension.include_paths()),
             *map(str, sources),

@@ -63,7 +63,7 @@ def flags_for(sanitizer: list[str]) -> list[str]:
 
 
 def kernels(isa: str, flags: list[str]) -> dict[str, tuple[Path, list[str]]]:
-    of_isa = [*SETUP.KERNEL_FLAGS, *SETUP.SIMD[isa], f"-DCPU_CAPABILITY={isa}", f"-DCPU_CAPABILITY_{isa}"]
+    of_isa = SETUP.kernel_flags(isa, compiler())
     return {f"{isa}-{Path(k).stem}": (ROOT / k, [*flags, *of_isa]) for k in SETUP.KERNELS}
 
 
@@ -76,12 +76,12 @@ def extension(isa: str) -> Path:
     folder = ROOT / "build" / f"address-{isa}-torch-{torch.__version__}"
     own = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     flags = [*(f"-isystem{path}" for path in own), "-fopenmp", "-DTORCH_EXTENSION_NAME=_C"]
-    flags += ["-DTORCH_API_INCLUDE_EXTENSION_H", *([f"-DVAEFAST_HAVE_{isa}"] if isa != "DEFAULT" else [])]
+    flags += ["-DTORCH_API_INCLUDE_EXTENSION_H", *(f"-DVAEFAST_HAVE_{each}" for each in {"DEFAULT", isa})]
     of_vectors, flags = [*flags_for(OF_VECTORS), *flags], [*flags_for(ADDRESS), *flags]
     units = kernels("DEFAULT", flags) | (kernels(isa, of_vectors) if isa != "DEFAULT" else {})
     sources = sorted({*(ROOT / "csrc").rglob("*.cpp")} - {ROOT / k for k in SETUP.KERNELS})
     for of, files in SETUP.by_folder(sources).items():
-        units[f"core-{of.name}"] = (SETUP.together(of, files, folder / "units"), flags)
+        units[f"core-{of.name}"] = (SETUP.together(of.name, files, folder / "units"), flags)
     made = objects(folder / "objects", units)
     package = folder / "vaefast"
     package.mkdir(exist_ok=True)
