@@ -183,10 +183,10 @@ class Few:
         r = torch.softmax(self.x, 1).mul_(g.unsqueeze(1))
         moved, counts = r.unsqueeze(2) * self.t, r.sum(0)
         found: list[Tensor | None] = [None] * 4
-        if wanted[0]:
-            found[0] = (moved * self.scale).sum(1).neg_()
-        if wanted[1]:
-            found[1] = moved.sum(0).mul_(self.scale)
+        if wanted[0] or wanted[1]:
+            scaled = moved * self.scale
+            found[0] = scaled.sum(1).neg_() if wanted[0] else None
+            found[1] = scaled.sum(0) if wanted[1] else None
         if wanted[2]:
             found[2] = moved.mul_(self.t).sum(0).sub_(counts.unsqueeze(1)).mul_(0.5)
         if wanted[3] and self.weights is not None:
