@@ -26,7 +26,7 @@ LOOPS      := tests/test_loops_*.py tests/test_compile.py tests/test_distribut*.
 BUILT   := $(VENV)/.built
 ifeq ($(MAKECMDGOALS)$(wildcard $(BUILT)),demo)
 BUILT   := $(VENV)/.built-native
-export VAEFAST_CPU := native
+export VAEFAST_CPU ?= native
 endif
 
 BIN     := $(VENV)/bin
@@ -208,5 +208,5 @@ format: $(VENV)/.with-lint  ## ruff and clang-format: rewrite
 	$(BIN)/clang-format -i $(CXX_ALL)
 
 clean:  ## remove what was built; $(VENV) stays, but for its stamp
-	rm -rf build dist out *.egg-info vaefast/_build_info.py vaefast/_C.*.so $(VENV)/.built $(VENV)/.with-*
+	rm -rf build dist out *.egg-info vaefast/_build_info.py vaefast/_C.*.so $(VENV)/.built* $(VENV)/.with-*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
