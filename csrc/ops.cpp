@@ -16,8 +16,8 @@
 #include "autograd/batched.h"
 #include "autograd/entries.h"
 #include "device.h"
+#include "likelihoods/registries.h"
 #include "operators/operators.h"
-#include "operators/registries.h"
 
 namespace vaefast {
 

@@ -4,10 +4,10 @@
 
 #include <algorithm>
 
+#include "likelihoods/registries.h"
 #include "operators/layout.h"
 #include "operators/operators.h"
 #include "operators/outputs.h"
-#include "operators/registries.h"
 
 namespace vaefast {
 

@@ -1,4 +1,4 @@
-#include "operators/registries.h"
+#include "likelihoods/registries.h"
 
 #include "likelihoods.h"
 #include "posterior.h"
