@@ -22,7 +22,7 @@ TORCHES    ?= 2.11.0 2.15.0
 LOOPS      := tests/test_loops_*.py tests/test_compile.py tests/test_distribut*.py tests/test_integrations.py \
 	tests/test_modules.py tests/test_gradients.py tests/test_errors.py tests/test_backends.py
 
-# the demo alone takes the kernels of this machine, in a third of the time; all else those of every instruction set
+# the demo alone takes the kernels of this machine, in three fifths of the time; all else those of every instruction set
 BUILT   := $(VENV)/.built
 ifeq ($(MAKECMDGOALS)$(wildcard $(BUILT)),demo)
 BUILT   := $(VENV)/.built-native
