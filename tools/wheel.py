@@ -114,10 +114,10 @@ def build(versions: Sequence[str], work: Path, package: Path) -> None:
     setup = setup_py()
     compiler = Compiler(setup, work)
     torches = [headers_of(version, ROOT / "build" / "torches") for version in versions]
+    flags = {simd: setup.kernel_flags(simd) for simd in setup.SIMD}
     kernels = [
         compiler.pool.submit(
-            compiler.compiled, ROOT / source, f"{simd}/{Path(source).stem}", torches[0],
-            setup.kernel_flags(simd),
+            compiler.compiled, ROOT / source, f"{simd}/{Path(source).stem}", torches[0], flags[simd]
         )
         for simd, source in sorted(
             ((simd, source) for simd in setup.SIMD for source in setup.KERNELS), key=lambda unit: -setup.cost(*unit)
@@ -145,7 +145,7 @@ def build(versions: Sequence[str], work: Path, package: Path) -> None:
         compiler.linked([unit.result() for unit in units], out, *libraries)
     info = setup.plan() | {"torches": tuple(of.release for of in torches)}
     why = "this wheel holds CPU kernels; build vaefast from its source for a GPU"
-    info |= {"torch": "", "cuda": "", "cuda_archs": (), "why_no_cuda": why}
+    info |= {"torch": "", "cpu": tuple(flags), "cuda": "", "cuda_archs": (), "why_no_cuda": why}
     setup.record(info, package)
 
 

@@ -13,8 +13,8 @@ import torch
 __version__ = "0.1.0"
 
 
-# beside DEFAULT, what a machine runs
-ABOVE = {"AVX2": ("AVX2",), "AVX512": ("AVX2", "AVX512")}
+# by torch's name of what a machine has, the kernels that it runs besides DEFAULT's
+RUNS = {"AVX2": ("AVX2",), "AVX512": ("AVX2", "AVX512")}
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def extension() -> Any:
             "`pip install --force-reinstall --no-deps --no-cache-dir .` in vaefast's source folder "
             "(or install the torch it was built against)."
         )
-    runs = torch.backends.cpu.get_cpu_capability()
-    if not any(set_ in ("DEFAULT", *ABOVE.get(runs.partition("_")[0], ())) for set_ in build.cpu):
+    own = torch.backends.cpu.get_cpu_capability()
+    if not {"DEFAULT", *RUNS.get(own.partition("_")[0], ())} & {*build.cpu}:
         raise ImportError(
-            f"vaefast was compiled for {build.cpu[0]} alone (VAEFAST_CPU=native), but here torch takes {runs}. Build "
+            f"vaefast was compiled for {build.cpu[0]} alone (VAEFAST_CPU=native), but here torch takes {own}. Build "
             "it again on this machine, or without VAEFAST_CPU for all: `pip install --force-reinstall --no-deps "
             "--no-cache-dir .` in vaefast's source folder."
         )
