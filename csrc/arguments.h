@@ -180,6 +180,18 @@ struct MarginalsInputs {
   }
 };
 
+// z [B, D] under a mixture of components [K, D], whose log weights are [K], up to a constant, or alike.
+struct MixtureInputs {
+  Tensor z, mus, logvars;
+  MaybeTensor logits;
+
+  static constexpr auto fields() {
+    using M = MixtureInputs;
+    return std::make_tuple(field("z", &M::z), field("mus", &M::mus), field("logvars", &M::logvars),
+                           field("logits", &M::logits));
+  }
+};
+
 // The numbers of a step of IVON's.
 struct IvonStep : IvonNumbers {
   static constexpr auto fields() {

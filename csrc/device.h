@@ -23,6 +23,7 @@ struct Device {
   void (*log_ratio)(const LogRatioProblem&) = nullptr;
   void (*bound)(const BoundProblem&) = nullptr;
   void (*experts)(const ExpertsProblem&) = nullptr;
+  void (*mixture)(const MixtureProblem&) = nullptr;
   void (*ivon)(const IvonProblem*, int64_t count) = nullptr;
 };
 

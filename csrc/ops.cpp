@@ -200,6 +200,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("experts", python<experts>, released);
   m.def("marginals_forward", python<marginals_forward>, released);
   m.def("marginals_backward", python<marginals_backward>, released);
+  m.def("mixture_forward", python<mixture_forward>, released);
+  m.def("mixture_backward", python<mixture_backward>, released);
   m.def("ivon_draw", python<ivon_draw>, released);
   m.def("ivon_step", python<ivon_step>, released);
   m.def("likelihoods", [] { return registry<LikelihoodIndex>().list; });

@@ -239,6 +239,30 @@ struct ExpertsProblem {
   void *dmus = nullptr, *dlogvars = nullptr;
 };
 
+// The log density of a mixture of diagonal Gaussians at each sample, with t = (z[b][d] - mus[k][d]) e^(-logvars[k][d] /
+// 2):
+//     value[b] = log sum_k e^x[b][k],   x[b][k] = log weight[k] - sum_d (t^2 + logvars[k][d] + log(2 pi)) / 2
+// the weights being softmax(logits), or alike where those are null. Backward: from g[b] the sums for the gradients in
+// mus, logvars and the log weights, and dz itself. Tensors are contiguous, float or double; the arithmetic is double.
+struct MixtureProblem {
+  int64_t samples = 0, components = 0, latents = 0;
+  bool wide = false, backward = false;
+  const void *z = nullptr, *mus = nullptr, *logvars = nullptr, *logits = nullptr;
+  const void* g = nullptr;
+  void *value = nullptr, *dz = nullptr;
+  // Chunks of the samples, `together` of which are computed at a time, a multiple of kSampleLanes. Each chunk has
+  // `each` numbers of scratch, of which the sums, [2 latents + 1, components], come first and are yet to be added up.
+  int64_t chunks = 1, together = kSampleLanes, each = 0;
+  double* scratch = nullptr;
+
+  static constexpr int64_t kSampleLanes = 16;  // as many as any instruction set has
+  int64_t sums() const { return (2 * latents + 1) * components; }
+  void size_scratch() {
+    const int64_t of_samples = (2 * latents + components) * together, of_lanes = 2 * latents * kSampleLanes;
+    each = sums() + (2 * latents + 1) * components + of_samples + of_lanes;
+  }
+};
+
 // What IVON's formulas take besides tensors.
 struct IvonNumbers {
   double ess = 1, weight_decay = 0, beta1 = 0, beta2 = 0;

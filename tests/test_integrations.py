@@ -260,7 +260,7 @@ def densities(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return count
 
 
-@pytest.mark.parametrize("shape", [(400, 8), (3, 100, 8)])
+@pytest.mark.parametrize("shape", [(400, 8), (3, 100, 8), (2, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixtures(densities: list[int], dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     value = torch.randn(shape, generator=generator(9))
@@ -272,17 +272,18 @@ def test_mixtures(densities: list[int], dtype: torch.dtype, shape: tuple[int, ..
             log_p = d.log_prob(z)
         weights = torch.linspace(-1, 1, log_p.numel(), dtype=kind).view(log_p.shape)
         into += [log_p, *torch.autograd.grad((weights * log_p).sum(), [z, *leaves])]
-    assert densities == [1] and found[0].dtype == dtype
+    kernels = "cpu" in vaefast.available_backends()
+    assert densities == [int(kernels or value.numel() > 1000)] and found[0].dtype == dtype
     for a, e in zip(found, expected):
         assert_within(a, e, 1e-5 if dtype == torch.float32 else 1e-10)
 
 
 def test_mixtures_that_are_torchs(densities: list[int]) -> None:
-    """Few values, one mixture for each sample, half precision, components that are no normals, a wrong size."""
+    """One mixture for each sample, half precision, components that are no normals, a wrong size; few values without
+    kernels."""
     z = torch.randn(400, 8, generator=generator(9))
     spread = Independent(Cauchy(torch.zeros(60, 8), torch.ones(60, 8)), 1)
     others = [
-        (mixture(torch.float32)[0], z[:2]),
         (mixture(torch.float32, 60, 8, 400)[0], z),
         (mixture(torch.bfloat16)[0], z.bfloat16()),
         (mixture(torch.float64)[0], z),
@@ -292,6 +293,8 @@ def test_mixtures_that_are_torchs(densities: list[int]) -> None:
     with integrations.torch_distributions.enabled():
         for (d, value), expected in zip(others, plain):
             torch.testing.assert_close(d.log_prob(value), expected)
+        with vaefast.use_backend("reference"):
+            mixture(torch.float32)[0].log_prob(z[:2])
         with pytest.raises(ValueError, match="support"):
             mixture(torch.float32)[0].log_prob(torch.full((400, 8), math.nan))
         with pytest.raises(ValueError, match="event_shape"):

@@ -48,10 +48,16 @@ def assert_same(found: list[Tensor], expected: list[Tensor], bound: float) -> No
         assert float(error.max()) <= bound, (name, float(error.max()))
 
 
-@pytest.fixture(params=[True, False], ids=["few", "many"])
-def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the size: all differences at once, or products."""
-    monkeypatch.setattr(_mixtures, "FEW", 1 << 30 if request.param else 0)
+@pytest.fixture(params=["kernels", "few", "many"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size: by kernels, all differences at once, or products."""
+    if request.param == "kernels":
+        if _mixtures.kernels is None:
+            pytest.skip("the extension is not built; make build")
+        monkeypatch.setattr(_mixtures, "MANY", 1 << 62)
+        return
+    monkeypatch.setattr(_mixtures, "kernels", None)
+    monkeypatch.setattr(_mixtures, "FEW", 1 << 30 if request.param == "few" else 0)
 
 
 SIZES = [(1, 1, 1), (1, 5, 3), (7, 1, 4), (33, 17, 5), (64, 100, 16), (200, 300, 40), (3, 2, 1500)]
@@ -61,7 +67,7 @@ SIZES = [(1, 1, 1), (1, 5, 3), (7, 1, 4), (33, 17, 5), (64, 100, 16), (200, 300,
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (WIDE, 1e-13)])
 def test_values_and_gradients(
-    size: tuple[int, int, int], logits: bool, dtype: torch.dtype, bound: float, device: str, few: None
+    size: tuple[int, int, int], logits: bool, dtype: torch.dtype, bound: float, device: str, way: None
 ) -> None:
     arguments = drawn(1, *size, logits, dtype)
     arguments = tuple(None if t is None else t.to(device) for t in arguments)  # type: ignore[assignment]
@@ -95,7 +101,7 @@ def ways() -> list[tuple[str, Arguments]]:
 
 
 @pytest.mark.parametrize("case", ways(), ids=lambda case: case[0])
-def test_extremes(case: tuple[str, Arguments], few: None) -> None:
+def test_extremes(case: tuple[str, Arguments], way: None) -> None:
     """Each gradient is held to 1e-6 of the largest of its kind, or of 1."""
     _, arguments = case
     upstream = torch.randn(len(arguments[0]), generator=torch.Generator().manual_seed(5))
@@ -137,6 +143,7 @@ def test_against_fifty_digits() -> None:
 
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, upstream = drawn(6, 150, 40, 8), torch.randn(150)
+    monkeypatch.setattr(_mixtures, "kernels", None)
     monkeypatch.setattr(_mixtures, "FEW", 0)
     whole = with_gradients(priors.mixture_log_prob, arguments, upstream)
     monkeypatch.setattr(_mixtures, "BLOCK", 1000)
@@ -147,7 +154,7 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(with_gradients(priors.mixture_log_prob, arguments, upstream), [t.double() for t in whole], 1e-6)
 
 
-def test_each_gradient_alone(few: None) -> None:
+def test_each_gradient_alone(way: None) -> None:
     arguments, upstream = drawn(7, 150, 40, 8), torch.ones(150)
     every = with_gradients(priors.mixture_log_prob, arguments, upstream)
     for n in range(4):
@@ -157,7 +164,7 @@ def test_each_gradient_alone(few: None) -> None:
 
 
 @pytest.mark.parametrize("size", [(3, 4, 2), (40, 30, 8)], ids=str)
-def test_gradcheck(size: tuple[int, int, int], few: None) -> None:
+def test_gradcheck(size: tuple[int, int, int], way: None) -> None:
     arguments = [t.requires_grad_() for t in drawn(8, *size, dtype=WIDE) if t is not None]
     assert gradcheck(priors.mixture_log_prob, arguments, fast_mode=True)
     assert gradcheck(priors.mixture_log_prob, arguments, check_batched_grad=size[0] < 10, fast_mode=size[0] > 10)
@@ -165,7 +172,7 @@ def test_gradcheck(size: tuple[int, int, int], few: None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype: torch.dtype, few: None) -> None:
+def test_half_precision(dtype: torch.dtype, way: None) -> None:
     arguments, upstream = drawn(8, 100, 30, 8, dtype=dtype), torch.ones(100)
     found = with_gradients(priors.mixture_log_prob, arguments, upstream)
     assert found[0].dtype == torch.float32 and all(g.dtype == dtype for g in found[1:])
@@ -174,7 +181,7 @@ def test_half_precision(dtype: torch.dtype, few: None) -> None:
     assert_same(found[:1], with_gradients(of_torch, wide, upstream)[:1], 1e-6)  # type: ignore[arg-type]
 
 
-def test_leading_dimensions_strides_and_empty_batches(few: None) -> None:
+def test_leading_dimensions_strides_and_empty_batches(way: None) -> None:
     z, mus, logvars, logits = drawn(9, 60, 7, 4)
     expected = priors.mixture_log_prob(z, mus, logvars, logits)
     assert torch.equal(priors.mixture_log_prob(z.view(3, 4, 5, 4), mus, logvars, logits), expected.view(3, 4, 5))
@@ -188,7 +195,7 @@ def test_leading_dimensions_strides_and_empty_batches(few: None) -> None:
     assert all(t.grad is not None and not t.grad.any() for t in leaves)
 
 
-def test_not_finite_flows_through(few: None) -> None:
+def test_not_finite_flows_through(way: None) -> None:
     z, mus, logvars, logits = drawn(10, 100, 20, 8)
     z[3, 2], z[4, 2] = math.nan, math.inf
     found = priors.mixture_log_prob(z, mus, logvars, logits)
@@ -225,8 +232,38 @@ class _Module(nn.Module):
 
 def test_the_compilers_operators() -> None:
     z, mus, logvars, logits = (t.requires_grad_() for t in drawn(12, 6, 3, 2) if t is not None)
-    for given in ((z, mus, logvars, logits), (z, mus, logvars, None)):
+    for given in ((z, mus, logvars, logits, True), (z, mus, logvars, None, True), (z, mus, logvars, logits, False)):
         torch.library.opcheck(torch.ops.vaefast.mixture_log_prob.default, given)
+
+
+def test_kernels_whatever_the_threads(extension: Any, set_threads: Callable[[int], None]) -> None:
+    """Bit by bit: chunks are by the sizes alone. 700 samples are six blocks of a chunk and a part of one."""
+    arguments, g = drawn(14, 700, 30, 5), torch.randn(700)
+    found = []
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        found.append([extension.mixture_forward(*arguments), *extension.mixture_backward(g, *arguments)])
+    for each in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], each))
+
+
+def test_kernels_refuse(extension: Any) -> None:
+    z, mus, logvars, logits = drawn(15, 6, 3, 2)
+    for wrong in (z[:, :1], z[0], z.new_empty(6, 0)):
+        with pytest.raises(ValueError, match="a mixture takes z"):
+            extension.mixture_forward(wrong, mus, logvars, logits)
+    with pytest.raises(ValueError, match="a mixture takes z"):
+        extension.mixture_forward(z, mus[:0], logvars[:0], None)
+    with pytest.raises(ValueError, match="a mixture takes z"):
+        extension.mixture_backward(z[:, 0], z, mus, logvars[:2], logits)
+    with pytest.raises(ValueError, match="of 3 components has as many logits"):
+        extension.mixture_forward(z, mus, logvars, z[0])
+    with pytest.raises(TypeError, match="a mixture of Int"):
+        extension.mixture_forward(z.int(), mus, logvars, logits)
+    with pytest.raises(ValueError, match="tensors on meta and cpu"):
+        extension.mixture_forward(z, mus.to("meta"), logvars, logits)
+    with pytest.raises(ValueError, match=r"a gradient of shape \[5\] for 6 densities"):
+        extension.mixture_backward(z[:5, 0], z, mus, logvars, logits)
 
 
 @pytest.mark.parametrize(

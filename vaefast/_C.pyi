@@ -57,6 +57,10 @@ def marginals_backward(
     g: Tensor, marginals: Tensor, z: Tensor, mu: Tensor, slope: Tensor, constant: Tensor, columns: Sequence[Tensor],
     logs: Sequence[Tensor], /,
 ) -> list[Tensor]: ...  # fmt: skip
+def mixture_forward(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, /) -> Tensor: ...
+def mixture_backward(
+    g: Tensor, z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, /,
+) -> list[Tensor]: ...  # fmt: skip
 def ivon_draw(
     params: Sequence[Tensor], means: Sequence[Tensor], noises: Sequence[Tensor], hess: Sequence[Tensor], ess: float,
     weight_decay: float, generator: Generator | None, /,

@@ -1,16 +1,17 @@
 """The log density of a mixture of diagonal Gaussians: values and gradients without a ``[B, K, D]`` tensor.
 
-All of it is matrix products in float64: with w = e^-lv, of the exponent's
-``sum_d (z - m)^2 w = sum_d z^2 w - 2 sum_d z m w + sum_d m^2 w`` each sum is one, and so are those of the gradients.
-What cancels between them is 1e-16 of the largest term. Where that could be seen, and where there is little to compute
-or float64 is asked for, the differences are taken one by one, block by block.
+Kernels, where there are any, take what is little, and float64. All else is matrix products in float64: with w = e^-lv,
+of the exponent's ``sum_d (z - m)^2 w = sum_d z^2 w - 2 sum_d z m w + sum_d m^2 w`` each sum is one, and so are those of
+the gradients. What cancels between them is 1e-16 of the largest term. Where that could be seen, and where there is
+little to compute or float64 is asked for, the differences are taken one by one, block by block.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +33,31 @@ FEW = 1 << 16
 
 # what the terms of an exponent may come to, so that the rounding of their sum, some 1e-16 of it, is below 1e-7
 LARGEST = 1e8
+
+# of float32, more differences than these are faster by matrix products than by kernels
+MANY = 1 << 21
+
+
+class Kernels(Protocol):
+    """What the extension computes."""
+
+    def mixture_forward(self, z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, /) -> Tensor: ...
+
+    def mixture_backward(
+        self, g: Tensor, z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, /
+    ) -> list[Tensor]: ...
+
+
+# the extension's, which :mod:`vaefast._native` brings, and the devices that they are for
+kernels: Kernels | None = None
+DEVICES = ("cpu",)
+
+
+def kernels_for(native: bool, z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Kernels | None:
+    if not native or z.device.type not in DEVICES:
+        return None
+    few = len(z) * mus.numel() <= MANY
+    return kernels if few or compute_dtype(z, mus, logvars, logits) == torch.float64 else None
 
 
 class Components(NamedTuple):
@@ -223,6 +249,14 @@ def gradients(
     return found
 
 
+def computed(native: bool, z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Tensor:
+    """log p(z), of which nothing is kept."""
+    by_kernels = kernels_for(native, z, mus, logvars, logits)
+    if by_kernels is not None:
+        return by_kernels.mixture_forward(z, mus, logvars, logits)
+    return value(z, mus, logvars, logits)[0]
+
+
 def value(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> tuple[Tensor, list[Tensor], Density]:
     """log p(z), the responsibilities, unless they are too many, and what both were computed from."""
     density = Density(z, mus, logvars, logits)
@@ -231,11 +265,15 @@ def value(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> tup
 
 
 class LogProb(torch.autograd.Function):
-    """``apply(z, mus, logvars, logits)``."""
+    """``apply(native, z, mus, logvars, logits)``."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, native: bool, *arguments: Any) -> Tensor:
         z, mus, _, _ = arguments
+        ctx.kernels = kernels_for(native, *arguments)
+        if ctx.kernels is not None:
+            ctx.save_for_backward(*arguments)
+            return ctx.kernels.mixture_forward(*arguments)  # type: ignore[no-any-return]
         ctx.few = Few(*arguments) if len(z) * mus.numel() <= FEW else None
         if ctx.few is not None:
             ctx.save_for_backward(*arguments)
@@ -248,12 +286,16 @@ class LogProb(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, mus, logvars, logits, *kept = ctx.saved_tensors
         arguments = z, mus, logvars, logits
+        wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or not alone():
-            return differentiable(ctx.needs_input_grad, arguments, g)
+            return None, *differentiable(wanted, arguments, g)
+        if ctx.kernels is not None:
+            found = zip_longest(ctx.kernels.mixture_backward(g, *arguments), wanted)
+            return None, *(t if yes else None for t, yes in found)
         if ctx.few is not None:
-            found = ctx.few.gradients(g, ctx.needs_input_grad)
-            return (*(t if t is None else t.to(like.dtype) for t, like in zip(found, arguments)),)
-        return (*gradients(z, mus, logvars, logits, g, kept, ctx.needs_input_grad, ctx.density),)
+            each = zip(ctx.few.gradients(g, wanted), arguments)
+            return None, *(t if t is None else t.to(like.dtype) for t, like in each)
+        return None, *gradients(z, mus, logvars, logits, g, kept, wanted, ctx.density)
 
 
 def differentiable(wanted: Sequence[bool], arguments: Sequence[Any], g: Tensor) -> tuple[Tensor | None, ...]:
@@ -271,19 +313,23 @@ def differentiable(wanted: Sequence[bool], arguments: Sequence[Any], g: Tensor) 
 
 
 @torch.library.custom_op("vaefast::mixture_log_prob", mutates_args=())
-def _log_prob_op(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Tensor:
-    return value(z, mus, logvars, logits)[0]
+def _log_prob_op(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, native: bool) -> Tensor:
+    return computed(native, z, mus, logvars, logits)
 
 
 @_log_prob_op.register_fake
-def _(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Tensor:
+def _(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, native: bool) -> Tensor:
     return z.new_empty(z.shape[0], dtype=compute_dtype(z, mus, logvars, logits))
 
 
 @torch.library.custom_op("vaefast::mixture_log_prob_backward", mutates_args=())
 def _backward_op(
-    z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, g: Tensor
+    z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, native: bool, g: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_kernels = kernels_for(native, z, mus, logvars, logits)
+    if by_kernels is not None:
+        found = [*by_kernels.mixture_backward(g, z, mus, logvars, logits), g.new_empty(0)]
+        return found[0], found[1], found[2], found[3]
     dz, dm, dlv, dlogits = gradients(z, mus, logvars, logits, g, (), (True, True, True, logits is not None))
     assert dz is not None and dm is not None and dlv is not None
     return dz, dm, dlv, g.new_empty(0) if dlogits is None else dlogits
@@ -291,7 +337,7 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(
-    z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, g: Tensor
+    z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, native: bool, g: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     empty = torch.empty_like
     return (
@@ -303,26 +349,27 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.native = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    found = _backward_op(*ctx.saved_tensors, g)
-    return tuple(t if yes else None for t, yes in zip(found, ctx.needs_input_grad))
+    found = _backward_op(*ctx.saved_tensors, ctx.native, g)
+    return *(t if yes else None for t, yes in zip(found, ctx.needs_input_grad)), None
 
 
 _log_prob_op.register_autograd(_backward, setup_context=_setup)
 
 
-def log_prob(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None) -> Tensor:
-    """log p(z) ``[B]`` of checked z ``[B, D]``, mus and logvars ``[K, D]``, logits ``[K]``."""
+def log_prob(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None, native: bool) -> Tensor:
+    """log p(z) ``[B]`` of checked z ``[B, D]``, mus and logvars ``[K, D]``, logits ``[K]``; ``native`` by kernels."""
     given = [t for t in (z, mus, logvars, logits) if t is not None]
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        found: Tensor = _log_prob_op(z, mus, logvars, logits)
+        found: Tensor = _log_prob_op(z, mus, logvars, logits, native)
         return found
     if not unseen(*given):
         return in_one_dtype(z, mus, logvars, logits)
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        found = LogProb.apply(z, mus, logvars, logits)
+        found = LogProb.apply(native, z, mus, logvars, logits)
         return found
-    return value(z, mus, logvars, logits)[0]
+    return computed(native, z, mus, logvars, logits)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _build, _functorch, _pairwise, _torch
+from . import _build, _functorch, _mixtures, _pairwise, _torch
 from ._best_variance import SQUARES
 from ._checks import is_bool, is_real, wrapped
 from ._engine import Categorical, Declined, Experts, LogRatio, Moments, Pair, Posteriors, Reconstruction
@@ -40,7 +40,7 @@ def _load() -> None:
         return
     extension = _build.extension()
     _C, LIKELIHOODS, DEVICES = extension, frozenset(extension.likelihoods()), tuple(extension.devices())
-    _pairwise.kernels = extension
+    _pairwise.kernels = _mixtures.kernels = extension
     from . import _batched, _double_backward  # noqa: F401  (registers the differentiable backward ops)
 
     _batched.register()

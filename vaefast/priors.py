@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _closed, _mixtures, _options
+from . import _backends, _closed, _mixtures, _options
 from ._checks import batch, floating, is_real, is_whole, like, number, same_device
 from ._closed import Term, Values
 from ._functorch import unseen
@@ -32,10 +32,11 @@ LOG_2PI = _mixtures.LOG_2PI
 def mixture_log_prob(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None = None) -> Tensor:
     """log p(z) in nats under a mixture of K diagonal Gaussians, ``log sum_k pi_k N(z; mus[k], e^logvars[k])``.
 
-    Bishop 2006, Pattern Recognition and Machine Learning, equation 9.7. By matrix products, forward and backward: no
-    ``[B, K, D]`` tensor is made. Of float32 they are in float64, whose rounding is not seen while ``sum_d z_d^2
-    e^-logvar``, with z from the means' mean, is at most 1e8; beyond, as for float64 tensors, the differences z - mu are
-    taken one by one, in blocks that stay in the cache.
+    Bishop 2006, Pattern Recognition and Machine Learning, equation 9.7. No ``[B, K, D]`` tensor is made. Kernels, on a
+    CPU, take the differences z - mu one by one, in float64, where B K D is up to 2 million or a tensor is float64. All
+    else is matrix products, forward and backward. Of float32 they are in float64, whose rounding is not seen while
+    ``sum_d z_d^2 e^-logvar``, with z from the means' mean, is at most 1e8; beyond, differences are taken in blocks that
+    stay in the cache.
 
     Args:
         z: ``[B, D]``, or with other dimensions in front, ``[..., D]``. float16, bfloat16, float32 or float64.
@@ -64,7 +65,7 @@ def mixture_log_prob(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | N
             same_device(name, x, "z", z.device)
     _last("z", z, mus.shape[1])
     rows = z if z.dim() == 2 else z.reshape(-1, z.shape[-1])
-    found = _mixtures.log_prob(rows, mus, logvars, logits)
+    found = _mixtures.log_prob(rows, mus, logvars, logits, _backends.native_for(rows))
     return found if z.dim() == 2 else found.view(z.shape[:-1])
 
 

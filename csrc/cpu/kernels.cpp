@@ -95,7 +95,8 @@ void ivon(const IvonProblem& p, int64_t begin, int64_t end) {
 #define VF_PASTE(a, b) VF_PASTE_(a, b)
 
 const CpuKernels& VF_PASTE(cpu_kernels_, CPU_CAPABILITY)() {
-  static const CpuKernels kernels{posterior, reconstruction, marginals, categorical, log_ratio, experts, ivon};
+  static const CpuKernels kernels{posterior, reconstruction, marginals,   categorical,
+                                  log_ratio, experts,        run_mixture, ivon};
   return kernels;
 }
 

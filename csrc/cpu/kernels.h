@@ -39,6 +39,8 @@ struct CpuKernels {
   void (*log_ratio)(const LogRatioProblem&, int64_t begin, int64_t end);
   // Runs stretches [begin, end) of kStretch columns.
   void (*experts)(const ExpertsProblem&, int64_t begin, int64_t end);
+  // Runs chunks [begin, end).
+  void (*mixture)(const MixtureProblem&, int64_t begin, int64_t end);
   // Runs units [begin, end) of kWeights weights.
   void (*ivon)(const IvonProblem&, int64_t begin, int64_t end);
 };

@@ -246,6 +246,10 @@ void experts(const ExpertsProblem& p) {
                    [&](int64_t begin, int64_t end) { kernels().experts(p, begin, end); });
 }
 
+void mixture(const MixtureProblem& p) {
+  at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) { kernels().mixture(p, begin, end); });
+}
+
 void ivon(const IvonProblem* problems, int64_t count) {
   std::vector<int64_t> starts(count + 1);  // of each problem's units
   for (int64_t k = 0; k < count; ++k) {
@@ -366,7 +370,7 @@ void bound(const BoundProblem& p) {
 
 const bool registered = [] {
   device_for(c10::DeviceType::CPU) = {run_on_cpu,  philox,    true,  true,    nullptr, marginals,
-                                      categorical, log_ratio, bound, experts, ivon};
+                                      categorical, log_ratio, bound, experts, mixture, ivon};
   return true;
 }();
 

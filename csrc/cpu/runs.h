@@ -1,5 +1,6 @@
-// Where kernels.cpp meets the loops: each of these is instantiated in a file of its own, run_*.cpp, so that they compile
-// side by side (setup.py has small ones share a unit), and none again that a change leaves alone. Arithmetic in T.
+// Where kernels.cpp meets the loops: each of these is instantiated in a file of its own, run_*.cpp, so that they
+// compile side by side (setup.py has small ones share a unit), and none again that a change leaves alone. Arithmetic in
+// T.
 #pragma once
 
 #include "problems.h"
@@ -20,6 +21,7 @@ template <class T>
 void run_log_ratio(const LogRatioProblem&, int64_t begin, int64_t end);
 template <class T>
 void run_experts(const ExpertsProblem&, int64_t begin, int64_t end);
+void run_mixture(const MixtureProblem&, int64_t begin, int64_t end);
 template <class T>
 void run_ivon(const IvonProblem&, int64_t begin, int64_t end);
 

@@ -98,6 +98,11 @@ VF_OPERATOR(marginals_backward, "g", "marginals");
 void scale_(const Written& kept, const Tensor& upstream);
 VF_OPERATOR(scale_, "kept", "upstream");
 
+// log p(z) of each sample, [B]; and the gradients in z, mus, logvars and, if there are, logits, of the sum of g [B]
+// times those.
+Tensor mixture_forward(const MixtureInputs& in);
+Tensors mixture_backward(const Tensor& g, const MixtureInputs& in);
+
 // A draw of each parameter from its IVON posterior in its own place, its values into means and the difference into
 // noises; and a step from gradients and products, of which ivon.h tells. False, and nothing done, where there is no
 // kernel for these tensors.

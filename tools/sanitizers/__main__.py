@@ -1,7 +1,7 @@
 """``python -m tools.sanitizers address`` builds the extension under AddressSanitizer and UndefinedBehaviorSanitizer and
 runs tests/sanitize.py on it, every kernel on tensors that end where their buffers end, and the tests of lists, noise,
-threads, memory, overwriting, mixtures, experts, bounds, IVON and hostile values. ``thread`` runs the kernels without
-torch under ThreadSanitizer on 16 threads. Either first plants an error, which the sanitizer must report.
+threads, memory, overwriting, mixtures, experts, bounds, IVON, priors and hostile values. ``thread`` runs the kernels
+without torch under ThreadSanitizer on 16 threads. Either first plants an error, which the sanitizer must report.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tools.sanitizers import builds
 
 TESTS = (
     "security", "packed", "multi_tensor", "threads", "total_correlation", "memory", "noise", "overwrite", "mixtures",
-    "experts_kernel", "bound_kernel", "ivon",
+    "experts_kernel", "bound_kernel", "ivon", "priors",
 )  # fmt: skip
 # what the sanitizer holds back is resident, 2^31 elements or a compiler take minutes, and what is not the CPU's kernels
 LEFT_OUT = "not (resident or more_than or cuda or reference or compile)"

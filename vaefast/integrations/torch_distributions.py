@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from .. import _mixtures, _normal
+from .. import _backends, _mixtures, _normal
 from .._functorch import unseen
 from ..priors import mixture_log_prob
 from ._integration import Coverage, Integration, replace, replace_kl
@@ -106,7 +106,8 @@ def _mixture(d: MixtureSameFamily, value: object) -> tuple[Tensor, Tensor, Tenso
     wide = loc.dtype.itemsize > 2 and value.dtype == loc.dtype == scale.dtype == weights.logits.dtype
     if not one or not wide or value.dim() < 1 or value.shape[-1] != loc.shape[1]:
         return None
-    if value.numel() * len(loc) <= _mixtures.FEW:
+    kernels = _mixtures.kernels_for(_backends.native_for(value), value, loc, scale, weights.logits)
+    if kernels is None and value.numel() * len(loc) <= _mixtures.FEW:
         return None
     return value, loc, 2 * scale.log(), weights.logits
 
