@@ -7,6 +7,8 @@ TORCH  ?= torch==2.13.0
 ARGS   ?=
 # processes of make test, each with one thread
 WORKERS ?= auto
+# what a GPU would run is left out where there is none, and not skipped, which takes minutes; make gpu is for it
+NO_GPU  := $(if $(shell command -v nvidia-smi),, and not cuda)
 # of make fuzz, and the instruction sets that it goes through; a machine that lacks one takes the next below
 MINUTES ?= 5
 ISAS    ?= default avx2 avx512
@@ -110,7 +112,7 @@ ddp: $(VENV)/.with-demo  ## a VAE on two processes (out/ddp); make ddp RANKS=4 A
 	$(BIN)/torchrun --standalone --nproc-per-node $(RANKS) examples/ddp_vae.py $(ARGS)
 
 test: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench  ## the tests; make test ARGS='-k kl' runs some
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not install and not cuda_build and not arm' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not install and not cuda_build and not arm$(NO_GPU)' $(ARGS)
 
 fuzz: $(VENV)/.with-test  ## random calls against float64, as long as MINUTES says; make fuzz MINUTES=60 ARGS='--seed 7'
 	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES) --isa $(ISAS) $(ARGS)

@@ -23,6 +23,11 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         torch.manual_seed(0)
 
 
+def seed(number: int) -> None:
+    """As ``torch.manual_seed`` does, which for every kind of device that there is not notes down who called."""
+    torch.manual_seed(number) if torch.cuda.is_available() else torch.default_generator.manual_seed(number)
+
+
 def require_native(device: str = "cpu") -> None:
     """Fails where the kernels are missing: a suite that skips them would pass without having tested anything."""
     if device in vaefast.available_backends():
@@ -77,7 +82,7 @@ def face(request: pytest.FixtureRequest, extension: object) -> Iterator[ModuleTy
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        seed(0)
         yield
 
 

@@ -3,6 +3,7 @@ with. A likelihood that is not here is held against its torch.distributions obje
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import mpmath
@@ -156,6 +157,12 @@ MIXTURES: dict[str, Callable[..., mpf]] = {
 }
 
 
+@functools.lru_cache(1 << 18)
+def _at(likelihood: str, options: tuple[tuple[str, float], ...], *numbers: float) -> float:
+    """Of one element, whose numbers several tests have in common."""
+    return float(NLL[likelihood](*map(mpf, numbers), **dict(options)))
+
+
 def nll(likelihood: str, target: Tensor, params: tuple[Tensor, ...], **options: float) -> Tensor:
     """-log p(target | params) in nats, elementwise, in float64; options as the registry's defaults unless given."""
     options = {**LIKELIHOODS[likelihood].options, **options}
@@ -169,5 +176,5 @@ def nll(likelihood: str, target: Tensor, params: tuple[Tensor, ...], **options: 
     if likelihood not in NLL:
         return -LIKELIHOODS[likelihood].distribution(*(p.double() for p in params), **options).log_prob(target.double())
     columns = [t.double().expand(target.shape).reshape(-1).tolist() for t in (target, *params)]
-    values = [float(NLL[likelihood](*map(mpf, row), **options)) for row in zip(*columns)]
+    values = [_at(likelihood, tuple(options.items()), *row) for row in zip(*columns)]
     return torch.tensor(values, dtype=torch.float64).view(target.shape)

@@ -78,8 +78,8 @@ def targets(likelihood: str, recon: Sequence[Tensor], seed: int = 0) -> Tensor:
     if entry.support == "real":
         noise = torch.randn(first.shape, generator=generator(seed + 2), dtype=torch.float64)
         return (first.double() + noise).to(first.dtype)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         drawn = entry.distribution(*(p.double() for p in recon), **entry.options).sample()
     if entry.support in ("positive", "at least 0"):  # where float16 ends, too
         zero = drawn == 0 if entry.support == "at least 0" else torch.zeros_like(drawn, dtype=torch.bool)

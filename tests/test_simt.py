@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -42,6 +42,9 @@ RUNS = {
 # of the CPU's noise: a few units in the last place of the longest radius, 6.7; one rounding for half precision
 AGREEMENT = {torch.float16: 4e-3, torch.bfloat16: 4e-2, torch.float32: 2e-6, torch.float64: 1e-12}
 
+# seconds; the longest takes seven minutes where the machine is quiet
+TIMEOUT = 2400
+
 Run = subprocess.CompletedProcess[str]
 Futures = dict[str, "Future[Run]"]
 
@@ -55,9 +58,14 @@ class Where(NamedTuple):
 
 
 def execute(command: list[str], where: Where) -> Run:
-    return subprocess.run(
-        [sys.executable, *command], cwd=HERE.parent, env=environment(*where), capture_output=True, text=True
-    )
+    """What hangs is ended, and what it said is kept."""
+    python = [sys.executable, *command]
+    options: Any = {"cwd": HERE.parent, "env": environment(*where), "capture_output": True, "text": True}
+    try:
+        return subprocess.run(python, timeout=TIMEOUT, **options)
+    except subprocess.TimeoutExpired as late:
+        said = ((text or b"").decode(errors="replace") for text in (late.stdout, late.stderr))
+        return Run(python, -1, *said)
 
 
 def execute_pytest(arguments: list[str], where: Where) -> Run:

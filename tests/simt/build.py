@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
+from tools import setup_py
+
 from .mutants import Mutant
 
 HERE = Path(__file__).resolve().parent
@@ -27,10 +29,10 @@ FOLDER = ROOT / "build" / f"simt-torch-{torch.__version__}-python-{sys.version_i
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZE = "-fsanitize=address,alignment -fno-sanitize-recover=alignment -fno-omit-frame-pointer"
 # c++20: torch's oldest and newest headers both take it
-FLAGS = "-std=c++20 -fPIC -g0 -Wno-unknown-pragmas -DTORCH_EXTENSION_NAME=_C"
+FLAGS = "-std=c++20 -fPIC -g0 -Wno-unknown-pragmas -DAT_PER_OPERATOR_HEADERS -DTORCH_EXTENSION_NAME=_C"
 CHECKED = f"-O1 {SANITIZE}"
 # precompiled: parsing torch's headers takes longer than compiling a unit of device code
-HEADER = "#include <ATen/ATen.h>\n"
+HEADER = "#include <ATen/core/Tensor.h>\n#include <ATen/CPUGeneratorImpl.h>\n"
 HOST = sorted(path for path in CSRC.rglob("*.cpp") if path.parent.name != "cpu")
 LAUNCH = HERE / "launch.cpp"
 
@@ -85,7 +87,7 @@ class Rules:
         write(self.header, HEADER)
 
     def host(self, source: Path, flags: str = "-O0") -> Path:
-        out = FOLDER / f"{source.parent.name}-{source.stem}.o"
+        out = FOLDER / f"host-{source.stem}.o"
         self.lines += [f"build {out}: compile {source}", f"  flags = {flags} -c"]
         return out
 
@@ -107,7 +109,9 @@ def write_rules(mutants: Sequence[Mutant]) -> None:
     counted = "--coverage -fprofile-abs-path"
     nvcc = f"-include {HERE / 'simt.h'}"
     # the executor jumps between stacks, which a sanitizer's own code must not see
-    host = [*map(rules.host, HOST), rules.host(HERE / "simt.cpp", "-O2")]
+    setup = setup_py()
+    units = [setup.together(folder.name, sources, FOLDER) for folder, sources in setup.by_folder(HOST).items()]
+    host = [*map(rules.host, units), rules.host(HERE / "simt.cpp", "-O2")]
     device = {unit.stem: rules.checked(unit, f"{nvcc} {counted}") for unit in device_units()}
     device[LAUNCH.stem] = rules.checked(LAUNCH, counted)
     rules.link(library(), [*device.values(), *host])

@@ -49,5 +49,5 @@ def environment(library: Path, seed: int = 0, counts: Path | None = None) -> dic
 
 def pytest_command(arguments: list[str]) -> list[str]:
     """For the Python of choice. What a sanitizer says before it ends the process is not captured."""
-    plugins = ["-p", "simt.plugin", "-p", "no:cacheprovider", "--capture=sys"]
+    plugins = ["-p", "simt.plugin", "-p", "no:cacheprovider", "--capture=sys", "-o", "faulthandler_timeout=600"]
     return ["-m", "pytest", *plugins, "-m", "not cuda and not install", *arguments]
