@@ -112,7 +112,7 @@ ddp: $(VENV)/.with-demo  ## a VAE on two processes (out/ddp); make ddp RANKS=4 A
 	$(BIN)/torchrun --standalone --nproc-per-node $(RANKS) examples/ddp_vae.py $(ARGS)
 
 test: $(VENV)/.with-test $(VENV)/.with-demo $(VENV)/.with-bench  ## the tests; make test ARGS='-k kl' runs some
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not install and not cuda_build and not arm$(NO_GPU)' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not install and not cuda_build and not arm$(NO_GPU)' $(ARGS)
 
 fuzz: $(VENV)/.with-test  ## random calls against float64, as long as MINUTES says; make fuzz MINUTES=60 ARGS='--seed 7'
 	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES) --isa $(ISAS) $(ARGS)

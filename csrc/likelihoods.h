@@ -3,6 +3,7 @@
 #pragma once
 
 #include "likelihoods/binary.h"
+#include "likelihoods/compound.h"
 #include "likelihoods/counts.h"
 #include "likelihoods/discrete.h"
 #include "likelihoods/positive.h"
@@ -11,8 +12,8 @@
 namespace vaefast {
 inline namespace VF_ISA {
 
-using LikelihoodGroups =
-    TypeList<BinaryLikelihoods, RealLikelihoods, PositiveLikelihoods, CountLikelihoods, DiscreteLikelihoods>;
+using LikelihoodGroups = TypeList<BinaryLikelihoods, RealLikelihoods, PositiveLikelihoods, CountLikelihoods,
+                                  CompoundLikelihoods, DiscreteLikelihoods>;
 using Likelihoods = Joined<LikelihoodGroups>;
 
 }  // namespace VF_ISA

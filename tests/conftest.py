@@ -17,6 +17,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "isa: run again for every instruction set that was built (test_isa.py)")
 
 
+# minutes each; what begins last is waited for
+LONG = ("simt", "gpu_tools", "isa", "export", "distributed", "compile", "benchmarks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}" for name in LONG]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
 def pytest_collectstart(collector: pytest.Collector) -> None:
     """What a module draws while it is imported is the same in every run, too."""
     if isinstance(collector, pytest.Module):
