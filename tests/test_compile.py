@@ -342,12 +342,13 @@ SAMPLES: Samples = {
     ],
     # those of Python's own
     "mixture_log_prob": lambda: [
-        (torch.randn(5, 3), torch.randn(4, 3), torch.randn(4, 3), torch.randn(4)),
-        (torch.randn(5, 3), torch.randn(4, 3).double(), torch.randn(4, 3), None),
+        (torch.randn(5, 3), torch.randn(4, 3), torch.randn(4, 3), torch.randn(4), True),
+        (torch.randn(5, 3), torch.randn(4, 3).double(), torch.randn(4, 3), None, False),
     ],
     "mixture_log_prob_backward": lambda: [
-        (torch.randn(5, 3), torch.randn(4, 3), torch.randn(4, 3), logits, torch.randn(5))
+        (torch.randn(5, 3), torch.randn(4, 3), torch.randn(4, 3), logits, native, torch.randn(5))
         for logits in (torch.randn(4), None)
+        for native in (True, False)
     ],
     "aggregate_posterior": lambda: [
         (*three(), True, -2.0, [], []),
