@@ -239,9 +239,9 @@ struct ExpertsProblem {
   void *dmus = nullptr, *dlogvars = nullptr;
 };
 
-// The log density of a mixture of diagonal Gaussians at each sample, with t = (z[b][d] - mus[k][d]) e^(-logvars[k][d] /
-// 2):
-//     value[b] = log sum_k e^x[b][k],   x[b][k] = log weight[k] - sum_d (t^2 + logvars[k][d] + log(2 pi)) / 2
+// The log density of a mixture of diagonal Gaussians at each sample:
+//     value[b] = log sum_k e^x[b][k],   x[b][k] = log weight[k] - sum_d (t^2 + logvars[k][d] + log(2 pi)) / 2,
+//     t = (z[b][d] - mus[k][d]) e^(-logvars[k][d] / 2),
 // the weights being softmax(logits), or alike where those are null. Backward: from g[b] the sums for the gradients in
 // mus, logvars and the log weights, and dz itself. Tensors are contiguous, float or double; the arithmetic is double.
 struct MixtureProblem {

@@ -237,7 +237,7 @@ def test_the_compilers_operators() -> None:
 
 
 def test_kernels_whatever_the_threads(extension: Any, set_threads: Callable[[int], None]) -> None:
-    """Bit by bit: chunks are by the sizes alone. 700 samples are six blocks of a chunk and a part of one."""
+    """Bit by bit: chunks are by the sizes alone. 700 samples are five, each of a block and a part of one."""
     arguments, g = drawn(14, 700, 30, 5), torch.randn(700)
     found = []
     for threads in (1, 2, 5):

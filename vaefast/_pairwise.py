@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._functorch import alone, unseen
 from ._gaussian import compute_dtype
-from ._mixtures import LOG_2PI, Density, gradients
+from ._mixtures import DEVICES, LOG_2PI, Density, gradients
 
 # numbers of a block [latents, rows, B]
 BLOCK = 1 << 16
@@ -83,9 +83,8 @@ class Kernels(Protocol):
     ) -> list[Tensor]: ...  # fmt: skip
 
 
-# the extension's, which :mod:`vaefast._native` brings, and the devices that they are for
+# the extension's, which :mod:`vaefast._native` brings
 kernels: Kernels | None = None
-DEVICES = ("cpu",)
 
 
 class Marginals:

@@ -1,6 +1,6 @@
-// Where kernels.cpp meets the loops: each of these is instantiated in a file of its own, run_*.cpp, so that they
-// compile side by side (setup.py has small ones share a unit), and none again that a change leaves alone. Arithmetic in
-// T.
+// Where kernels.cpp meets the loops, whose arithmetic is in T: each of these is instantiated in a file of its own,
+// run_*.cpp, so that they compile side by side (setup.py has small ones share a unit), and none again that a change
+// leaves alone.
 #pragma once
 
 #include "problems.h"
