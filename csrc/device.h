@@ -18,11 +18,11 @@ struct Device {
   // The graph that launches are being captured into, 0 for none; null where there is no such thing.
   uint64_t (*capture)(c10::Device device) = nullptr;
   // Null where PyTorch computes them.
-  void (*marginals)(const MarginalsProblem&) = nullptr;
-  void (*categorical)(const CategoricalProblem&) = nullptr;
-  void (*log_ratio)(const LogRatioProblem&) = nullptr;
+  void (*marginals)(const at::Tensor& on, const MarginalsProblem&) = nullptr;
+  void (*categorical)(const at::Tensor& on, const CategoricalProblem&) = nullptr;
+  void (*log_ratio)(const at::Tensor& on, const LogRatioProblem&) = nullptr;
+  void (*experts)(const at::Tensor& on, const ExpertsProblem&) = nullptr;
   void (*bound)(const BoundProblem&) = nullptr;
-  void (*experts)(const ExpertsProblem&) = nullptr;
   void (*mixture)(const MixtureProblem&) = nullptr;
   void (*ivon)(const IvonProblem*, int64_t count) = nullptr;
 };

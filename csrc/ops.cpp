@@ -12,6 +12,8 @@
 #include <ATen/Version.h>
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 #include "autograd/batched.h"
 #include "autograd/entries.h"
@@ -183,6 +185,22 @@ std::vector<std::string> devices() {
   return names;
 }
 
+// On which devices there are kernels of what is no ELBO.
+std::map<std::string, std::vector<std::string>> kernels() {
+  std::map<std::string, std::vector<std::string>> found;
+  for (auto type : {c10::DeviceType::CUDA, c10::DeviceType::CPU}) {
+    const Device& d = device_for(type);
+    const std::pair<const char*, bool> all[] = {{"marginals", d.marginals}, {"categorical", d.categorical},
+                                                {"log_ratio", d.log_ratio}, {"experts", d.experts},
+                                                {"bound", d.bound},         {"mixture", d.mixture}};
+    for (const auto& [name, there] : all) {
+      auto& devices = found[name];
+      if (there) devices.push_back(c10::DeviceTypeName(type, true));
+    }
+  }
+  return found;
+}
+
 template <auto f>
 constexpr auto python = Face<Floor::kPython, f>::call;
 
@@ -208,6 +226,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("parameterizations", [] { return registry<ParameterizationIndex>().list; });
   m.def("reductions", [] { return registry<Reduction>().list; });
   m.def("devices", devices);
+  m.def("kernels", kernels);
   m.def("cpu_capability", at::get_cpu_capability);
 }
 

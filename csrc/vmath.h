@@ -46,7 +46,7 @@ VF_HD V lit(const Number& x) {
 
 template <class V>
 VF_HD V infinity() {
-  return V(std::numeric_limits<typename Lane<V>::type>::infinity());
+  return lit<V>(HUGE_VAL);
 }
 
 // @ exp_ | x in [-inf, inf] | 1 ulp | -inf: 0; inf: inf

@@ -32,15 +32,19 @@ _C: Any = None
 LIKELIHOODS: frozenset[str] = frozenset()
 # types of devices that there are kernels for, known before anything is traced: Dynamo traces no call of the extension
 DEVICES: tuple[str, ...] = ()
+# and by kernel, for what is no ELBO
+KERNELS: dict[str, list[str]] = {}
 
 
 def _load() -> None:
-    global _C, LIKELIHOODS, DEVICES
+    global _C, LIKELIHOODS, DEVICES, KERNELS
     if not _build.compiled():
         return
     extension = _build.extension()
     _C, LIKELIHOODS, DEVICES = extension, frozenset(extension.likelihoods()), tuple(extension.devices())
+    KERNELS = extension.kernels()
     _pairwise.kernels = _mixtures.kernels = extension
+    _pairwise.devices, _mixtures.devices = KERNELS["marginals"], KERNELS["mixture"]
     from . import _batched, _double_backward  # noqa: F401  (registers the differentiable backward ops)
 
     _batched.register()
@@ -58,6 +62,10 @@ _load()
 
 def devices() -> tuple[str, ...]:
     return () if _C is None else DEVICES
+
+
+def has(kernel: str, x: Tensor) -> bool:
+    return x.device.type in KERNELS[kernel]
 
 
 def cpu_capability() -> str | None:
@@ -275,14 +283,14 @@ class Compiled:
     def categorical(
         self, of: Categorical, uniforms: Tensor | None, reduction: str, balance: float | None, with_kl: bool
     ) -> list[Tensor]:
-        if not of.logits.is_cpu or not (of.unimix == 0 or LEAST_UNIMIX <= of.unimix < 1):
+        if not has("categorical", of.logits) or not (of.unimix == 0 or LEAST_UNIMIX <= of.unimix < 1):
             return _torch.categorical(of, uniforms, reduction, balance, with_kl)
         result: list[Tensor] = self.entries.categorical(uniforms, *of, reduction, balance, with_kl)
         return result
 
     def log_ratio(self, of: LogRatio) -> Tensor:
         z, mu, logvar, pm, plv, prior = of
-        if not z.is_cpu:
+        if not has("log_ratio", z):
             return _torch.log_ratio_by(self._half_squares, of)
         ratio: Tensor = self.entries.log_ratio(z, mu, logvar, *split(pm), *split(plv), prior)
         return ratio
@@ -295,14 +303,14 @@ class Compiled:
         return self.reconstruction(params, zero, None, SQUARES, False, "none")
 
     def bound(self, ratio: Tensor, of: Reconstruction, reduction: str) -> tuple[Tensor, Tensor]:
-        if not ratio.is_cpu:
+        if not has("bound", ratio):
             return _torch.bound_of(ratio - self.nll(of, PER_DRAW), reduction)
         params, target, weight, chosen, _ = of
         loss, log_weights = self.entries.bound(ratio, params, target, weight, *chosen.spec, reduction)
         return loss, log_weights
 
     def experts(self, of: Experts) -> tuple[Tensor, Tensor]:
-        if not of.mus.is_cpu:
+        if not has("experts", of.mus):
             return _torch.experts(of)
         mu, logvar = self.entries.experts(*of)
         return mu, logvar

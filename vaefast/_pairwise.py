@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._functorch import alone, unseen
 from ._gaussian import compute_dtype
-from ._mixtures import DEVICES, LOG_2PI, Density, gradients
+from ._mixtures import LOG_2PI, Density, gradients
 
 # numbers of a block [latents, rows, B]
 BLOCK = 1 << 16
@@ -83,8 +83,9 @@ class Kernels(Protocol):
     ) -> list[Tensor]: ...  # fmt: skip
 
 
-# the extension's, which :mod:`vaefast._native` brings
+# the extension's, which :mod:`vaefast._native` brings, and the devices that they are for
 kernels: Kernels | None = None
+devices: Sequence[str] = ()
 
 
 class Marginals:
@@ -101,7 +102,7 @@ class Marginals:
         self.slope = torch.exp(-0.5 * lv).mul_(math.sqrt(0.5))
         self.constant = -0.5 * lv
         self.weights = weights
-        self.kernels = kernels if native and z.device.type in DEVICES else None
+        self.kernels = kernels if native and z.device.type in devices else None
 
     def given(self) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
         """As kernels take them."""

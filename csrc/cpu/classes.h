@@ -58,54 +58,74 @@ int by_squares(const PlaneOperand& o, int64_t inner, int n, int64_t offset, cons
   return i;
 }
 
+// Numbers of a block, in vectors.
+template <class T>
+struct ClassBlock {
+  using V = Wide<T>;
+  alignas(64) T data[kBlock];
+
+  VF_HD V at(int i) const { return load_lanes<V>(data + i); }
+  VF_HD void put(int i, V x) { store_lanes(x, data + i); }
+};
+
 // Few classes: class k of site l is number k * kAtOnce + l.
 template <class T>
 struct SiteALane {
   using V = Wide<T>;
+  using Numbers = ClassBlock<T>;
   static constexpr int kAtOnce = lanes<V>();
 
-  static int vectors(int classes) { return classes; }
+  const Tile& t;
+
+  static int64_t piece() { return kBlock / kAtOnce; }
+  template <class F>
+  static VF_HD void for_each(int count, const F& f) {
+    for (int k = 0; k < count; ++k) f(k * kAtOnce);
+  }
   static VF_HD V sum(V x) { return x; }
   static VF_HD V most(V x) { return x; }
 
-  // `missing` stands for a class that there is not.
-  VF_CALLED static void read(const PlaneOperand& o, const Tile& t, T* to, T) {
-    if (!o.op.data) return fill(o, to);
-    const T* data = static_cast<const T*>(o.op.data);
-    const int64_t inner = o.op.stride[t.space.ndim - 1];
-    for_runs(t, o.op.stride, [&](int at, int n, int64_t offset) {
+  VF_CALLED void read(const Operand& op, int64_t step, int64_t first, int count, Numbers& numbers, double) const {
+    T* to = numbers.data;
+    if (!op.data) return fill(op, count, to);
+    const PlaneOperand o{op, step, count, first};
+    const T* data = static_cast<const T*>(op.data);
+    const int64_t inner = op.stride[t.space.ndim - 1];
+    for_runs(t, op.stride, [&](int at, int n, int64_t offset) {
       const int done = by_squares<T>(o, inner, n, offset, [&](int i, int64_t from) {
-        transposed(data + from, inner, o.count, to + at + i, kAtOnce, false);
+        transposed(data + from, inner, count, to + at + i, kAtOnce, false);
       });
       for_planes(o, inner, at + done, n - done, offset + done * inner, kAtOnce,
                  [&](int64_t from, int64_t step, int count, int64_t place, int64_t to_step) {
-                   load_run(o.op, from, step, count, to + place, to_step);
+                   load_run(op, from, step, count, to + place, to_step);
                  });
     });
     // lanes without a site compute what the first one does
-    for (int k = 0; t.n < kAtOnce && k < o.count; ++k) {
+    for (int k = 0; t.n < kAtOnce && k < count; ++k) {
       for (int l = t.n; l < kAtOnce; ++l) to[k * kAtOnce + l] = to[k * kAtOnce];
     }
   }
 
-  VF_CALLED static void write(const PlaneOperand& o, const Tile& t, const T* from) {
-    if (!o.op.data) return;
-    T* data = static_cast<T*>(o.op.data);
-    const int64_t inner = o.op.stride[t.space.ndim - 1];
-    for_runs(t, o.op.stride, [&](int at, int n, int64_t offset) {
+  VF_CALLED void write(const Operand& op, int64_t step, int64_t first, int count, const Numbers& numbers) const {
+    if (!op.data) return;
+    const PlaneOperand o{op, step, count, first};
+    const T* from = numbers.data;
+    T* data = static_cast<T*>(op.data);
+    const int64_t inner = op.stride[t.space.ndim - 1];
+    for_runs(t, op.stride, [&](int at, int n, int64_t offset) {
       const int done = by_squares<T>(o, inner, n, offset, [&](int i, int64_t to) {
-        transposed(from + at + i, kAtOnce, o.count, data + to, inner, true);
+        transposed(from + at + i, kAtOnce, count, data + to, inner, true);
       });
       for_planes(o, inner, at + done, n - done, offset + done * inner, kAtOnce,
                  [&](int64_t to, int64_t step, int count, int64_t place, int64_t from_step) {
-                   store_run(o.op, to, step, count, from + place, from_step);
+                   store_run(op, to, step, count, from + place, from_step);
                  });
     });
   }
 
  private:
-  static void fill(const PlaneOperand& o, T* to) {
-    for (int i = 0; i < o.count * kAtOnce; ++i) to[i] = lit<T>(o.op.value);
+  static void fill(const Operand& op, int count, T* to) {
+    for (int i = 0; i < count * kAtOnce; ++i) to[i] = lit<T>(op.value);
   }
 };
 
@@ -113,32 +133,41 @@ struct SiteALane {
 template <class T>
 struct SiteAtATime {
   using V = Wide<T>;
-  static constexpr int kAtOnce = 1;
+  using Numbers = ClassBlock<T>;
+  static constexpr int kAtOnce = 1, kLanes = lanes<V>();
 
-  static int vectors(int classes) { return (classes + lanes<V>() - 1) / lanes<V>(); }
+  const Tile& t;
+
+  static int64_t piece() { return kBlock; }
+  template <class F>
+  static VF_HD void for_each(int count, const F& f) {
+    for_vectors<T>(count, f);
+  }
   static VF_HD V sum(V x) { return V(T(sum_of_lanes<T>(x))); }
   static VF_HD V most(V x) {
-    T each[lanes<V>()];
+    T each[kLanes];
     store_lanes(x, each);
     T found = each[0];
     for (T other : each) found = found < other ? other : found;
     return V(found);
   }
 
-  VF_CALLED static void read(const PlaneOperand& o, const Tile& t, T* to, T missing) {
-    for (int k = 0; !o.op.data && k < o.count; ++k) to[k] = lit<T>(o.op.value);
-    if (o.op.data) {
-      for_plane_runs(o, t, 1, [&](int64_t from, int64_t step, int count, int64_t, int64_t) {
-        load_run(o.op, from, step, count, to, 1);
+  VF_CALLED void read(const Operand& op, int64_t step, int64_t first, int count, Numbers& numbers,
+                      double missing) const {
+    T* to = numbers.data;
+    for (int k = 0; !op.data && k < count; ++k) to[k] = lit<T>(op.value);
+    if (op.data) {
+      for_plane_runs({op, step, count, first}, t, 1, [&](int64_t from, int64_t step, int count, int64_t, int64_t) {
+        load_run(op, from, step, count, to, 1);
       });
     }
-    for (int k = o.count; k % lanes<V>() != 0; ++k) to[k] = missing;
+    for (int k = count; k % kLanes != 0; ++k) to[k] = T(missing);
   }
 
-  VF_CALLED static void write(const PlaneOperand& o, const Tile& t, const T* from) {
-    if (!o.op.data) return;
-    for_plane_runs(o, t, 1, [&](int64_t to, int64_t step, int count, int64_t, int64_t) {
-      store_run(o.op, to, step, count, from, 1);
+  VF_CALLED void write(const Operand& op, int64_t step, int64_t first, int count, const Numbers& numbers) const {
+    if (!op.data) return;
+    for_plane_runs({op, step, count, first}, t, 1, [&](int64_t to, int64_t step, int count, int64_t, int64_t) {
+      store_run(op, to, step, count, numbers.data, 1);
     });
   }
 };
@@ -158,26 +187,6 @@ void write_sites(const Operand& op, const Tile& t, const T* from) {
   for_runs(t, op.stride,
            [&](int at, int n, int64_t offset) { store_run(op, offset, op.stride[t.space.ndim - 1], n, from + at, 1); });
 }
-
-// Vectors added up in chains that are short: equal numbers are rounded alike, all in one direction.
-template <class V>
-class Chains {
- public:
-  VF_HD void add(V x) {
-    last_ = last_ + x;
-    if (++count_ % 8 != 0) return;
-    before_ = before_ + last_;
-    last_ = lit<V>(0);
-    if (count_ % 64 != 0) return;
-    whole_ = whole_ + before_;
-    before_ = lit<V>(0);
-  }
-  VF_HD V total() const { return whole_ + (before_ + last_); }
-
- private:
-  V last_ = lit<V>(0), before_ = lit<V>(0), whole_ = lit<V>(0);
-  int count_ = 0;
-};
 
 }  // namespace
 }  // namespace VF_ISA

@@ -199,7 +199,7 @@ void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Te
 }
 
 // The tasks are fixed by the sizes alone, and each writes what no other does.
-void marginals(const MarginalsProblem& p) {
+void marginals(const at::Tensor&, const MarginalsProblem& p) {
   const int64_t pairs = p.batch * ((p.batch + p.chunks - 1) / p.chunks);
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, pairs));
   at::parallel_for(0, p.latents * p.chunks, grain,
@@ -219,7 +219,7 @@ void add_up(const CategoricalProblem& p) {
   }
 }
 
-void categorical(const CategoricalProblem& p) {
+void categorical(const at::Tensor&, const CategoricalProblem& p) {
   const int64_t others = p.classes - 1;
   use_huge_pages(p.out_z, p.space, others * p.out_z_step);
   use_huge_pages(p.out_dlogits, p.space, others * p.out_dlogits_step);
@@ -229,7 +229,7 @@ void categorical(const CategoricalProblem& p) {
   if (p.sum.out) p.wide ? add_up<double>(p) : add_up<float>(p);
 }
 
-void log_ratio(const LogRatioProblem& p) {
+void log_ratio(const at::Tensor&, const LogRatioProblem& p) {
   const int64_t numbers = p.samples * p.latents;
   const int64_t tasks = p.backward ? (numbers + kColumns - 1) / kColumns : p.draws * p.samples;
   const int64_t cost = std::max<int64_t>(1, p.backward ? p.draws * kColumns : p.latents);
@@ -237,7 +237,7 @@ void log_ratio(const LogRatioProblem& p) {
                    [&](int64_t begin, int64_t end) { kernels().log_ratio(p, begin, end); });
 }
 
-void experts(const ExpertsProblem& p) {
+void experts(const at::Tensor&, const ExpertsProblem& p) {
   const int64_t bytes = p.columns * (p.wide ? 8 : 4);
   for (void* out : {p.mu, p.logvar}) use_huge_pages(out, bytes);
   for (void* out : {p.dmus, p.dlogvars}) use_huge_pages(out, p.experts * bytes);
@@ -369,8 +369,8 @@ void bound(const BoundProblem& p) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu,  philox,    true,  true,    nullptr, marginals,
-                                      categorical, log_ratio, bound, experts, mixture, ivon};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu,  philox,    true,    true,  nullptr, marginals,
+                                      categorical, log_ratio, experts, bound, mixture, ivon};
   return true;
 }();
 

@@ -55,12 +55,18 @@ __device__ inline double larger(double a, double b) { return ::fmax(a, b); }
 template <class T>
 using Shared = T[2][kThreads / kWarp][kWarp];
 
+// f over what each of so many lanes next to each other has, in all of them.
+template <class T, class F>
+__device__ __forceinline__ void join_lanes(T& x, int lanes, const F& f) {
+#pragma unroll 1
+  for (int away = 1; away < lanes; away *= 2) x = f(x, __shfl_xor_sync(0xffffffffu, x, away));
+}
+
 // f over what the team's threads have, in all of them. shared: not written again before every thread has come to
 // another barrier.
 template <class T, bool ALONG, class F>
 __device__ __forceinline__ void join(T& x, const Team<ALONG>& team, T (&shared)[kThreads / kWarp][kWarp], const F& f) {
-#pragma unroll 1
-  for (int away = 1; away < team.lanes(); away *= 2) x = f(x, __shfl_xor_sync(0xffffffffu, x, away));
+  join_lanes(x, team.lanes(), f);
   if (team.warps() == 1) return;
   const int warp = team.thread / kWarp, lane = team.thread % kWarp, slot = ALONG ? 0 : lane;
   if (!ALONG || lane == 0) shared[warp][slot] = x;

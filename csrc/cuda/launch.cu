@@ -9,7 +9,7 @@
 #include <map>
 #include <mutex>
 
-#include "cuda/run.cuh"
+#include "cuda/run_latents.cuh"
 #include "device.h"
 
 namespace vaefast {
@@ -81,6 +81,12 @@ void run_on_cuda(const at::Tensor& on, Job& job) {
   run_on(on, job, c10::cuda::getCurrentCUDAStream().stream());
 }
 
+template <class Problem>
+void run_alone_on_cuda(const at::Tensor& on, const Problem& p) {
+  const c10::cuda::CUDAGuard guard(on.device());
+  run_on(on, p, c10::cuda::getCurrentCUDAStream().stream());
+}
+
 void philox(const c10::optional<at::Generator>& generator, int64_t numel, const at::Tensor& save, Philox& philox) {
   auto* cuda = at::get_generator_or_default<at::CUDAGeneratorImpl>(
       generator, at::cuda::detail::getDefaultCUDAGenerator(save.get_device()));
@@ -108,7 +114,15 @@ uint64_t capture(c10::Device device) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CUDA) = {run_on_cuda, philox, false, false, capture};
+  device_for(c10::DeviceType::CUDA) = {run_on_cuda,
+                                       philox,
+                                       false,
+                                       false,
+                                       capture,
+                                       run_alone_on_cuda<MarginalsProblem>,
+                                       run_alone_on_cuda<CategoricalProblem>,
+                                       run_alone_on_cuda<LogRatioProblem>,
+                                       run_alone_on_cuda<ExpertsProblem>};
   return true;
 }();
 

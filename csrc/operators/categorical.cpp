@@ -56,7 +56,7 @@ class Call {
     layout.finish(p.space);
     const auto on_device = device_for(in_.logits.device().type()).categorical;
     TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for categorical latents of ", in_.logits.device());
-    on_device(p);
+    on_device(in_.logits, p);
   }
 
  private:

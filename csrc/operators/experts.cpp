@@ -53,7 +53,7 @@ class Products {
   void run(const ExpertsProblem& p) const {
     const auto on_device = device_for(in_.mus.device().type()).experts;
     TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for the product of ", in_.mus.device(), " tensors");
-    on_device(p);
+    on_device(in_.mus, p);
   }
 
  private:

@@ -53,7 +53,7 @@ class Ratios {
   void run(const LogRatioProblem& p) const {
     const auto on_device = device_for(in_.z.device().type()).log_ratio;
     TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for the log ratios of ", in_.z.device(), " tensors");
-    on_device(p);
+    on_device(in_.z, p);
   }
 
  private:

@@ -7,7 +7,7 @@
 
 #include "simt.h"
 // after simt.h, which stands in for nvcc
-#include "cuda/run.cuh"
+#include "cuda/run_latents.cuh"
 #include "device.h"
 
 namespace vaefast {
@@ -23,9 +23,10 @@ namespace {
 
 std::mutex one_launch_at_a_time;
 
-void run(const at::Tensor& on, Job& job) {
+template <class Problem>
+void run(const at::Tensor& on, Problem& problem) {
   std::lock_guard<std::mutex> lock(one_launch_at_a_time);
-  run_on(on, job, nullptr);
+  run_on(on, problem, nullptr);
 }
 
 // As cuda/launch.cu does outside graph capture: values by launch argument, written by the kernel for backward.
@@ -38,7 +39,15 @@ void philox(const c10::optional<at::Generator>& generator, int64_t, const at::Te
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run, philox};
+  device_for(c10::DeviceType::CPU) = {run<Job>,
+                                      philox,
+                                      false,
+                                      false,
+                                      nullptr,
+                                      run<const MarginalsProblem>,
+                                      run<const CategoricalProblem>,
+                                      run<const LogRatioProblem>,
+                                      run<const ExpertsProblem>};
   return true;
 }();
 

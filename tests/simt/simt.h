@@ -37,15 +37,16 @@ uint64_t* warp_slots();
 
 void run(const void* kernel, int64_t blocks, int threads, const std::function<void()>& body);
 
+// The value of the lane that is so many further on, or its own where there is none.
 template <class T>
-T shuffle_down(T value, int delta) {
+T shuffle_by(T value, int delta) {
   static_assert(sizeof(T) <= 8);
-  const unsigned lane = thread.x % 32;
+  const int lane = int(thread.x % 32), from = lane + delta;
   uint64_t* slots = warp_slots();
   T result = value;
   __builtin_memcpy(&slots[lane], &value, sizeof(T));
   warp_barrier();
-  if (lane + delta < 32) __builtin_memcpy(&result, &slots[lane + delta], sizeof(T));
+  if (from >= 0 && from < 32) __builtin_memcpy(&result, &slots[from], sizeof(T));
   return result;
 }
 
@@ -73,7 +74,12 @@ inline void __syncwarp() { simt::warp_barrier(); }
 
 template <class T>
 T __shfl_down_sync(unsigned, T value, int delta) {
-  return simt::shuffle_down(value, delta);
+  return simt::shuffle_by(value, delta);
+}
+
+template <class T>
+T __shfl_up_sync(unsigned, T value, int delta) {
+  return simt::shuffle_by(value, -delta);
 }
 
 template <class T>

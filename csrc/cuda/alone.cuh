@@ -1,0 +1,24 @@
+// A problem that is no part of a job: its units' work, and the sums that they leave. No torch types here.
+#pragma once
+
+#include "cuda/kernel.cuh"
+
+namespace vaefast {
+
+template <class Problem>
+struct Alone {
+  Problem problem;
+  Geometry cut;
+  uint32_t rows = 1;            // sums to finish
+  unsigned* counter = nullptr;  // as Launch's
+};
+
+template <class Work, class Problem>
+__global__ void __launch_bounds__(kThreads, 2) alone_kernel(const __grid_constant__ Alone<Problem> a) {
+  using T = typename Work::T;
+  __shared__ double shared[kThreads / kWarp];
+  run_block<Work>(a.problem, a.cut, 0, reinterpret_cast<T*>(shared));
+  if (a.counter && last_block(a.counter)) finish_rows<T>(a.problem.sum, a.cut, 0, a.rows, shared);
+}
+
+}  // namespace vaefast

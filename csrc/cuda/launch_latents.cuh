@@ -1,0 +1,74 @@
+// Launches for draws, discrete latents, products of experts and aggregate posteriors.
+#pragma once
+
+#include "cuda/categorical.cuh"
+#include "cuda/experts.cuh"
+#include "cuda/grid.cuh"
+#include "cuda/launches.h"
+#include "cuda/log_ratio.cuh"
+#include "cuda/marginals.cuh"
+
+namespace vaefast {
+
+template <class T>
+void launch(const Alone<CategoricalProblem>& a, cudaStream_t stream) {
+  visit(a.problem.uniform.wide != 0, [&](auto mixed) {
+    visit(a.problem.backward, [&](auto backward) {
+      using Work = CategoricalWork<T, decltype(mixed)::value, decltype(backward)::value>;
+      start(alone_kernel<Work, CategoricalProblem>, a.cut.blocks, kThreads, stream, a);
+    });
+  });
+}
+
+// f(std::integral_constant)
+template <class F>
+void visit(DrawPrior prior, const F& f) {
+  switch (prior) {
+    case DrawPrior::kNone:
+      return f(std::integral_constant<DrawPrior, DrawPrior::kNone>{});
+    case DrawPrior::kStandard:
+      return f(std::integral_constant<DrawPrior, DrawPrior::kStandard>{});
+    case DrawPrior::kGiven:
+      return f(std::integral_constant<DrawPrior, DrawPrior::kGiven>{});
+  }
+}
+
+template <class T>
+void launch(const Alone<LogRatioRows>& a, cudaStream_t stream) {
+  visit(a.problem.prior, [&](auto prior) {
+    start(alone_kernel<LogRatioWork<T, decltype(prior)::value>, LogRatioRows>, a.cut.blocks, kThreads, stream, a);
+  });
+}
+
+template <class T>
+void launch_backward(const LogRatioProblem& p, cudaStream_t stream) {
+  const int64_t blocks = (p.samples * p.latents + kWarp - 1) / kWarp;
+  visit(p.prior,
+        [&](auto prior) { start(log_ratio_backward_kernel<T, decltype(prior)::value>, blocks, kThreads, stream, p); });
+}
+
+template <class T>
+void launch(const ExpertsProblem& p, cudaStream_t stream) {
+  visit(p.prior, [&](auto prior) {
+    visit(p.there != nullptr, [&](auto masked) {
+      start(experts_kernel<T, decltype(prior)::value, decltype(masked)::value>, (p.columns + kThreads - 1) / kThreads,
+            kThreads, stream, p);
+    });
+  });
+}
+
+template <class T>
+void launch(const MarginalsProblem& p, cudaStream_t stream) {
+  const int64_t blocks = (p.batch + kThreads - 1) / kThreads * p.latents;
+  p.backward ? start(marginals_backward_kernel<T>, blocks * (1 + p.chunks), kThreads, stream, p)
+             : start(marginals_kernel<T>, blocks, kThreads, stream, p);
+}
+
+#define VF_LATENTS(T)                                                      \
+  template void launch<T>(const Alone<CategoricalProblem>&, cudaStream_t); \
+  template void launch<T>(const Alone<LogRatioRows>&, cudaStream_t);       \
+  template void launch_backward<T>(const LogRatioProblem&, cudaStream_t);  \
+  template void launch<T>(const ExpertsProblem&, cudaStream_t);            \
+  template void launch<T>(const MarginalsProblem&, cudaStream_t);
+
+}  // namespace vaefast
