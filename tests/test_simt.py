@@ -37,6 +37,15 @@ RUNS = {
         f"{NOT_HERE} and not gradcheck and not twice and not compile and not for_its_mean",
     ],
     "lists": ["test_multi_tensor.py", "-k", f"{NOT_HERE} and not double and not compiled"],
+    "latents": [
+        "test_categorical_kernel.py",
+        "test_experts_kernel.py",
+        "test_total_correlation.py",
+        "-k",
+        f"{NOT_HERE} and not gradcheck and not differentiated and not memory and not compile",
+    ],
+    # the bound itself is PyTorch's on a GPU
+    "draws": ["test_bound_kernel.py", "-k", "latents or draws or priors or layouts or nothing or vanish"],
     "overwrite": ["test_overwrite.py", "-k", f"{NOT_HERE} and not compile and not allocates"],
 }
 # of the CPU's noise: a few units in the last place of the longest radius, 6.7; one rounding for half precision
@@ -97,7 +106,7 @@ def mutant_runs() -> Iterator[Futures]:
         yield {
             mutant.name: pool.submit(
                 execute_pytest,
-                [f"simt/test_kernels.py::{mutant.test}", "-k", mutant.dtype],
+                [f"{mutant.of}::{mutant.test}", "-k", mutant.only],
                 Where(library(mutant)),
             )
             for mutant in fresh

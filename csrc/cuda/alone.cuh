@@ -13,9 +13,8 @@ struct Alone {
   unsigned* counter = nullptr;  // as Launch's
 };
 
-template <class Work, class Problem>
-__global__ void __launch_bounds__(kThreads, 2) alone_kernel(const __grid_constant__ Alone<Problem> a) {
-  using T = typename Work::T;
+template <class T, class Work>
+__global__ void __launch_bounds__(kThreads, 2) alone_kernel(const __grid_constant__ Alone<typename Work::Problem> a) {
   __shared__ double shared[kThreads / kWarp];
   run_block<Work>(a.problem, a.cut, 0, reinterpret_cast<T*>(shared));
   if (a.counter && last_block(a.counter)) finish_rows<T>(a.problem.sum, a.cut, 0, a.rows, shared);

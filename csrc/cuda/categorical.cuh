@@ -91,9 +91,7 @@ __device__ void draw(Sites<SiteOfTeam<T>, MIXED>& sites, const SiteOfTeam<T>& si
   k = site.team.slice();
   sites.pass([&](int i) {
     const double own = weight(i);
-    if (own > 0) {
-      last = k;
-    }
+    if (own > 0) last = k;
     const bool beyond = sum + site.sum_up_to_here(own) > at;
     if (own > 0 && beyond && k < found) found = k;
     sum += site.sum(own);
@@ -113,6 +111,7 @@ __device__ void draw(Sites<SiteOfTeam<T>, MIXED>& sites, const SiteOfTeam<T>& si
 template <class T_, bool MIXED, bool BACKWARD>
 struct CategoricalWork {
   using T = T_;
+  using Problem = CategoricalProblem;
   static constexpr bool kSums = !BACKWARD;
 
   template <class M>

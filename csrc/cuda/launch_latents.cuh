@@ -15,7 +15,7 @@ void launch(const Alone<CategoricalProblem>& a, cudaStream_t stream) {
   visit(a.problem.uniform.wide != 0, [&](auto mixed) {
     visit(a.problem.backward, [&](auto backward) {
       using Work = CategoricalWork<T, decltype(mixed)::value, decltype(backward)::value>;
-      start(alone_kernel<Work, CategoricalProblem>, a.cut.blocks, kThreads, stream, a);
+      start(alone_kernel<T, Work>, a.cut.blocks, kThreads, stream, a);
     });
   });
 }
@@ -36,7 +36,7 @@ void visit(DrawPrior prior, const F& f) {
 template <class T>
 void launch(const Alone<LogRatioRows>& a, cudaStream_t stream) {
   visit(a.problem.prior, [&](auto prior) {
-    start(alone_kernel<LogRatioWork<T, decltype(prior)::value>, LogRatioRows>, a.cut.blocks, kThreads, stream, a);
+    start(alone_kernel<T, LogRatioWork<T, decltype(prior)::value>>, a.cut.blocks, kThreads, stream, a);
   });
 }
 

@@ -31,6 +31,7 @@ struct LogRatioRows : LogRatioProblem {
 template <class T_, DrawPrior P>
 struct LogRatioWork {
   using T = T_;
+  using Problem = LogRatioRows;
   static constexpr bool kSums = true;
 
   template <class M>

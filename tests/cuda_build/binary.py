@@ -70,16 +70,18 @@ def arguments(template: str) -> list[str]:
 
 @cache
 def short_name(symbol: str) -> str:
-    """``float: Reconstruction<Bernoulli, 1> + PosteriorForward<false, true>`` or ``float: many PosteriorForward<...>``,
-    from a symbol of the library."""
-    name = re.sub(r"\(.*\)$|\b(\w+::)+|^void ", "", output("c++filt", symbol).strip()).replace("> >", ">>")
+    """From a symbol of the library ``float: Reconstruction<Bernoulli, 1> + PosteriorForward<false, true>``, ``float:
+    many PosteriorForward<...>`` or, of a kernel that is not made of works, ``float: experts_kernel<true, false>``."""
+    name = re.sub(r"\b(\w+::)+", "", output("c++filt", "-p", symbol).strip()).replace("> >", ">>")
     if not re.search(r"<(float|double)\b", name):
         return name
     arithmetic, *parts = arguments(name)
     plain = [part.replace(f"<{arithmetic}>", "").replace(f"<{arithmetic}, ", "<") for part in parts]
+    kernel = name.partition("<")[0]
+    if kernel not in ("job_kernel", "list_kernel", "alone_kernel"):
+        return f"{arithmetic}: {kernel}" + (f"<{', '.join(plain)}>" if plain else "")
     works = [part for part in plain if part != "Nothing"]
-    many = "many " if name.startswith("list_kernel") else ""
-    return f"{arithmetic}: {many}{' + '.join(works) or name.partition('<')[0]}"
+    return f"{arithmetic}: {'many ' if kernel == 'list_kernel' else ''}{' + '.join(works)}"
 
 
 def resources(library: Path) -> dict[tuple[str, int], Resources]:

@@ -28,6 +28,10 @@ ALLOWED_DOUBLE = {
     "F2F.F32.F64": "scales and constants of the problem, kept in double; the sums' results",
 }
 
+# Kernels whose threads take an element each, and whose sums are double: a draw goes by them, and a gradient has many
+# draws or samples.
+ALONE = re.compile(r": (Categorical|LogRatio|log_ratio|experts|marginals)")
+
 Baseline = dict[str, dict[str, dict[str, int]]]
 
 
@@ -86,7 +90,7 @@ def vectors(name: str, kernel: Kernel) -> Iterator[str]:
     """16 bytes at once, but for doubles, which go one by one (kPack in csrc/cuda/pack.cuh), as a mixture's sites do;
     and the KL beside a mixture is a function that several kernels call. A KL alone, with its sum reduced, still holds
     the store of an unreduced one."""
-    if name.startswith("double") or re.search("Mixture<|ClassWork<|finish", name):
+    if name.startswith("double") or re.search("Mixture<|ClassWork<|finish", name) or ALONE.search(name):
         return
     # of a KL on the plain path the sum alone is written
     roots = ("LDG",) if re.search(r": PlainForward<(\w+, )?false, true>$", name) else ("LDG", "STG")
@@ -114,6 +118,8 @@ def packed(flow: Flow) -> list[frozenset[int]]:
 
 def no_double(name: str, kernel: Kernel) -> Iterator[str]:
     """Of a float kernel: none in any loop over packs, whatever the dtypes, and only listed ones elsewhere."""
+    if ALONE.search(name):
+        return
     flow = Flow(kernel)
     hot = packed(flow)
     # a mixture's sites go one by one, and so do sums

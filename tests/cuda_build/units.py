@@ -13,13 +13,16 @@ from cuda_build.binary import Missing, output
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_name("kernels.cu")
-# kernels of an arithmetic type; on the plain path, whose arithmetic is float, of operands that hold a type
+# kernels of an arithmetic type; on the plain path, whose arithmetic is float, of operands that hold a type; and of what
+# is no job's
 UNITS = {
     "float": "VAEFAST_ARITHMETIC=float",
     "double": "VAEFAST_ARITHMETIC=double",
     "plain-float32": "VAEFAST_PLAIN=float",
     "plain-float16": "VAEFAST_PLAIN=__half",
     "plain-bfloat16": "VAEFAST_PLAIN=__nv_bfloat16",
+    "alone-float": "VAEFAST_ALONE=float",
+    "alone-double": "VAEFAST_ALONE=double",
 }
 
 

@@ -17,11 +17,12 @@ class Mutant:
     file: str  # in csrc/cuda
     old: str
     new: str
-    test: str  # of test_kernels.py; passes without the mutant and fails with it
+    test: str  # passes without the mutant and fails with it
     shows: str  # a regular expression for what the failure must say
-    dtype: str = "float32"  # the test is run in this dtype
+    only: str = "float32"  # its cases, for pytest -k
     # the unit of csrc/cuda that serves it, and that is compiled with the mutant; "launch" is the host's
     unit: str = "run_posterior_float"
+    of: str = "simt/test_kernels.py"  # where the test is
 
     def fits(self, text: str) -> bool:
         return text.count(self.old) == 1
@@ -53,7 +54,7 @@ MUTANTS = (
         "x += shared[k];\n  }\n",
         "test_sums_row_after_row",
         WRONG,
-        dtype="float64",
+        only="float64",
         unit="run_posterior_double",
     ),
     Mutant(
@@ -113,7 +114,7 @@ MUTANTS = (
         "static int64_t arrived = 0;\n    p.sum.partial[arrived++ % g.count] = double(sum);",
         "test_same_bits_in_any_order",
         "differs from run to run",
-        dtype="float64",
+        only="float64",
         unit="run_posterior_double",
     ),
     Mutant(
@@ -142,14 +143,14 @@ MUTANTS = (
         "normals(stream, at.element,",
         "test_plain_posterior",
         WRONG,
-        dtype="bfloat16",
+        only="bfloat16",
         unit="run_plain_bfloat16",
     ),
     Mutant(
         "leaves_lanes_of_a_site_out",
         "classes.cuh",
-        "away < team.lanes();",
-        "away < team.lanes() / 2;",
+        "join_lanes(x, team.lanes(), f);",
+        "join_lanes(x, team.lanes() / 2, f);",
         "test_classes",
         WRONG,
         unit="run_mixture_float",
@@ -170,5 +171,27 @@ MUTANTS = (
         "const uint32_t row = 0;",
         "test_many_rows",
         WRONG,
+    ),
+    Mutant(
+        "adds_up_the_lanes_of_other_sites",
+        "categorical.cuh",
+        "if (team.slice() >= away) x += before;",
+        "x += before;",
+        "test_any_number_of_sites",
+        r"assert tensor\(.*\) < 0.01",
+        only="sites",
+        unit="run_latents_float",
+        of="test_categorical_kernel.py",
+    ),
+    Mutant(
+        "brings_posteriors_before_all_have_read",
+        "marginals.cuh",
+        "const int64_t j = first + threadIdx.x;\n    __syncthreads();\n",
+        "const int64_t j = first + threadIdx.x;\n",
+        "test_terms_and_gradients",
+        r"AssertionError: \(\d, ",
+        only="kernels and 300 and mss",
+        unit="run_latents_float",
+        of="test_total_correlation.py",
     ),
 )

@@ -45,6 +45,35 @@ def test_launches_are_logged(launches: Callable[[], list[Launched]]) -> None:
     assert "vaefast::" in launch.kernel and "PosteriorForward<float" in launch.kernel
 
 
+def some(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "kernels"),
+    [
+        (lambda: vaefast.sample_with_categorical_kl(some(6, 4, 9))[1], ["CategoricalWork"] * 2),
+        (lambda: vaefast.product_of_experts(some(3, 6, 4), some(3, 6, 4))[1].sum(), ["experts_kernel"] * 2),
+        (
+            lambda: vaefast.bounds.log_weights(some(5, 6, 9), torch.rand(6, 9), some(5, 6, 4), some(6, 4), some(6, 4)),
+            ["LogRatioWork", "log_ratio_backward"],
+        ),
+        (
+            lambda: vaefast.total_correlation(some(60, 40), some(60, 40), some(60, 40), 1000).total_correlation,
+            ["marginals_kernel", "marginals_backward"],
+        ),
+    ],
+    ids=["categorical", "experts", "draws", "correlation"],
+)
+def test_what_is_no_elbo_is_launched(
+    function: Callable[[], torch.Tensor], kernels: list[str], launches: Callable[[], list[Launched]]
+) -> None:
+    function().sum().backward()
+    found = [launch.kernel for launch in launches()]
+    for kernel in set(kernels):
+        assert sum(kernel in name for name in found) == kernels.count(kernel), found
+
+
 def test_a_step_is_four_launches(launches: Callable[[], list[Launched]]) -> None:
     """Sample, loss, and the backward of each."""
     p = posterior((8, 20)).leaves()

@@ -267,6 +267,104 @@ def graph(device: str) -> Errors:
     return {"": off}
 
 
+def beside(function: Callable[..., Any], arguments: Sequence[Tensor], device: str, length: float = 1.0) -> float:
+    """What a function that draws nothing is off by, values and gradients, of what PyTorch makes of it in float64; its
+    sums have so many terms."""
+    leaves = [t.detach().to(device).requires_grad_() for t in arguments]
+    wide = [t.detach().double().requires_grad_() for t in arguments]
+
+    def found(leaves: Sequence[Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
+        result = function(*leaves)
+        outputs = [result] if isinstance(result, Tensor) else list(result)
+        return outputs, torch.autograd.grad(outputs, leaves, [torch.full_like(o, 1.5) for o in outputs])
+
+    outputs, got = found(leaves)
+    with vaefast.use_backend("reference"):
+        exact, wanted = found(wide)
+    tolerance = arithmetic(arguments[0].dtype, length)
+    return max(errors(outputs, exact, tolerance, 1), errors(got, wanted, 4 * tolerance))
+
+
+def categorical(device: str) -> Errors:
+    """KLs, and one-hot samples as often as their classes are probable, within six standard errors."""
+    found = {}
+    for classes, dim, dtype in (
+        (32, -1, torch.float32),
+        (255, -1, torch.bfloat16),
+        (3000, -1, torch.float32),
+        (10, 1, torch.float64),
+    ):
+        shape = (7, classes, 6) if dim == 1 else (7, 6, classes)
+        q, p = (2 * torch.randn(shape, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (0, 1))
+
+        def kl(q: Tensor, p: Tensor, dim: int = dim) -> Tensor:
+            return vaefast.categorical_kl(q, p, dim=dim, unimix=0.01, reduction="none")
+
+        label = f"{classes} classes, {name_of(dtype)}"
+        found[label] = beside(kl, (q, p), device, classes)
+        draws = 20_000
+        logits = q.select(dim, 0).flatten()[:30].to(device).expand(draws, -1)
+        z, _ = vaefast.sample_with_categorical_kl(logits, None)
+        chances = torch.softmax(logits[0].double().cpu(), 0)
+        counts, spread = z.double().sum(0).cpu(), (draws * chances * (1 - chances)).sqrt()
+        off = ((counts - draws * chances).abs() / (6 * spread + 1)).max().item()
+        found[f"{label}, draws"] = off if ((z == 0) | (z == 1)).all() and (z.sum(1) == 1).all() else math.inf
+    return found
+
+
+def several_draws(device: str) -> Errors:
+    """Log importance weights under N(0, I) and under a prior of tensors."""
+    found = {}
+    for shape in ((5, 4, 20), (600, 3, 7), (2, 3, 1000)):
+        for dtype in (torch.float32, torch.float64):
+            z, mu, logvar, prior_mu, prior_logvar = (
+                torch.randn(shape[i > 0 :], generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(5)
+            )
+            recon, x = torch.randn(*shape[:2], 9, dtype=dtype), torch.rand(shape[1], 9, dtype=dtype)
+
+            def weights(recon: Tensor, *given: Tensor, x: Tensor = x) -> Tensor:
+                return vaefast.bounds.log_weights(recon, x.to(recon), *given)
+
+            label = f"{'x'.join(map(str, shape))}, {name_of(dtype)}"
+            found[label] = beside(weights, (recon, z, mu, logvar), device, shape[2] * 9)
+            found[f"{label}, prior"] = beside(
+                weights, (recon, z, mu, logvar, prior_mu, prior_logvar), device, shape[2] * 9
+            )
+    return found
+
+
+def experts(device: str) -> Errors:
+    found = {}
+    mask = torch.rand((5, 33), generator=torch.Generator().manual_seed(2)) > 0.4
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        given = [torch.randn((5, 33, 20), generator=torch.Generator().manual_seed(n)).to(dtype) for n in (0, 1)]
+        for prior in (True, False):
+
+            def product(mus: Tensor, logvars: Tensor, prior: bool = prior) -> tuple[Tensor, Tensor]:
+                there = mask.to(mus.device) if prior else None
+                return vaefast.product_of_experts(mus, logvars, there, prior=prior)
+
+            found[f"{'with' if prior else 'without'} prior, {name_of(dtype)}"] = beside(product, given, device, 5)
+    return found
+
+
+def correlation(device: str) -> Errors:
+    """The terms of the KL of a batch that a block does and does not hold."""
+    found = {}
+    for batch, latents in ((60, 5), (700, 3)):
+        for dtype in (torch.float32, torch.float64):
+            given = [torch.randn((batch, latents), generator=torch.Generator().manual_seed(n)) for n in range(3)]
+            for estimator in ("mws", "mss"):
+
+                def terms(*given: Tensor, estimator: str = estimator) -> tuple[Tensor, ...]:
+                    z, mu, logvar = given
+                    return tuple(vaefast.total_correlation(z, mu, logvar, 50_000, estimator=estimator))
+
+                off = beside(terms, [t.to(dtype) for t in given], device, batch * latents)
+                found[f"{batch} x {latents}, {estimator}, {name_of(dtype)}"] = off
+    return found
+
+
 WHOLE: dict[str, Check] = {
     "noise": same_noise,
     "graph": graph,
@@ -274,6 +372,10 @@ WHOLE: dict[str, Check] = {
     "packed": packed,
     "bits": same_bits,
     "huge": huge,
+    "categorical": categorical,
+    "several draws": several_draws,
+    "experts": experts,
+    "correlation": correlation,
 }
 
 
