@@ -1,13 +1,8 @@
-// Every kernel that csrc/cuda launches with arithmetic in VAEFAST_ARITHMETIC, on the plain path with operands of
-// VAEFAST_PLAIN, or of what is no job's with arithmetic in VAEFAST_ALONE, without torch: what a change of the kernels
-// does to their machine code is seen in a minute, for one architecture. test_cuda_build.py compares the list with the
-// library's.
+// Every kernel that csrc/cuda/run.cuh launches with arithmetic in VAEFAST_ARITHMETIC or, on the plain path, with
+// operands of VAEFAST_PLAIN, without torch: what a change of the kernels does to their machine code is seen in a
+// minute, for one architecture. test_cuda_build.py compares the list with the library's.
 
-#include "cuda/categorical.cuh"
-#include "cuda/experts.cuh"
 #include "cuda/list.cuh"
-#include "cuda/log_ratio.cuh"
-#include "cuda/marginals.cuh"
 #include "cuda/plain.cuh"
 #include "likelihoods.h"
 
@@ -106,40 +101,7 @@ void plain(TypeList<Ls...>, const void** out) {
   plain_posteriors<S, PlainBackward>(out);
 }
 
-template <class T, bool MIXED>
-void categorical(const void** out) {
-  out[0] = reinterpret_cast<const void*>(alone_kernel<T, CategoricalWork<T, MIXED, false>>);
-  out[1] = reinterpret_cast<const void*>(alone_kernel<T, CategoricalWork<T, MIXED, true>>);
-}
-
-template <class T, DrawPrior P>
-void log_ratio(const void** out) {
-  out[0] = reinterpret_cast<const void*>(alone_kernel<T, LogRatioWork<T, P>>);
-  out[1] = reinterpret_cast<const void*>(log_ratio_backward_kernel<T, P>);
-}
-
-template <class T, bool PRIOR>
-void experts(const void** out) {
-  out[0] = reinterpret_cast<const void*>(experts_kernel<T, PRIOR, false>);
-  out[1] = reinterpret_cast<const void*>(experts_kernel<T, PRIOR, true>);
-}
-
-template <class T>
-void alone(const void** out) {
-  categorical<T, false>(out);
-  categorical<T, true>(out);
-  log_ratio<T, DrawPrior::kNone>(out);
-  log_ratio<T, DrawPrior::kStandard>(out);
-  log_ratio<T, DrawPrior::kGiven>(out);
-  experts<T, false>(out);
-  experts<T, true>(out);
-  out[0] = reinterpret_cast<const void*>(marginals_kernel<T>);
-  out[1] = reinterpret_cast<const void*>(marginals_backward_kernel<T>);
-}
-
-#if defined(VAEFAST_ALONE)
-void all(const void** out) { alone<VAEFAST_ALONE>(out); }
-#elif defined(VAEFAST_PLAIN)
+#if defined(VAEFAST_PLAIN)
 void all(const void** out) { plain<VAEFAST_PLAIN>(Likelihoods{}, out); }
 #else
 void all(const void** out) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 from kept import kept
@@ -12,17 +13,16 @@ from kept import kept
 from cuda_build.binary import Missing, output
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = Path(__file__).with_name("kernels.cu")
 # kernels of an arithmetic type; on the plain path, whose arithmetic is float, of operands that hold a type; and of what
 # is no job's
 UNITS = {
-    "float": "VAEFAST_ARITHMETIC=float",
-    "double": "VAEFAST_ARITHMETIC=double",
-    "plain-float32": "VAEFAST_PLAIN=float",
-    "plain-float16": "VAEFAST_PLAIN=__half",
-    "plain-bfloat16": "VAEFAST_PLAIN=__nv_bfloat16",
-    "alone-float": "VAEFAST_ALONE=float",
-    "alone-double": "VAEFAST_ALONE=double",
+    "float": ("kernels.cu", "VAEFAST_ARITHMETIC=float"),
+    "double": ("kernels.cu", "VAEFAST_ARITHMETIC=double"),
+    "plain-float32": ("kernels.cu", "VAEFAST_PLAIN=float"),
+    "plain-float16": ("kernels.cu", "VAEFAST_PLAIN=__half"),
+    "plain-bfloat16": ("kernels.cu", "VAEFAST_PLAIN=__nv_bfloat16"),
+    "alone-float": ("alone.cu", "VAEFAST_ARITHMETIC=float"),
+    "alone-double": ("alone.cu", "VAEFAST_ARITHMETIC=double"),
 }
 
 
@@ -36,19 +36,25 @@ def nvcc() -> str:
     raise Missing("no nvcc in PATH or CUDA_HOME; install the CUDA toolkit")
 
 
+def _command(unit: str, arch: int) -> list[object]:
+    source, define = UNITS[unit]
+    options = ["-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", f"-D{define}"]
+    return [nvcc(), *options, Path(__file__).with_name(source)]
+
+
+@cache
 def _key(unit: str, arch: int) -> str:
-    """Changes with all that the machine code follows from."""
+    """Changes with all that the machine code follows from: of the sources those that the unit includes."""
     digest = hashlib.sha256(f"{UNITS[unit]} {arch} {output(nvcc(), '--version')}".encode())
-    headers = [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "likelihoods").glob("*.h")]
-    for file in [SOURCE, *sorted(headers), *sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))]:
+    read = output(*_command(unit, arch), "-MM").replace("\\\n", " ").split()
+    for file in sorted({Path(name).resolve() for name in read if name.startswith(str(ROOT))}):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def cubin(unit: str, arch: int) -> Path:
     """The kernels of a unit for sm_``arch``; about a minute where they are not kept from before."""
-    options = ["-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", f"-D{UNITS[unit]}"]
     return kept(
         "cuda-units", f"{unit}-sm_{arch}", _key(unit, arch), ".cubin",
-        lambda out: output(nvcc(), *options, "-cubin", SOURCE, "-o", out),
+        lambda out: output(*_command(unit, arch), "-cubin", "-o", out),
     )  # fmt: skip
