@@ -22,8 +22,8 @@ struct Device {
   void (*categorical)(const at::Tensor& on, const CategoricalProblem&) = nullptr;
   void (*log_ratio)(const at::Tensor& on, const LogRatioProblem&) = nullptr;
   void (*experts)(const at::Tensor& on, const ExpertsProblem&) = nullptr;
+  void (*mixture)(const at::Tensor& on, const MixtureProblem&) = nullptr;
   void (*bound)(const BoundProblem&) = nullptr;
-  void (*mixture)(const MixtureProblem&) = nullptr;
   void (*ivon)(const IvonProblem*, int64_t count) = nullptr;
 };
 

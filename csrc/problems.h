@@ -249,18 +249,10 @@ struct MixtureProblem {
   bool wide = false, backward = false;
   const void *z = nullptr, *mus = nullptr, *logvars = nullptr, *logits = nullptr;
   const void* g = nullptr;
-  void *value = nullptr, *dz = nullptr;
-  // Chunks of the samples, `together` of which are computed at a time, a multiple of kSampleLanes. Each chunk has
-  // `each` numbers of scratch, of which the sums, [2 latents + 1, components], come first and are yet to be added up.
-  int64_t chunks = 1, together = kSampleLanes, each = 0;
-  double* scratch = nullptr;
+  void *value = nullptr, *dz = nullptr, *dmus = nullptr, *dlogvars = nullptr, *dlogits = nullptr;
 
-  static constexpr int64_t kSampleLanes = 16;  // as many as any instruction set has
+  // numbers that backward adds up: for dmus, for dlogvars, and for the log weights, of a component each
   int64_t sums() const { return (2 * latents + 1) * components; }
-  void size_scratch() {
-    const int64_t of_samples = (2 * latents + components) * together, of_lanes = 2 * latents * kSampleLanes;
-    each = sums() + (2 * latents + 1) * components + of_samples + of_lanes;
-  }
 };
 
 // What IVON's formulas take besides tensors.

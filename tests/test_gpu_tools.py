@@ -124,6 +124,7 @@ MUTANTS: dict[str, tuple[Any, str, Callable[[Tensor], Tensor]]] = {
     "categorical": (vaefast, "categorical_kl", lambda kl: unless_wide(kl, 1.001)),
     "several draws": (vaefast.bounds, "log_weights", lambda w: unless_wide(w, 1.0001)),
     "experts": (vaefast, "product_of_experts", lambda logvar: unless_wide(logvar, 1.01)),
+    "mixture": (vaefast.priors, "mixture_log_prob", lambda value: unless_wide(value, 1.0001)),
     "correlation": (vaefast, "total_correlation", lambda tc: unless_wide(tc, 1.001)),
 }
 

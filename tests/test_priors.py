@@ -154,6 +154,15 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(with_gradients(priors.mixture_log_prob, arguments, upstream), [t.double() for t in whole], 1e-6)
 
 
+def test_more_shares_than_are_kept(extension: Any) -> None:
+    """On a GPU the samples go some at a time (kShares in csrc/cuda/run_latents.cuh)."""
+    arguments, upstream = drawn(9, 180, 3000, 2), torch.randn(180)
+    assert _mixtures.kernels_for(True, *arguments) is _mixtures.kernels
+    found = with_gradients(priors.mixture_log_prob, arguments, upstream)
+    wide = tuple(None if t is None else t.double() for t in arguments)
+    assert_same(found, with_gradients(of_torch, wide, upstream), 1e-6)  # type: ignore[arg-type]
+
+
 def test_each_gradient_alone(way: None) -> None:
     arguments, upstream = drawn(7, 150, 40, 8), torch.ones(150)
     every = with_gradients(priors.mixture_log_prob, arguments, upstream)

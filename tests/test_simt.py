@@ -44,6 +44,7 @@ RUNS = {
         "-k",
         f"{NOT_HERE} and not gradcheck and not differentiated and not memory and not compile",
     ],
+    "mixtures": ["test_priors.py", "-k", f"{NOT_HERE} and not gradcheck and not 200 and (kernels or shares)"],
     # the bound itself is PyTorch's on a GPU
     "draws": ["test_bound_kernel.py", "-k", "latents or draws or priors or layouts or nothing or vanish"],
     "overwrite": ["test_overwrite.py", "-k", f"{NOT_HERE} and not compile and not allocates"],

@@ -32,8 +32,8 @@ LOG_2PI = _mixtures.LOG_2PI
 def mixture_log_prob(z: Tensor, mus: Tensor, logvars: Tensor, logits: Tensor | None = None) -> Tensor:
     """log p(z) in nats under a mixture of K diagonal Gaussians, ``log sum_k pi_k N(z; mus[k], e^logvars[k])``.
 
-    Bishop 2006, Pattern Recognition and Machine Learning, equation 9.7. No ``[B, K, D]`` tensor is made. Kernels, on a
-    CPU, take the differences z - mu one by one, in float64, where B K D is up to 2 million or a tensor is float64. All
+    Bishop 2006, Pattern Recognition and Machine Learning, equation 9.7. No ``[B, K, D]`` tensor is made. Kernels
+    take the differences z - mu one by one, in float64, where B K D is up to 2 million or a tensor is float64. All
     else is matrix products, forward and backward. Of float32 they are in float64, whose rounding is not seen while
     ``sum_d z_d^2 e^-logvar``, with z from the means' mean, is at most 1e8; beyond, differences are taken in blocks that
     stay in the cache.

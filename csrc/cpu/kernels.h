@@ -27,6 +27,20 @@ constexpr int kStretch = 1024;
 // weights that IVON takes together
 constexpr int kWeights = 1024;
 
+// Chunks of a mixture's samples, `together` of which are computed at a time, a multiple of kSampleLanes. Each has
+// `each` numbers of scratch, of which MixtureProblem's sums come first and are yet to be added up.
+struct MixtureChunks {
+  static constexpr int64_t kSampleLanes = 16;  // as many as any instruction set has
+
+  int64_t count = 1, together = kSampleLanes, each = 0;
+  double* scratch = nullptr;
+
+  MixtureChunks(const MixtureProblem& p, int64_t count, int64_t together) : count(count), together(together) {
+    const int64_t of_samples = (2 * p.latents + p.components) * together, of_lanes = 2 * p.latents * kSampleLanes;
+    each = 2 * p.sums() + of_samples + of_lanes;
+  }
+};
+
 struct CpuKernels {
   // Runs units [begin, end); the sum over unit u, if one is wanted, goes to sum.partial[u].
   void (*posterior)(const PosteriorProblem&, int64_t begin, int64_t end);
@@ -40,7 +54,7 @@ struct CpuKernels {
   // Runs stretches [begin, end) of kStretch columns.
   void (*experts)(const ExpertsProblem&, int64_t begin, int64_t end);
   // Runs chunks [begin, end).
-  void (*mixture)(const MixtureProblem&, int64_t begin, int64_t end);
+  void (*mixture)(const MixtureProblem&, const MixtureChunks&, int64_t begin, int64_t end);
   // Runs units [begin, end) of kWeights weights.
   void (*ivon)(const IvonProblem&, int64_t begin, int64_t end);
 };

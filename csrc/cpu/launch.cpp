@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -246,8 +247,44 @@ void experts(const at::Tensor&, const ExpertsProblem& p) {
                    [&](int64_t begin, int64_t end) { kernels().experts(p, begin, end); });
 }
 
-void mixture(const MixtureProblem& p) {
-  at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) { kernels().mixture(p, begin, end); });
+// A mixture's gradients but for the samples', of what its chunks have added up.
+template <class T>
+void collect(const MixtureProblem& p, const MixtureChunks& chunks) {
+  const int64_t numbers = p.components * p.latents;
+  const auto sum = [&](int64_t i) {
+    double found = 0;
+    for (int64_t c = 0; c < chunks.count; ++c) found += chunks.scratch[c * chunks.each + i];
+    return found;
+  };
+  for (int64_t i = 0; i < numbers; ++i) {
+    static_cast<T*>(p.dmus)[i] = T(sum(i));
+    static_cast<T*>(p.dlogvars)[i] = T(sum(numbers + i));
+  }
+  if (!p.dlogits) return;
+  const T* logits = static_cast<const T*>(p.logits);
+  const double most = double(*std::max_element(logits, logits + p.components));
+  double total = 0, weights = 0;
+  for (int64_t k = 0; k < p.components; ++k) {
+    total += sum(2 * numbers + k);
+    weights += std::exp(double(logits[k]) - most);
+  }
+  for (int64_t k = 0; k < p.components; ++k) {
+    const double weight = std::exp(double(logits[k]) - most) / weights;
+    static_cast<T*>(p.dlogits)[k] = T(sum(2 * numbers + k) - total * weight);
+  }
+}
+
+void mixture(const at::Tensor&, const MixtureProblem& p) {
+  // differences that a chunk should have, how many there may be, and how many samples lie in a cache beside what is
+  // computed of them
+  constexpr int64_t kWorth = 1 << 14, kMost = 8, kResident = 128, lanes = MixtureChunks::kSampleLanes;
+  const int64_t differences = p.samples * p.components * std::max<int64_t>(1, p.latents);
+  const int64_t count = std::clamp<int64_t>(std::min(differences / kWorth, p.samples / kResident), 1, kMost);
+  MixtureChunks chunks(p, count, std::min(kResident, (p.samples + lanes - 1) / lanes * lanes));
+  const std::unique_ptr<double[]> scratch(new double[count * chunks.each]);
+  chunks.scratch = scratch.get();
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { kernels().mixture(p, chunks, begin, end); });
+  if (p.backward) p.wide ? collect<double>(p, chunks) : collect<float>(p, chunks);
 }
 
 void ivon(const IvonProblem* problems, int64_t count) {
@@ -369,8 +406,8 @@ void bound(const BoundProblem& p) {
 }
 
 const bool registered = [] {
-  device_for(c10::DeviceType::CPU) = {run_on_cpu,  philox,    true,    true,  nullptr, marginals,
-                                      categorical, log_ratio, experts, bound, mixture, ivon};
+  device_for(c10::DeviceType::CPU) = {run_on_cpu,  philox,    true,    true,    nullptr, marginals,
+                                      categorical, log_ratio, experts, mixture, bound,   ivon};
   return true;
 }();
 

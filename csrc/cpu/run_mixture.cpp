@@ -14,7 +14,7 @@ namespace mixture {
 
 using V = Wide<double>;
 constexpr int kOwn = lanes<V>();
-static_assert(MixtureProblem::kSampleLanes % kOwn == 0);
+static_assert(MixtureChunks::kSampleLanes % kOwn == 0);
 
 // vectors that go through a component's latents together
 constexpr int kTogether = kOwn > 8 ? 2 : 4;
@@ -26,8 +26,9 @@ double finite_or_zero(double x) { return x - x == 0 ? x : 0; }
 template <class T>
 class Chunk {
  public:
-  Chunk(const MixtureProblem& p, int64_t number) : p_(p), K(p.components), D(p.latents), R(p.together) {
-    double* next = p.scratch + number * p.each;
+  Chunk(const MixtureProblem& p, const MixtureChunks& chunks, int64_t number)
+      : p_(p), K(p.components), D(p.latents), R(chunks.together) {
+    double* next = chunks.scratch + number * chunks.each;
     const auto take = [&](int64_t n) { return (next += n) - n; };
     of_mu_ = take(K * D), of_logvar_ = take(K * D), of_weight_ = take(K);
     mu_ = take(K * D), root_ = take(K * D), constant_ = take(K);
@@ -200,19 +201,19 @@ class Chunk {
 };
 
 template <class T>
-void run(const MixtureProblem& p, int64_t begin, int64_t end) {
-  const int64_t size = (p.samples + p.chunks - 1) / p.chunks;
+void run(const MixtureProblem& p, const MixtureChunks& chunks, int64_t begin, int64_t end) {
+  const int64_t size = (p.samples + chunks.count - 1) / chunks.count;
   for (int64_t k = begin; k < end; ++k) {
     const int64_t first = k * size, last = first + size < p.samples ? first + size : p.samples;
-    Chunk<T>(p, k).run(first, last);
+    Chunk<T>(p, chunks, k).run(first, last);
   }
 }
 
 }  // namespace mixture
 }  // namespace
 
-void run_mixture(const MixtureProblem& p, int64_t begin, int64_t end) {
-  p.wide ? mixture::run<double>(p, begin, end) : mixture::run<float>(p, begin, end);
+void run_mixture(const MixtureProblem& p, const MixtureChunks& chunks, int64_t begin, int64_t end) {
+  p.wide ? mixture::run<double>(p, chunks, begin, end) : mixture::run<float>(p, chunks, begin, end);
 }
 
 }  // namespace VF_ISA

@@ -3,7 +3,7 @@
 // leaves alone.
 #pragma once
 
-#include "problems.h"
+#include "cpu/kernels.h"
 
 namespace vaefast {
 inline namespace VF_ISA {
@@ -21,7 +21,7 @@ template <class T>
 void run_log_ratio(const LogRatioProblem&, int64_t begin, int64_t end);
 template <class T>
 void run_experts(const ExpertsProblem&, int64_t begin, int64_t end);
-void run_mixture(const MixtureProblem&, int64_t begin, int64_t end);
+void run_mixture(const MixtureProblem&, const MixtureChunks&, int64_t begin, int64_t end);
 template <class T>
 void run_ivon(const IvonProblem&, int64_t begin, int64_t end);
 

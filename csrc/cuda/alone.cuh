@@ -5,6 +5,17 @@
 
 namespace vaefast {
 
+// Of what a block's warps have in each lane the sum, in the first one.
+__device__ inline double sum_of_warps(double x, double (&shared)[kThreads / kWarp][kWarp]) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  __syncthreads();
+  shared[warp][lane] = x;
+  __syncthreads();
+  if (warp != 0) return 0;
+  for (int k = 1; k < kThreads / kWarp; ++k) x += shared[k][lane];
+  return x;
+}
+
 template <class Problem>
 struct Alone {
   Problem problem;

@@ -122,7 +122,8 @@ const bool registered = [] {
                                        run_alone_on_cuda<MarginalsProblem>,
                                        run_alone_on_cuda<CategoricalProblem>,
                                        run_alone_on_cuda<LogRatioProblem>,
-                                       run_alone_on_cuda<ExpertsProblem>};
+                                       run_alone_on_cuda<ExpertsProblem>,
+                                       run_alone_on_cuda<MixtureProblem>};
   return true;
 }();
 

@@ -1,4 +1,4 @@
-// Launches for draws, discrete latents, products of experts and aggregate posteriors.
+// Launches for draws, discrete latents, products of experts, aggregate posteriors and mixtures.
 #pragma once
 
 #include "cuda/categorical.cuh"
@@ -7,6 +7,9 @@
 #include "cuda/launches.h"
 #include "cuda/log_ratio.cuh"
 #include "cuda/marginals.cuh"
+#include "cuda/mixture_density.cuh"
+
+#include <algorithm>
 
 namespace vaefast {
 
@@ -64,11 +67,36 @@ void launch(const MarginalsProblem& p, cudaStream_t stream) {
              : start(marginals_kernel<T>, blocks, kThreads, stream, p);
 }
 
+inline int64_t blocks_of(const MixtureLaunch& a) {
+  const int64_t K = a.problem.components, D = a.problem.latents;
+  const auto blocks = [](int64_t n, int64_t each) { return (n + each - 1) / each; };
+  switch (a.step) {
+    case MixtureStep::kWeights:
+      return 1;
+    case MixtureStep::kComponents:
+      return blocks(K, kWarps);
+    case MixtureStep::kSamples:
+      return a.count;
+    case MixtureStep::kSums:
+      return K * std::max<int64_t>(1, blocks(D, kWarp));
+    case MixtureStep::kCollect:
+      return blocks(K * D, kThreads) + (a.problem.dlogits ? 1 : 0);
+  }
+  return 0;
+}
+
+template <class T>
+void launch(const MixtureLaunch& a, cudaStream_t stream) {
+  // one warp has the logits
+  start(mixture_kernel<T>, blocks_of(a), a.step == MixtureStep::kWeights ? kWarp : kThreads, stream, a);
+}
+
 #define VF_LATENTS(T)                                                      \
   template void launch<T>(const Alone<CategoricalProblem>&, cudaStream_t); \
   template void launch<T>(const Alone<LogRatioRows>&, cudaStream_t);       \
   template void launch_backward<T>(const LogRatioProblem&, cudaStream_t);  \
   template void launch<T>(const ExpertsProblem&, cudaStream_t);            \
-  template void launch<T>(const MarginalsProblem&, cudaStream_t);
+  template void launch<T>(const MarginalsProblem&, cudaStream_t);          \
+  template void launch<T>(const MixtureLaunch&, cudaStream_t);
 
 }  // namespace vaefast

@@ -62,17 +62,6 @@ struct OverDraws {
   }
 };
 
-// Those of a block's warps, in all threads of the first one.
-__device__ inline double sum_of_warps(double x, double (&shared)[kThreads / kWarp][kWarp]) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  __syncthreads();
-  shared[warp][lane] = x;
-  __syncthreads();
-  if (warp != 0) return 0;
-  for (int k = 1; k < kThreads / kWarp; ++k) x += shared[k][lane];
-  return x;
-}
-
 template <class T, DrawPrior P>
 __global__ void __launch_bounds__(kThreads) log_ratio_backward_kernel(const __grid_constant__ LogRatioProblem p) {
   constexpr bool given = P == DrawPrior::kGiven;

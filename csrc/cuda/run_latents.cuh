@@ -3,6 +3,7 @@
 
 #include "cuda/categorical.cuh"
 #include "cuda/log_ratio.cuh"
+#include "cuda/mixture_density.cuh"
 #include "cuda/run.cuh"
 
 namespace vaefast {
@@ -18,6 +19,8 @@ template <class T>
 void launch(const ExpertsProblem& p, cudaStream_t stream);
 template <class T>
 void launch(const MarginalsProblem& p, cudaStream_t stream);
+template <class T>
+void launch(const MixtureLaunch& a, cudaStream_t stream);
 
 template <class T, class Problem>
 void run_alone(const at::Tensor& on, Alone<Problem> a, int64_t rows, cudaStream_t stream) {
@@ -75,6 +78,32 @@ void run_typed(const at::Tensor&, const ExpertsProblem& p, cudaStream_t stream) 
 template <class T>
 void run_typed(const at::Tensor&, const MarginalsProblem& p, cudaStream_t stream) {
   launch<T>(p, stream);
+}
+
+template <class T>
+void run_typed(const at::Tensor& on, const MixtureProblem& p, cudaStream_t stream) {
+  constexpr int64_t kShares = 1 << 19;  // that are kept, but for one sample's
+  const int64_t K = p.components, D = p.latents, together = std::clamp<int64_t>(kShares / K, 1, p.samples);
+  MixtureLaunch a{p};
+  while (a.log_team < 5 && (1 << a.log_team) < D) ++a.log_team;
+  const int64_t numbers = 2 * K * D + K + 2, of_samples = p.backward ? together * K + p.sums() : 0;
+  const at::Tensor scratch = at::empty({numbers + of_samples}, on.options().dtype(at::kDouble));
+  double* next = scratch.mutable_data_ptr<double>();
+  const auto take = [&](int64_t n) { return std::exchange(next, next + n); };
+  a.mu = take(K * D), a.root = take(K * D), a.constant = take(K), a.weights = take(2);
+  if (p.backward) a.shares = take(together * K), a.sums = take(p.sums());
+  const auto run = [&](MixtureStep step) {
+    a.step = step;
+    launch<T>(a, stream);
+  };
+  if (p.logits) run(MixtureStep::kWeights);
+  run(MixtureStep::kComponents);
+  for (a.first = 0; a.first < p.samples; a.first += a.count) {
+    a.count = std::min(together, p.samples - a.first);
+    run(MixtureStep::kSamples);
+    if (p.backward) run(MixtureStep::kSums);
+  }
+  if (p.backward && (D > 0 || p.dlogits)) run(MixtureStep::kCollect);
 }
 
 template <class Problem>

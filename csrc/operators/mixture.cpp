@@ -1,8 +1,5 @@
 // The log density of a mixture of Gaussians, and its gradients.
 
-#include <algorithm>
-#include <cmath>
-
 #include "device.h"
 #include "operators/operators.h"
 #include "operators/outputs.h"
@@ -12,10 +9,6 @@ namespace vaefast {
 namespace {
 
 class Mixture {
-  // Differences that a chunk of the samples should have, how many chunks there may be, each of which keeps sums of its
-  // own, and how many samples lie in a cache beside what is computed of them.
-  static constexpr int64_t kWorth = 1 << 14, kMost = 8, kResident = 128;
-
  public:
   explicit Mixture(const MixtureInputs& in) : in_(in) {
     TORCH_CHECK_VALUE(in.z.dim() == 2 && in.mus.dim() == 2 && in.mus.size(0) > 0 && in.z.size(1) == in.mus.size(1) &&
@@ -40,49 +33,11 @@ class Mixture {
     return held_.back().const_data_ptr();
   }
 
-  void run() {
+  void run() const {
     const auto on_device = device_for(in_.z.device().type()).mixture;
     TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for a mixture of ", in_.z.device(), " tensors");
-    const int64_t differences = p.samples * p.components * std::max<int64_t>(1, p.latents);
-    p.chunks = std::clamp<int64_t>(std::min(differences / kWorth, p.samples / kResident), 1, kMost);
-    constexpr int64_t lanes = MixtureProblem::kSampleLanes;
-    p.together = std::min(kResident, (p.samples + lanes - 1) / lanes * lanes);
-    p.size_scratch();
-    held_.push_back(fresh({p.chunks * p.each}, in_.z.options().dtype(at::kDouble)));
-    p.scratch = held_.back().mutable_data_ptr<double>();
-    if (p.samples) on_device(p);
+    if (p.samples) on_device(in_.z, p);
   }
-
-  // What the chunks added up, from the i-th of their sums on.
-  template <class T>
-  void collect(int64_t i, const Tensor& out) const {
-    T* to = out.mutable_data_ptr<T>();
-    for (int64_t k = 0; k < out.numel(); ++k) to[k] = T(sum(i + k));
-  }
-  double sum(int64_t i) const {
-    double found = 0;
-    for (int64_t c = 0; p.samples && c < p.chunks; ++c) found += p.scratch[c * p.each + i];
-    return found;
-  }
-  void collected(int64_t i, const Tensor& out) const { p.wide ? collect<double>(i, out) : collect<float>(i, out); }
-
-  // From the log weights' gradient, which is what the chunks added up, to that of the logits.
-  template <class T>
-  void weigh(const Tensor& out) const {
-    const T* logits = static_cast<const T*>(p.logits);
-    T* to = out.mutable_data_ptr<T>();
-    const double most = double(*std::max_element(logits, logits + p.components));
-    double total = 0, weights = 0;
-    for (int64_t k = 0; k < p.components; ++k) {
-      total += sum(2 * p.latents * p.components + k);
-      weights += std::exp(double(logits[k]) - most);
-    }
-    for (int64_t k = 0; k < p.components; ++k) {
-      const double weight = std::exp(double(logits[k]) - most) / weights;
-      to[k] = T(sum(2 * p.latents * p.components + k) - total * weight);
-    }
-  }
-  void weighed(const Tensor& out) const { p.wide ? weigh<double>(out) : weigh<float>(out); }
 
   MixtureProblem p;
 
@@ -109,17 +64,17 @@ Tensors mixture_backward(const Tensor& g, const MixtureInputs& in) {
                     p.samples, " densities");
   p.backward = true;
   p.g = mixture.data(g);
-  const Tensor dz = mixture.empty(in.z.sizes());
-  p.dz = dz.mutable_data_ptr();
+  const MaybeTensor given[] = {in.z, in.mus, in.logvars, in.logits};
+  void** places[] = {&p.dz, &p.dmus, &p.dlogvars, &p.dlogits};
+  Tensors found;
+  for (int k = 0; k < 4 && given[k]; ++k) {
+    found.push_back(mixture.empty(given[k]->sizes()));
+    *places[k] = found.back().mutable_data_ptr();
+  }
   mixture.run();
-  const Tensor dmus = mixture.empty(in.mus.sizes()), dlogvars = mixture.empty(in.mus.sizes());
-  mixture.collected(0, dmus);
-  mixture.collected(p.components * p.latents, dlogvars);
-  Tensors found{dz.to(in.z.scalar_type()), dmus.to(in.mus.scalar_type()), dlogvars.to(in.logvars.scalar_type())};
-  if (in.logits) {
-    const Tensor dlogits = mixture.empty(in.logits->sizes());
-    mixture.weighed(dlogits);
-    found.push_back(dlogits.to(in.logits->scalar_type()));
+  for (size_t k = 0; k < found.size(); ++k) {
+    if (p.samples == 0) found[k].zero_();
+    found[k] = found[k].to(given[k]->scalar_type());
   }
   return found;
 }

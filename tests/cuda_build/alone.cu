@@ -4,6 +4,7 @@
 #include "cuda/experts.cuh"
 #include "cuda/log_ratio.cuh"
 #include "cuda/marginals.cuh"
+#include "cuda/mixture_density.cuh"
 
 namespace vaefast {
 
@@ -36,6 +37,7 @@ void all(const void** out) {
   experts<T, true>(out);
   out[0] = reinterpret_cast<const void*>(marginals_kernel<T>);
   out[1] = reinterpret_cast<const void*>(marginals_backward_kernel<T>);
+  out[0] = reinterpret_cast<const void*>(mixture_kernel<T>);
 }
 
 }  // namespace vaefast

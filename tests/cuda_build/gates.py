@@ -30,7 +30,7 @@ ALLOWED_DOUBLE = {
 
 # Kernels whose threads take an element each, and whose sums are double: a draw goes by them, and a gradient has many
 # draws or samples.
-ALONE = re.compile(r": (Categorical|LogRatio|log_ratio|experts|marginals)")
+ALONE = re.compile(r": (Categorical|LogRatio|log_ratio|experts|marginals|mixture_)")
 
 Baseline = dict[str, dict[str, dict[str, int]]]
 

@@ -47,7 +47,8 @@ const bool registered = [] {
                                       run<const MarginalsProblem>,
                                       run<const CategoricalProblem>,
                                       run<const LogRatioProblem>,
-                                      run<const ExpertsProblem>};
+                                      run<const ExpertsProblem>,
+                                      run<const MixtureProblem>};
   return true;
 }();
 

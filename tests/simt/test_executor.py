@@ -62,8 +62,13 @@ def some(*shape: int) -> torch.Tensor:
             lambda: vaefast.total_correlation(some(60, 40), some(60, 40), some(60, 40), 1000).total_correlation,
             ["marginals_kernel", "marginals_backward"],
         ),
+        # the logits, the components, the samples; and again before the components' sums and what is made of them
+        (
+            lambda: vaefast.priors.mixture_log_prob(some(6, 4), some(3, 4), some(3, 4), some(3)),
+            ["mixture_kernel"] * 8,
+        ),
     ],
-    ids=["categorical", "experts", "draws", "correlation"],
+    ids=["categorical", "experts", "draws", "correlation", "mixture"],
 )
 def test_what_is_no_elbo_is_launched(
     function: Callable[[], torch.Tensor], kernels: list[str], launches: Callable[[], list[Launched]]

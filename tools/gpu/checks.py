@@ -365,6 +365,20 @@ def correlation(device: str) -> Errors:
     return found
 
 
+def mixture(device: str) -> Errors:
+    """A prior of many components, by kernels and, of more, by matrix products."""
+    found = {}
+    for shape in ((33, 17, 5), (128, 500, 16), (300, 500, 40)):
+        for dtype in (torch.float32, torch.float64):
+            given = [
+                torch.randn(size, generator=torch.Generator().manual_seed(n)).to(dtype)
+                for n, size in enumerate((shape[::2], shape[1:], shape[1:], shape[1:2]))
+            ]
+            off = beside(vaefast.priors.mixture_log_prob, given, device, shape[0])
+            found[f"{'x'.join(map(str, shape))}, {name_of(dtype)}"] = off
+    return found
+
+
 WHOLE: dict[str, Check] = {
     "noise": same_noise,
     "graph": graph,
@@ -376,6 +390,7 @@ WHOLE: dict[str, Check] = {
     "several draws": several_draws,
     "experts": experts,
     "correlation": correlation,
+    "mixture": mixture,
 }
 
 
