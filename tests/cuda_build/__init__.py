@@ -6,7 +6,8 @@ to, and the share of a copy's speed that each is predicted to reach to ``benchma
 ``--write`` it prints the same as tables. Run it after a change of the kernels, and commit the files with the change.
 ``--fit RESULTS`` prints the model's constants as what ``make gpu`` measured would have them.
 
-``units`` compiles the kernels (``kernels.cu``, ``alone.cu``), ``binary`` takes a library or a cubin apart, ``sass`` parses a kernel,
-``paths`` finds the shortest way round its hot loop, ``operations`` says what that way has to do, and ``gates`` what
-must hold of every kernel; ``model`` goes from there to a time on a GPU, and ``predictions`` writes it down.
+``units`` compiles the kernels (``kernels.cu``, ``alone.cu``), ``binary`` takes a library or a cubin apart, ``sass``
+parses a kernel, ``paths`` finds the shortest way round its hot loop, ``operations`` says what that way has to do, and
+``gates`` what must hold of every kernel; ``model`` goes from there to a time on a GPU, and ``predictions`` writes it
+down.
 """
