@@ -150,6 +150,7 @@ COMPILED_LAYERS = [
         "mixture.h",
         "posterior.h",
         "log_ratio.h",
+        "categorical.h",
         "experts.h",
         "ivon.h",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -122,7 +123,9 @@ def build(env: dict[str, str]) -> Stage:
 def smoke(s: Setting) -> Stage:
     few = ["--every", "60"] if s.dry else []
     command = s.module("tools.gpu.smoke", "--until", UNTIL, "--out", s.file("smoke"), *few)
-    return Stage("smoke", command, 75, 45, {"OMP_NUM_THREADS": "8"}, resumes=8, tells="^smoke: ")
+    # what is right is computed by a few of a machine's cores; more threads than there are would wait for each other
+    threads = {"OMP_NUM_THREADS": str(min(8, os.cpu_count() or 1))}
+    return Stage("smoke", command, 75, 45, threads, resumes=8, tells="^smoke: ")
 
 
 def tests(s: Setting, name: str, processes: int, *options: str) -> Stage:
