@@ -151,6 +151,7 @@ COMPILED_LAYERS = [
         "posterior.h",
         "log_ratio.h",
         "categorical.h",
+        "marginals.h",
         "experts.h",
         "ivon.h",
     ),

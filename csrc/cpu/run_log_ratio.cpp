@@ -156,7 +156,6 @@ void backward(const LogRatioProblem& p, int64_t at, int n) {
     prior_root.fill(from<T>(p.p.root, at), n);
   }
   Total<T> totals[given ? 4 : 2];
-  const V one = lit<V>(1);
   for (int64_t k = 0; k < p.draws; ++k) {
     const int64_t first = k * p.samples * p.latents + at;
     const T *z = static_cast<const T*>(p.z) + first, *of_row = static_cast<const T*>(p.g) + k * p.samples;
@@ -168,17 +167,16 @@ void backward(const LogRatioProblem& p, int64_t at, int n) {
     for (int i = whole; i < n; ++i) z_end.data[i - whole] = z[i];
     for (int i = 0; i < n; i += step) {
       const V x = vaefast::at<T, V>(i < whole ? z + i : z_end.data, 0), up = vaefast::at<T, V>(g.data, i);
-      const auto a = q.of(x, i);
-      V slope = a.d * a.inverse;
-      totals[0].add(i, up * slope);
-      totals[1].add(i, up * fma_(lit<V>(0) - a.d, a.d, one));
+      const auto of_q = slopes_of(q.of(x, i));
+      V slope = of_q.mu;
+      totals[0].add(i, up * of_q.mu);
+      totals[1].add(i, up * of_q.logvar);
       if constexpr (P != DrawPrior::kNone) {
-        const auto b = under<T, P>(prior, x, i);
-        const V of_prior = b.d * b.inverse;
-        slope = slope - of_prior;
+        const auto of_prior = slopes_of(under<T, P>(prior, x, i));
+        slope = slope - of_prior.mu;
         if constexpr (given) {
-          totals[2].add(i, up * of_prior);
-          totals[3].add(i, up * fma_(b.d, b.d, lit<V>(0) - one));
+          totals[2].add(i, up * of_prior.mu);
+          totals[3].add(i, up * of_prior.logvar);
         }
       }
       store_lanes(up * slope, i < whole ? dz + i : dz_end.data);
@@ -188,7 +186,7 @@ void backward(const LogRatioProblem& p, int64_t at, int n) {
     for (Total<T>& total : totals) total.flush(n);
   }
   totals[0].write(p.dmu, at, n, -1);
-  totals[1].write(p.dlogvar, at, n, 0.5);
+  totals[1].write(p.dlogvar, at, n, -0.5);
   if constexpr (given) {
     totals[2].write(p.dprior_mu, at, n, 1);
     totals[3].write(p.dprior_logvar, at, n, 0.5);
@@ -208,14 +206,7 @@ void run(const LogRatioProblem& p, int64_t begin, int64_t end) {
 
 template <class T>
 void run_log_ratio(const LogRatioProblem& p, int64_t begin, int64_t end) {
-  switch (p.prior) {
-    case DrawPrior::kNone:
-      return run<T, DrawPrior::kNone>(p, begin, end);
-    case DrawPrior::kStandard:
-      return run<T, DrawPrior::kStandard>(p, begin, end);
-    case DrawPrior::kGiven:
-      return run<T, DrawPrior::kGiven>(p, begin, end);
-  }
+  visit(p.prior, [&](auto prior) { run<T, decltype(prior)::value>(p, begin, end); });
 }
 
 template void run_log_ratio<float>(const LogRatioProblem&, int64_t, int64_t);

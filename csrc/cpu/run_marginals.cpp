@@ -3,6 +3,7 @@
 
 #include "cpu/runs.h"
 #include "cpu/tile.h"
+#include "marginals.h"
 
 namespace vaefast {
 inline namespace VF_ISA {
@@ -85,13 +86,8 @@ struct Resident {
 };
 
 template <class V, class T>
-VF_HD V standardized(V z, const Latent<T>& of, int64_t j) {
-  return (z - V(of.mu[j])) * V(of.slope[j]);
-}
-
-template <class V, class T>
-VF_HD V exponent(V t, const Latent<T>& of, int64_t j) {
-  return fma_(lit<V>(0) - t, t, V(of.constant[j]));
+VF_HD MarginalTerm<V> term(V z, const Latent<T>& of, int64_t j) {
+  return marginal_term(z, V(of.mu[j]), V(of.slope[j]), V(of.constant[j]));
 }
 
 // A sum of exponentials, as e^top times what has been added up: the last terms, and before them.
@@ -104,7 +100,7 @@ struct Exponentials {
   VF_HD void add(V z, const Latent<T>& of, const Columns<T>& columns, int i, int64_t j) {
     V x[N], most = top;
     for (int k = 0; k < N; ++k) {
-      x[k] = exponent(standardized(z, of, j + k), of, j + k);
+      x[k] = term(z, of, j + k).exponent;
       if constexpr (WEIGHED) x[k] = columns.weighed(x[k], i, j + k);
       most = select(less(most, x[k]), x[k], most);
     }
@@ -169,26 +165,21 @@ struct Samples {
 template <int N, class T>
 void gradients(Samples<T>& s, int n, const Latent<T>& of, int64_t j, T* dmu, T* dlogvar) {
   using V = Wide<T>;
-  V of_mu[N], of_logvar[N];
-  for (int k = 0; k < N; ++k) of_mu[k] = of_logvar[k] = lit<V>(0);
+  MarginalSums<V> sums[N];
   for_vectors<T>(n, [&](int i) {
     const V z = at<T>(s.z.data, i), marginal = at<T>(s.marginals.data, i), g = at<T>(s.g.data, i);
     const bool meets = s.columns.meets(i, j, j + N);
     V dz = at<T>(s.dz, i);
     for (int k = 0; k < N; ++k) {
-      const V t = standardized(z, of, j + k);
-      V x = exponent(t, of, j + k);
+      auto [t, x] = term(z, of, j + k);
       if (meets) x = s.columns.weighed(x, i, j + k);
-      const V share = exp_(x - marginal) * g, moved = share * t;
-      of_mu[k] = of_mu[k] + moved;
-      of_logvar[k] = fma_(share, lit<V>(-0.5), fma_(moved, t, of_logvar[k]));
-      dz = fma_(moved, V(of.slope[j + k]), dz);
+      dz = fma_(sums[k].add(exp_(x - marginal) * g, t), V(of.slope[j + k]), dz);
     }
     put(s.dz, i, dz);
   });
   for (int k = 0; k < N; ++k) {
-    dmu[j + k] += T(2 * double(of.slope[j + k]) * sum_of_lanes<T>(of_mu[k]));
-    dlogvar[j + k] += T(sum_of_lanes<T>(of_logvar[k]));
+    dmu[j + k] += T(2 * double(of.slope[j + k]) * sum_of_lanes<T>(sums[k].moved));
+    dlogvar[j + k] += T(sum_of_lanes<T>(sums[k].of_logvar));
   }
 }
 

@@ -57,10 +57,10 @@ struct SiteOfTeam {
   }
   template <class X>
   __device__ X sum(X x) const {
-    return joined(x, [](X a, X b) { return a + b; });
+    return sum_of_lanes(x, team.size());
   }
   __device__ T most(T x) const {
-    return joined(x, [](T a, T b) { return a < b ? b : a; });
+    return joined(x, [](T a, T b) { return larger(a, b); });
   }
 
   // With those of the lanes before this one.

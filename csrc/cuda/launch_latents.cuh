@@ -23,19 +23,6 @@ void launch(const Alone<CategoricalProblem>& a, cudaStream_t stream) {
   });
 }
 
-// f(std::integral_constant)
-template <class F>
-void visit(DrawPrior prior, const F& f) {
-  switch (prior) {
-    case DrawPrior::kNone:
-      return f(std::integral_constant<DrawPrior, DrawPrior::kNone>{});
-    case DrawPrior::kStandard:
-      return f(std::integral_constant<DrawPrior, DrawPrior::kStandard>{});
-    case DrawPrior::kGiven:
-      return f(std::integral_constant<DrawPrior, DrawPrior::kGiven>{});
-  }
-}
-
 template <class T>
 void launch(const Alone<LogRatioRows>& a, cudaStream_t stream) {
   visit(a.problem.prior, [&](auto prior) {

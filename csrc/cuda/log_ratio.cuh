@@ -65,7 +65,7 @@ struct OverDraws {
 template <class T, DrawPrior P>
 __global__ void __launch_bounds__(kThreads) log_ratio_backward_kernel(const __grid_constant__ LogRatioProblem p) {
   constexpr bool given = P == DrawPrior::kGiven;
-  constexpr int kWarps = kThreads / kWarp, kChain = 64;
+  constexpr int kChain = 64;
   __shared__ double shared[kWarps][kWarp];
   const int64_t numbers = p.samples * p.latents, at = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
   const bool there = at < numbers;
@@ -74,16 +74,15 @@ __global__ void __launch_bounds__(kThreads) log_ratio_backward_kernel(const __gr
   int left = kChain;
   for (int64_t k = threadIdx.x / kWarp; there && k < p.draws; k += kWarps) {
     const T z = static_cast<const T*>(p.z)[k * numbers + at], up = static_cast<const T*>(p.g)[k * p.samples + sample];
-    const auto a = standardized(p.q, at, z);
-    T slope = a.d * a.inverse;
-    of_mu.chain += up * slope;
-    of_logvar.chain += up * fma_(-a.d, a.d, T(1));
+    const auto of_q = slopes_of(standardized(p.q, at, z));
+    of_mu.chain += up * of_q.mu;
+    of_logvar.chain += up * of_q.logvar;
+    T slope = of_q.mu;
     if constexpr (P != DrawPrior::kNone) {
-      const auto b = under_prior<T, P>(p, at, z);
-      const T of_prior = b.d * b.inverse;
-      slope -= of_prior;
-      of_prior_mu.chain += up * of_prior;
-      of_prior_logvar.chain += up * fma_(b.d, b.d, T(-1));
+      const auto of_prior = slopes_of(under_prior<T, P>(p, at, z));
+      slope -= of_prior.mu;
+      of_prior_mu.chain += up * of_prior.mu;
+      of_prior_logvar.chain += up * of_prior.logvar;
     }
     static_cast<T*>(p.dz)[k * numbers + at] = up * slope;
     if (--left > 0 && k + kWarps < p.draws) continue;
@@ -96,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) log_ratio_backward_kernel(const __gr
     if (there && threadIdx.x < kWarp) static_cast<T*>(out)[at] = T(factor * sum);
   };
   finish(of_mu, p.dmu, -1);
-  finish(of_logvar, p.dlogvar, 0.5);
+  finish(of_logvar, p.dlogvar, -0.5);
   if constexpr (given) {
     finish(of_prior_mu, p.dprior_mu, 1);
     finish(of_prior_logvar, p.dprior_logvar, 0.5);

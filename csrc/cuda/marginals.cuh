@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/units.cuh"
-#include "vmath.h"
+#include "marginals.h"
 
 namespace vaefast {
 
@@ -53,7 +53,7 @@ struct Posteriors {
     }
     __syncthreads();
   }
-  __device__ T standardized(T z, int k) const { return (z - mu[k]) * slope[k]; }
+  __device__ MarginalTerm<T> term(T z, int k) const { return marginal_term(z, mu[k], slope[k], constant[k]); }
 };
 
 template <class T>
@@ -96,8 +96,7 @@ __global__ void __launch_bounds__(kThreads) marginals_kernel(const __grid_consta
 #pragma unroll
       for (int l = 0; l < kSummed; ++l) {
         const int at = k + l < n ? k + l : k;
-        const T t = all.standardized(z, at);
-        x[l] = k + l < n ? weighed(fma_(-t, t, all.constant[at]), first + at) : -lit<T>(HUGE_VAL);
+        x[l] = k + l < n ? weighed(all.term(z, at).exponent, first + at) : -lit<T>(HUGE_VAL);
         most = most < x[l] ? x[l] : most;
       }
       if (top < most) {
@@ -130,8 +129,8 @@ __device__ void sample_gradient(const Latent<T>& of, int64_t i, Posteriors<T>& a
     all.bring(of, first);
     T sum = 0;
     for (int k = 0; k < some_of(p.batch - first); ++k) {
-      const T t = all.standardized(z, k), x = weighed(fma_(-t, t, all.constant[k]), first + k);
-      sum = fma_(exp_(x - marginal) * g * t, all.slope[k], sum);
+      const auto [t, x] = all.term(z, k);
+      sum = fma_(exp_(weighed(x, first + k) - marginal) * g * t, all.slope[k], sum);
     }
     total += double(sum);
   }
@@ -148,15 +147,13 @@ __device__ void posterior_gradients(const Latent<T>& of, int64_t j, int64_t chun
   double of_mu = 0, of_logvar = 0;
   for (int64_t first = chunk * size; first < end; first += kThreads) {
     some.bring(of, first, end);
-    T sum_mu = 0, sum_logvar = 0;
+    MarginalSums<T> sums;
     for (int k = 0; k < some_of(end - first); ++k) {
-      const T t = (some.z[k] - mu) * slope, x = some.weighed[k](fma_(-t, t, constant), own);
-      const T share = exp_(x - some.marginal[k]) * some.g[k], moved = share * t;
-      sum_mu += moved;
-      sum_logvar = fma_(share, T(-0.5), fma_(moved, t, sum_logvar));
+      const auto [t, x] = marginal_term(some.z[k], mu, slope, constant);
+      sums.add(exp_(some.weighed[k](x, own) - some.marginal[k]) * some.g[k], t);
     }
-    of_mu += double(sum_mu);
-    of_logvar += double(sum_logvar);
+    of_mu += double(sums.moved);
+    of_logvar += double(sums.of_logvar);
   }
   if (j >= p.batch) return;
   const int64_t to = (chunk * p.latents + of.d) * p.batch + j;

@@ -26,7 +26,6 @@ struct MixtureLaunch {
   double* sums = nullptr;     // [2 D + 1, K], of the samples up to here
 };
 
-constexpr int kWarps = kThreads / kWarp;
 constexpr double kLargest = 1.7e308;
 
 // The larger one, of [-kLargest, kLargest]: an exponent may be taken less it. Not a NaN.
@@ -35,17 +34,12 @@ __device__ inline double top_of(double top, double x) {
   return most > kLargest ? kLargest : most;
 }
 
-__device__ inline double sum_of_lanes(double x) {
-  join_lanes(x, kWarp, [](double a, double b) { return a + b; });
-  return x;
-}
-
 // f(i) of numbers below n added up by a warp, and their largest.
 template <class F>
 __device__ double sum_over(int64_t n, const F& f) {
   double sum = 0;
   for (int64_t i = threadIdx.x % kWarp; i < n; i += kWarp) sum += f(i);
-  return sum_of_lanes(sum);
+  return sum_of_lanes(sum, kWarp);
 }
 template <class F>
 __device__ double top_over(int64_t n, const F& f) {
@@ -108,7 +102,7 @@ class MixtureOf {
         const double t = standardized(number(p.z, sample * D + d), k * D + d);
         x = fma_(t, t, x);
       }
-      join_lanes(x, size, [](double a, double b) { return a + b; });
+      x = sum_of_lanes(x, size);
       if (k >= K) continue;
       x = fma_(-0.5, x, a.constant[k]);
       if (p.backward && slice == 0) shares[k] = x;

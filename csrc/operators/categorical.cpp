@@ -54,9 +54,7 @@ class Call {
 
   void run(CategoricalProblem& p, Layout& layout) const {
     layout.finish(p.space);
-    const auto on_device = device_for(in_.logits.device().type()).categorical;
-    TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for categorical latents of ", in_.logits.device());
-    on_device(in_.logits, p);
+    vaefast::run(in_.logits, p, &Device::categorical, "categorical latents");
   }
 
  private:

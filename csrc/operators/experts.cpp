@@ -50,11 +50,7 @@ class Products {
     return data(*t);
   }
 
-  void run(const ExpertsProblem& p) const {
-    const auto on_device = device_for(in_.mus.device().type()).experts;
-    TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for the product of ", in_.mus.device(), " tensors");
-    on_device(in_.mus, p);
-  }
+  void run(const ExpertsProblem& p) const { vaefast::run(in_.mus, p, &Device::experts, "the product"); }
 
  private:
   void check(const Tensor& there) const {

@@ -50,11 +50,7 @@ class Ratios {
     return held_.back().const_data_ptr();
   }
 
-  void run(const LogRatioProblem& p) const {
-    const auto on_device = device_for(in_.z.device().type()).log_ratio;
-    TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for the log ratios of ", in_.z.device(), " tensors");
-    on_device(in_.z, p);
-  }
+  void run(const LogRatioProblem& p) const { vaefast::run(in_.z, p, &Device::log_ratio, "the log ratios"); }
 
  private:
   GaussianNumbers numbers(const Tensor& mu, const Tensor& logvar) {

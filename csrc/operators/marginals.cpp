@@ -46,9 +46,7 @@ MarginalsProblem problem_of(const MarginalsInputs& in) {
 }
 
 void run(const Tensor& on, const MarginalsProblem& p) {
-  const auto on_device = device_for(on.device().type()).marginals;
-  TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for the marginals of ", on.device(), " tensors");
-  if (p.latents && p.batch) on_device(on, p);
+  if (p.latents && p.batch) vaefast::run(on, p, &Device::marginals, "the marginals");
 }
 
 }  // namespace

@@ -34,9 +34,7 @@ class Mixture {
   }
 
   void run() const {
-    const auto on_device = device_for(in_.z.device().type()).mixture;
-    TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for a mixture of ", in_.z.device(), " tensors");
-    if (p.samples) on_device(in_.z, p);
+    if (p.samples) vaefast::run(in_.z, p, &Device::mixture, "a mixture");
   }
 
   MixtureProblem p;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "device.h"
 
 namespace vaefast {
 
@@ -33,5 +34,14 @@ Tensor finish_grad(Tensor grad, const Tensor& param);
 
 bool no_compute(const Tensor& t);
 void run(const Tensor& on, Job& job);
+
+// By a device's kernel of what is no job; raises where it has none of `what`.
+template <class Problem>
+void run(const Tensor& on, const Problem& problem, void (*Device::*kernel)(const Tensor&, const Problem&),
+         const char* what) {
+  const auto on_device = device_for(on.device().type()).*kernel;
+  TORCH_CHECK_VALUE(on_device, "vaefast: there is no kernel for ", what, " of ", on.device(), " tensors");
+  on_device(on, problem);
+}
 
 }  // namespace vaefast

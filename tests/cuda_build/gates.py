@@ -28,9 +28,10 @@ ALLOWED_DOUBLE = {
     "F2F.F32.F64": "scales and constants of the problem, kept in double; the sums' results",
 }
 
-# Kernels whose threads take an element each, and whose sums are double: a draw goes by them, and a gradient has many
-# draws or samples.
+# Kernels whose threads take an element each; and those of them whose sums are double: a one-hot sample goes by them,
+# and a gradient has many draws or samples.
 ALONE = re.compile(r": (Categorical|LogRatio|log_ratio|experts|marginals|mixture_)")
+DOUBLE_SUMS = re.compile(r": (CategoricalWork<\w+, false>|log_ratio_backward|marginals_backward|mixture_)")
 
 Baseline = dict[str, dict[str, dict[str, int]]]
 
@@ -118,13 +119,14 @@ def packed(flow: Flow) -> list[frozenset[int]]:
 
 def no_double(name: str, kernel: Kernel) -> Iterator[str]:
     """Of a float kernel: none in any loop over packs, whatever the dtypes, and only listed ones elsewhere."""
-    if ALONE.search(name):
+    if DOUBLE_SUMS.search(name):
         return
     flow = Flow(kernel)
     hot = packed(flow)
     # a mixture's sites go one by one, and so do sums
     single = ("Mixture", "ClassWork", "finish")
-    if len(hot) < sum(not work.startswith(single) for work in name.partition(": ")[2].split(" + ")):
+    works = [] if ALONE.search(name) else name.partition(": ")[2].split(" + ")
+    if len(hot) < sum(not work.startswith(single) for work in works):
         yield f"{name}: {len(hot)} loops over packs were found"
     for body in hot:
         for instruction in flow.body(body):

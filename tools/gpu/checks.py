@@ -303,7 +303,7 @@ def categorical(device: str) -> Errors:
         label = f"{classes} classes, {name_of(dtype)}"
         found[label] = beside(kl, (q, p), device, classes)
         draws = 20_000
-        logits = q.select(dim, 0).flatten()[:30].to(device).expand(draws, -1)
+        logits = q.flatten()[:30].to(device).expand(draws, -1)
         z, _ = vaefast.sample_with_categorical_kl(logits, None)
         chances = torch.softmax(logits[0].double().cpu(), 0)
         counts, spread = z.double().sum(0).cpu(), (draws * chances * (1 - chances)).sqrt()
