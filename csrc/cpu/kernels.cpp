@@ -61,7 +61,8 @@ void reconstruction_typed(const ReconstructionProblem& p, int64_t begin, int64_t
     return visit_group(p.likelihood, LikelihoodGroups{},
                        [&](auto group, int index) { run_reconstruction<T, decltype(group)>(index, p, begin, end); });
   }
-  for_units(p.space, nullptr, kUnit, kTile, begin, end, [&](const Tile& t) { return rescale_tile<T>(p, t); });
+  const auto body = [&](const Tile& t) { return rescale_tile<T>(p, t); };
+  for_units(p.space, nullptr, kUnit, kTile, begin, end, body, kLanes<T>, false);
 }
 
 void reconstruction(const ReconstructionProblem& p, int64_t begin, int64_t end) {

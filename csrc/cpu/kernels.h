@@ -18,8 +18,8 @@ VF_HD int64_t unit_of(int planes) {
   return sites > 64 ? sites : 64;
 }
 
-// numbers of the posteriors' that a log ratio's backward takes together
-constexpr int kColumns = 1024;
+// numbers of the posteriors' that a log ratio's backward takes together: few, for the threads to have equal parts
+constexpr int kColumns = 256;
 
 // columns of a product of experts that are computed together
 constexpr int kStretch = 1024;

@@ -187,16 +187,17 @@ double class_rows(const ReconstructionProblem& p, const Tile& t, const Scratch<T
 template <class T, class L>
 void mixture_units(const ReconstructionProblem& p, int64_t begin, int64_t end) {
   const Scratch<T> scratch(p);
+  const bool rows = p.param_step == 1 && p.space.numel > 1;
   visit(p.channels, typename L::Channels{}, [&](auto channels) {
     constexpr int C = decltype(channels)::value;
-    for_units(p.space, p.sum.partial, unit_of(p.planes), kSites, begin, end, [&](const Tile& t) {
+    const auto body = [&](const Tile& t) {
       if constexpr (kComponentParams<L, C> == 0) {
-        if (p.param_step == 1 && p.space.numel > 1) {
-          return p.grad ? class_rows<T, true>(p, t, scratch) : class_rows<T, false>(p, t, scratch);
-        }
+        if (rows) return p.grad ? class_rows<T, true>(p, t, scratch) : class_rows<T, false>(p, t, scratch);
       }
       return p.grad ? mixture_tile<T, L, C, true>(p, t, scratch) : mixture_tile<T, L, C, false>(p, t, scratch);
-    });
+    };
+    const bool twice = !kSingle<L> && !rows && !writes_over(p);
+    for_units(p.space, p.sum.partial, unit_of(p.planes), kSites, begin, end, body, kLanes<T>, twice);
   });
 }
 

@@ -162,13 +162,14 @@ double posterior_backward(const PosteriorProblem& p, const Tile& t) {
 
 template <class T, class P, bool SAMPLE, bool KLD, Against A>
 void posterior_scaled(const PosteriorProblem& p, int64_t begin, int64_t end) {
-  for_units(p.space, p.sum.partial, kUnit, kTile, begin, end, [&](const Tile& t) {
+  const auto body = [&](const Tile& t) {
     if (!p.backward) return posterior_forward<T, P, SAMPLE, KLD, A>(p, t);
     if constexpr (!SAMPLE) {
       if (kFewLoops<T> || p.sum.out) return posterior_backward<T, P, SAMPLE, KLD, A, true>(p, t);
     }
     if constexpr (SAMPLE || !kFewLoops<T>) return posterior_backward<T, P, SAMPLE, KLD, A, false>(p, t);
-  });
+  };
+  for_units(p.space, p.sum.partial, kUnit, kTile, begin, end, body, kLanes<T>, true);
 }
 
 template <class T, bool SAMPLE, bool KLD, Against A>

@@ -156,13 +156,15 @@ void backward(const LogRatioProblem& p, int64_t at, int n) {
     prior_root.fill(from<T>(p.p.root, at), n);
   }
   Total<T> totals[given ? 4 : 2];
+  const int64_t first_sample = at / p.latents, first_end = (first_sample + 1) * p.latents - at;
   for (int64_t k = 0; k < p.draws; ++k) {
     const int64_t first = k * p.samples * p.latents + at;
     const T *z = static_cast<const T*>(p.z) + first, *of_row = static_cast<const T*>(p.g) + k * p.samples;
     T* dz = static_cast<T*>(p.dz) + first;
-    for (int i = 0; i < n;) {
-      const int64_t sample = (at + i) / p.latents, left = (sample + 1) * p.latents - at;
-      for (const int end = int(left < n ? left : n); i < end; ++i) g.data[i] = of_row[sample];
+    int64_t sample = first_sample, left = first_end;
+    for (int i = 0; i < n; ++sample, left += p.latents) {
+      const T up = of_row[sample];
+      for (const int end = int(left < n ? left : n); i < end; ++i) g.data[i] = up;
     }
     for (int i = whole; i < n; ++i) z_end.data[i - whole] = z[i];
     for (int i = 0; i < n; i += step) {

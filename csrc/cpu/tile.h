@@ -2,6 +2,7 @@
 // arithmetic type (another dtype, a strided or broadcast view, a constant) is brought into an L1 buffer first, so that
 // the arithmetic sees contiguous arrays only, and dtypes and strides cost no extra kernels. So is every operand of a
 // tile that does not end with a whole vector: its loops run on to the end of that one, over copies of the last element.
+// A row's last vector is therefore taken from where it is whole, if its other elements may be taken twice.
 #pragma once
 
 #include <cstring>
@@ -25,6 +26,7 @@ struct Tile {
   const Space& space;
   int64_t start;
   int n;
+  int again = 0;  // if it is one vector: its first elements, which another tile has added up
 };
 
 template <class T>
@@ -169,6 +171,16 @@ VF_HD T* in_place(const Operand& op, const Tile& t) {
   return found;
 }
 
+// Whether a gradient takes the place of what it is computed from.
+VF_HD bool writes_over(const ReconstructionProblem& p) {
+  for (const Operand& grad : p.out_grad) {
+    for (const Operand& param : p.param) {
+      if (grad.data && grad.data == param.data) return true;
+    }
+  }
+  return false;
+}
+
 // The tile of an operand, in its own memory or brought into the buffer; run_copies.cpp.
 template <class T>
 const T* read(const Operand& op, const Tile& t, Buffer<T>& buffer);
@@ -283,7 +295,7 @@ double sum_of_lanes(const V& x) {
 template <class T, class V = Wide<T>>
 class Accumulator {
  public:
-  explicit Accumulator(const Tile& t) : n_(t.n) {}
+  explicit Accumulator(const Tile& t) : t_(t), n_(t.n - t.again) {}
 
   VF_HD void add(int i, V x) {
     if (n_ - i >= kOwn) {
@@ -296,11 +308,11 @@ class Accumulator {
       }
       return;
     }
-    // what stands behind the tile's end is not of the sum
+    // what another tile has added up, and what stands behind this one's end, is not of the sum
     T lanes[kOwn], last[kOwn];
     store_lanes(sum_, lanes);
     store_lanes(x, last);
-    for (int l = 0; l < n_ - i; ++l) lanes[l] += last[l];
+    for (int l = 0; l < n_ - i; ++l) lanes[l] += last[t_.again + l];
     sum_ = load_lanes<V>(lanes);
   }
 
@@ -308,16 +320,17 @@ class Accumulator {
 
  private:
   static constexpr int kOwn = lanes<V>(), kChain = 32;
+  const Tile& t_;
   int n_;
   V sum_ = V(T(0)), chains_ = V(T(0));
 };
 
 // Runs body(tile), which returns the tile's sum, over the units [begin, end); a unit is so many tiles of so many
-// elements. What is left of a row behind its last `whole` elements, a vector's, is a tile of its own: its operands are
-// the only ones to be brought into buffers.
+// elements. What is left of a row behind its last `whole` elements, a vector's, is a tile of its own, with as many of
+// those before it as make it whole where they may be taken `twice`: else its operands are brought into buffers.
 template <class F>
 void for_units(const Space& space, double* partial, int64_t unit, int tile, int64_t begin, int64_t end, F body,
-               int whole = 1) {
+               int whole, bool twice) {
   const int64_t cols = space.rows ? space.numel / space.rows : 0;
   const int64_t per_row = (cols + unit - 1) / unit;
   for (int64_t u = begin; u < end; ++u) {
@@ -327,7 +340,8 @@ void for_units(const Space& space, double* partial, int64_t unit, int tile, int6
     for (int64_t start = first; start < limit;) {
       int n = int(limit - start < tile ? limit - start : tile);
       if (n > whole) n -= n % whole;
-      sum += body(Tile{space, start, n});
+      const int again = twice && n < whole && start - first >= whole - n ? whole - n : 0;
+      sum += body(Tile{space, start - again, n + again, again});
       start += n;
     }
     if (partial) partial[u] = sum;
