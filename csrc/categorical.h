@@ -234,7 +234,8 @@ class Sites {
       return {x, d, x};
     } else {
       const V one = lit<V>(1), u = lit<V>(p_.uniform);
-      const V q = s + u, p = select(near, q + x, t + u);
+      // q + x would be rounded as a number of q's size is, also where p is much smaller
+      const V q = s + u, moved = q + x, own = t + u, p = select(near, select(less(moved + moved, q), own, moved), own);
       const auto r = log_parts(p * reciprocal(q));
       const auto close = equal(r.exponent, lit<V>(0));
       // log(p / q) = exponent log 2 + 2 atanh(a)

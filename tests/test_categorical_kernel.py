@@ -77,6 +77,19 @@ def test_any_number_of_classes(classes: int, uniform: bool, unimix: float) -> No
     compare(q, None if uniform else p, unimix=unimix)
 
 
+@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.3])
+def test_gradients_of_many_sites_to_a_few_roundings(unimix: float) -> None:
+    # among them are sites of a large KL, where q's probability of a class is a hundred times p's
+    q, p = drawn(4096, 32, scale=1.0)
+    kl = vaefast.categorical_kl(q, p, unimix=unimix, reduction="none")
+    got = torch.autograd.grad(kl.sum(), (q, p))
+    zeros, ones = torch.zeros_like(q), torch.ones(4096)
+    _, expected_kl, *expected = exactly(q, p, -1, unimix, ones.double() / 2, zeros, ones)
+    torch.testing.assert_close(kl.double(), expected_kl, rtol=1e-6, atol=0)
+    for ours, other in zip(got, expected):
+        assert (ours - other).abs().max() < 8 * 2.0**-24 * other.abs().max()
+
+
 @pytest.mark.parametrize("sites", [1, 2, 15, 16, 17, 31, 33, 100])
 @pytest.mark.parametrize("classes", [3, 32, 100])
 def test_any_number_of_sites(sites: int, classes: int) -> None:
