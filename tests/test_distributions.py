@@ -336,6 +336,24 @@ def test_compiled(native: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("given", GIVEN)
+def test_a_compiled_density_is_operators_that_fuse(given: str, native: str) -> None:
+    targets: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+        targets.extend(str(node.target) for node in module.graph.nodes)
+        return module
+
+    _, theirs, (loc, raw) = pair(given)
+    value = tensor((4, 6), 5)
+    compiled = torch.compile(lambda m, r, x: Normal(m, **{given: r}).log_prob(x), fullgraph=True, backend=backend)
+    found = compiled(loc, raw, value)
+    assert targets and not any("vaefast" in target for target in targets)
+    torch.testing.assert_close(found, theirs.log_prob(value))
+    for ours, other in zip(gradients(found, (loc, raw)), gradients(theirs.log_prob(value), (loc, raw))):
+        torch.testing.assert_close(ours, other)
+
+
 def test_what_backward_keeps(native: str) -> None:
     """Samples: neither noise nor a scale of the sample's size; K samples no more than one."""
     kept: list[int] = []

@@ -54,7 +54,7 @@ def _log_softplus(x: Tensor) -> Tensor:
 
 def _short_log_softplus(x: Tensor) -> tuple[Tensor, Tensor, float] | None:
     """The same and its slope on the CPU, where e^x neither vanishes nor overflows: no choice by element."""
-    if not x.is_cpu or not (x.min().item() >= _LOW and x.max().item() <= -_LOW):
+    if not x.is_cpu or not all(abs(t.item()) <= -_LOW for t in x.aminmax()):
         return None
     e = torch.exp(x)
     s = torch.log1p(e)

@@ -128,7 +128,9 @@ def log_prob(d: Normal, value: object) -> Tensor | None:
         return None
     assert isinstance(value, Tensor)
     dtype = _promoted(value, q.loc, q.raw)
-    if dtype.itemsize > 2 and few(q.loc, q.raw, value) and not _backends.native_for(q.loc):
+    # torch.compile makes a loop of the formula, and of what is done with it
+    plain = torch.compiler.is_compiling() or (few(q.loc, q.raw, value) and not _backends.native_for(q.loc))
+    if dtype.itemsize > 2 and plain:
         if q.given == "scale":
             return None
         return -half_squares(value - q.loc, q.logvar) - HALF_LOG_2PI

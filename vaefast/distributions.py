@@ -180,7 +180,7 @@ class Normal(D.Normal):
         return super().rsample(sample_shape) if found is None else found
 
     def log_prob(self, value: Tensor | float) -> Tensor:
-        """-(log 2 pi + logvar + (value - loc)^2 / e^logvar) / 2, in nats.
+        """-(log 2 pi + logvar + (value - loc)^2 / e^logvar) / 2, in nats. ``torch.compile`` fuses the formula itself.
 
         Args:
             value: broadcasts with ``batch_shape``; trained too. A number is taken as well.

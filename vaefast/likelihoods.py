@@ -56,7 +56,7 @@ def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
         # one operation for all, in float64: it has two terms of l (1 - x) that may cancel
         wide = F.binary_cross_entropy_with_logits(logits.double(), x.double(), reduction="none")
         return wide, 1.0, 0.0, gradients
-    if logits.is_cpu and logits.dtype == torch.float32 and max(-logits.min().item(), logits.max().item()) <= _NEAR:
+    if logits.is_cpu and logits.dtype == torch.float32 and all(abs(t.item()) <= _NEAR for t in logits.aminmax()):
         # log(1 + e^-|l|) is that of the sigmoid on the side where it is above 1/2
         rest = sigmoid.sub_(0.5).abs_().add_(0.5).log_()
         return F.relu(logits).addcmul_(logits, x, value=-1).sub_(rest), 1.0, 0.0, gradients
