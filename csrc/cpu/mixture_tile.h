@@ -196,7 +196,7 @@ void mixture_units(const ReconstructionProblem& p, int64_t begin, int64_t end) {
       }
       return p.grad ? mixture_tile<T, L, C, true>(p, t, scratch) : mixture_tile<T, L, C, false>(p, t, scratch);
     };
-    const bool twice = !kSingle<L> && !rows && !writes_over(p);
+    const bool twice = !rows && repeats<L>(p);
     for_units(p.space, p.sum.partial, unit_of(p.planes), kSites, begin, end, body, kLanes<T>, twice);
   });
 }

@@ -79,7 +79,7 @@ void reconstruction_units(const ReconstructionProblem& p, int64_t begin, int64_t
     }
     return reconstruction_tile<T, L, N, true, true>(p, t);
   };
-  for_units(p.space, p.sum.partial, kUnit, kTile, begin, end, body, kLanes<T>, !kSingle<L> && !writes_over(p));
+  for_units(p.space, p.sum.partial, kUnit, kTile, begin, end, body, kLanes<T>, repeats<L>(p));
 }
 
 template <class T, class L, int N>

@@ -171,14 +171,16 @@ VF_HD T* in_place(const Operand& op, const Tile& t) {
   return found;
 }
 
-// Whether a gradient takes the place of what it is computed from.
-VF_HD bool writes_over(const ReconstructionProblem& p) {
+// Whether a likelihood's elements may be taken twice: not where a gradient takes the place of what it is computed from,
+// nor where a tile of kLanes is two vectors.
+template <class L>
+VF_HD bool repeats(const ReconstructionProblem& p) {
   for (const Operand& grad : p.out_grad) {
     for (const Operand& param : p.param) {
-      if (grad.data && grad.data == param.data) return true;
+      if (grad.data && grad.data == param.data) return false;
     }
   }
-  return false;
+  return !kSingle<L>;
 }
 
 // The tile of an operand, in its own memory or brought into the buffer; run_copies.cpp.
