@@ -58,17 +58,27 @@ VF_HD Stirling<V> stirling_from_one(V z) {
   }
 }
 
+// What S(z) and S'(z) are more than at z + 1, given 1 / z and 1 / (z + 1).
+// @ stirling_step(z,1/z,1/(z+1)).value | z in [tiny, 1] | 3e-7 + 2 ulp / 6e-16 + 2 ulp
+// @ stirling_step(z,1/z,1/(z+1)).slope | z in [tiny, 1] | 2e-7 + 6 ulp / 4e-16 + 6 ulp
+template <class V>
+VF_HD Stirling<V> stirling_step(V z, V inverse, V inverse_up) {
+  const V middle = z + lit<V>(0.5), log = log_((z + lit<V>(1)) * inverse);
+  return {fma_(middle, log, lit<V>(-1)), log - middle * inverse * inverse_up};
+}
+
 // @ stirling.value | z in [tiny, 2^100] | 2e-7 + 2 ulp / 4e-16 + 2 ulp
 // @ stirling.slope | z in [tiny, 2^100] | 6e-8 + 6 ulp / 1e-16 + 6 ulp
 template <class V>
 VF_HD Stirling<V> stirling(V z) {
-  const V one = lit<V>(1), zero = lit<V>(0), up = z + one;
+  const V one = lit<V>(1), zero = lit<V>(0);
   const auto small = less(z, one);
-  Stirling<V> s = stirling_from_one(select(small, up, z));
+  const V up = select(small, z + one, z);
+  Stirling<V> s = stirling_from_one(up);
   if (any(small)) {
-    const V middle = z + lit<V>(0.5), log = log_(up / z);
-    s.value = s.value + select(small, fma_(middle, log, lit<V>(-1)), zero);
-    s.slope = s.slope + select(small, log - middle / (z * up), zero);
+    const auto step = stirling_step(z, one / z, reciprocal(up));
+    s.value = s.value + select(small, step.value, zero);
+    s.slope = s.slope + select(small, step.slope, zero);
   }
   return s;
 }
@@ -124,34 +134,35 @@ VF_HD CountTerm<V> negative_binomial(V m, V eps, V dispersion, V x, bool constan
   const V deviance = select(near, fma_(s, y, zero - atanh_excess(s)), y - log_(N * inverse));
   const auto none = equal(x, zero);
   // of a dispersion without end all are 0, whatever the mean, if it is a number, and so is x
+  const V one = lit<V>(1), by_mu = one / mu;
   CountTerm<V> t{select(equal(theta, zero), select(equal(off, off), zero, off), theta * (deviance - y)),
-                 theta * inverse * select(none, lit<V>(1), zero - off / mu), deviance};
+                 theta * inverse * select(none, one, zero - off * by_mu), deviance};
   if (!any(less(zero, x))) return t;
   // at 1 where x is 0 and this is not read: the slow paths are for what comes
-  const V k = select(none, lit<V>(1), x), M = theta + k, by_theta = lit<V>(1) / theta;
+  const V k = select(none, one, x), M = theta + k, by_theta = one / theta, by_M = reciprocal(M);
   const V s2 = theta * (k - mu) / fma_(k, total, mu * M);
-  const auto near2 = less_equal(abs_(s2), third);
-  const auto a = stirling(theta), b = stirling(M);
+  const auto near2 = less_equal(abs_(s2), third), small = less(theta, one);
+  const V up = select(small, theta + one, theta), by_up = reciprocal(up);
+  const auto a = stirling_from_one(up), b = stirling(M);
   V deviance2, data = zero;
   if (constant) {
     deviance2 =
-        fma_(theta * y, select(near2, s2, lit<V>(-1)), k * select(near2, atanh_excess(s2), log_(k * total / (mu * M))));
+        fma_(theta * y, select(near2, s2, lit<V>(-1)), k * select(near2, atanh_excess(s2), log_(k * total * by_mu * by_M)));
     data = factorial_excess(k, log_(k));
   } else {
     // the same with k - k log k, which is far larger than the rest
     const V r = M * inverse * mu;
     deviance2 = fma_(zero - k, log_(r), r);
   }
-  const V nll = fma_(theta, deviance, deviance2) + (a.value - b.value) + fma_(half, log_(M * by_theta), data);
-  V dtheta = deviance - half * k * by_theta / M + (a.slope - b.slope);
-  const V one = lit<V>(1), up = theta + one;
-  const auto small = less(theta, one);
+  V value = a.value - b.value, dtheta = deviance - half * k * by_theta * by_M + (a.slope - b.slope);
   if (any(small)) {
     // M / total - 1 / theta, and the logarithms: large numbers that may cancel
     const V whole = fma_(theta, theta, fused_(theta, k - one, zero - m) - eps) * by_theta * inverse - one;
-    const V logs = log_(up * total * by_theta / M), halves = half / M - half / up;
-    dtheta = select(small, whole + logs + halves + (stirling_from_one(up).slope - b.slope), dtheta);
+    const V logs = log_(up * total * by_theta * by_M), halves = half * (by_M - by_up);
+    value = value + select(small, stirling_step(theta, by_theta, by_up).value, zero);
+    dtheta = select(small, whole + logs + halves + (a.slope - b.slope), dtheta);
   }
+  const V nll = fma_(theta, deviance, deviance2) + value + fma_(half, log_(M * by_theta), data);
   t.nll = select(none, t.nll, nll);
   t.dtheta = select(none, t.dtheta, dtheta);
   return t;

@@ -12,7 +12,7 @@ inline namespace VF_ISA {
 // the number of bins, the lowest and the highest x, and the least log scale.
 struct DiscretizedLogistic {
   static constexpr const char* name = "discretized_logistic";
-  static constexpr bool large = true;
+  static constexpr bool large = true, single = true;
   static constexpr int required = 2, params = 2, options = 4;
 
   template <class V>

@@ -55,31 +55,38 @@ struct Laplace {
 
 struct StudentT {
   static constexpr const char* name = "student_t";
-  static constexpr bool large = true;
+  static constexpr bool large = true, single = true;
   static constexpr int required = 3, params = 3;  // df = p[2]
 
   // With a = df / 2 and b = a + 1/2, log Gamma(a) - log Gamma(b) + log(a) / 2 = 1/2 - a log(b / a) + S(a) - S(b). Of
   // q = d^2 / df, which may overflow, the smaller of q and 1 / q is added to 1. From df = 1e30 on it is a Gaussian.
+  // Divisions are dear and 1 / df is in many: b / a and (df + 1) / df are 1 + 1 / df.
   template <class V>
   static VF_HD Term<V, 3> eval(const V (&p)[3], V x) {
     const V zero = lit<V>(0), one = lit<V>(1), half = lit<V>(0.5), infinite = infinity<V>();
     const V df = at_most(p[2], lit<V>(1e30)), a = half * df, b = a + half, off = p[0] - x;
-    const V inverse = select(equal(off, zero), one, exp_(zero - p[1])), d = off * inverse, q = d * (d / df);
-    const auto near = less_equal(q, one), huge = less(lit<V>(1e30), q);
-    const V shrunk = select(huge, d * lit<V>(0x1p-40), d);
-    V log_q = log_(shrunk * (shrunk / df)) + select(huge, lit<V>(80 * kLog2Head + 80 * kLog2Tail), zero);
-    const auto vanishing = equal(abs_(d), infinite);
-    if (any(vanishing)) log_q = select(vanishing, lit<V>(2) * (log_(abs_(off)) - p[1]) - log_(df), log_q);
-    const V square = select(near, q, one / q), rest = one / (one + square);
-    const V tail = twice_atanh(square / (square + lit<V>(2))) + select(near, zero, log_q);
-    const V pull = (df + one) * select(near, square * rest, rest);  // the nll's slope in log |d|
-    const V slope = select(near, (df + one) / df * d * rest * inverse, pull / off);
-    const V ratio = select(less_equal(half, a), twice_atanh(half / (a + b)), log_(b / a));
+    const V inverse = select(equal(off, zero), one, exp_(zero - p[1])), d = off * inverse;
+    const V part = one / df, whole = one + part, q = d * (d * part);
+    const auto near = less_equal(q, one), huge = less(lit<V>(1e30), q), few = less(a, half);
+    V log_q = log_(q);
+    if (any(huge)) {
+      const V shrunk = d * lit<V>(0x1p-40), log_shrunk = log_(shrunk * (shrunk * part));
+      log_q = select(huge, log_shrunk + lit<V>(80 * kLog2Head + 80 * kLog2Tail), log_q);
+      const V log_parts = lit<V>(2) * (log_(abs_(off)) - p[1]) - log_(df);
+      log_q = select(equal(abs_(d), infinite), log_parts, log_q);
+    }
+    const V square = select(near, q, one / q), more = one + square, most = one + more;
+    const V shared = reciprocal(more * most), rest = most * shared;
+    const V tail = twice_atanh(square * (more * shared)) + select(near, zero, log_q);
+    const V share = select(near, square * rest, rest), pull = (df + one) * share;  // the nll's slope in log |d|
+    const V slope = select(near, whole * d * rest * inverse, pull / off);
+    V ratio = twice_atanh(half * reciprocal(a + b));
+    if (any(few)) ratio = select(few, log_(whole), ratio);
     const auto at_a = stirling(a), at_b = stirling(b);
     const V norm = fma_(zero - a, ratio, lit<V>(0.5 + kHalfLog2Pi)) + (at_a.value - at_b.value);
-    const V dnorm = half / b - ratio + (at_a.slope - at_b.slope);
+    const V dnorm = half * reciprocal(b) - ratio + (at_a.slope - at_b.slope);
     const V nll = select(equal(tail, infinite), tail, fma_(b, tail, norm + p[1]));
-    return {nll, {slope, one - pull, half * (dnorm + tail - pull / df)}};
+    return {nll, {slope, one - pull, half * (dnorm + tail - whole * share)}};
   }
 };
 

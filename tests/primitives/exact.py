@@ -149,6 +149,8 @@ EXACT: dict[str, Exact] = {
     "stirling_from_one.slope": _stirling_slope,
     "stirling.value": _stirling,
     "stirling.slope": _stirling_slope,
+    "stirling_step(z,1/z,1/(z+1)).value": lambda z: _stirling(z) - _stirling(z + 1),
+    "stirling_step(z,1/z,1/(z+1)).slope": lambda z: _stirling_slope(z) - _stirling_slope(z + 1),
     "factorial_excess(x,log(x))": _factorial_excess,
     "in_unit": lambda x: x,
     "count_of": lambda x: x,

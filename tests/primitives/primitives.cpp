@@ -107,6 +107,13 @@ constexpr Primitive<V> kPrimitives[] = {
        y[0] = s.value;
        y[1] = s.slope;
      }},
+    {"stirling_step(z,1/z,1/(z+1))", "value slope", 1,
+     [](const V* x, V* y) {
+       const V one = lit<V>(1);
+       const auto s = stirling_step(x[0], one / x[0], one / (x[0] + one));
+       y[0] = s.value;
+       y[1] = s.slope;
+     }},
     {"factorial_excess(x,log(x))", "", 1, [](const V* x, V* y) { y[0] = factorial_excess(x[0], log_(x[0])); }},
     {"in_unit", "", 1, [](const V* x, V* y) { y[0] = in_unit(x[0]); }},
     {"count_of", "", 1, [](const V* x, V* y) { y[0] = count_of(x[0]); }},
