@@ -30,6 +30,7 @@ VF_HD Stirling<V> stirling_from_one(V z) {
     // more.
     const V one = lit<V>(1);
     V value = lit<V>(0), slope = lit<V>(0);
+    VF_ROLLED
     for (int k = 0; k < 9; ++k) {
       const V s = one / (z + z + one), y = s * s, tail = atanh_tail(y);
       value = fma_(y, tail, value);
@@ -134,9 +135,9 @@ VF_HD CountTerm<V> negative_binomial(V m, V eps, V dispersion, V x, bool constan
   const V deviance = select(near, fma_(s, y, zero - atanh_excess(s)), y - log_(N * inverse));
   const auto none = equal(x, zero);
   // of a dispersion without end all are 0, whatever the mean, if it is a number, and so is x
-  const V one = lit<V>(1), by_mu = one / mu;
+  const V one = lit<V>(1);
   CountTerm<V> t{select(equal(theta, zero), select(equal(off, off), zero, off), theta * (deviance - y)),
-                 theta * inverse * select(none, one, zero - off * by_mu), deviance};
+                 theta * inverse * select(none, one, zero - off / mu), deviance};
   if (!any(less(zero, x))) return t;
   // at 1 where x is 0 and this is not read: the slow paths are for what comes
   const V k = select(none, one, x), M = theta + k, by_theta = one / theta, by_M = reciprocal(M);
@@ -147,7 +148,7 @@ VF_HD CountTerm<V> negative_binomial(V m, V eps, V dispersion, V x, bool constan
   V deviance2, data = zero;
   if (constant) {
     deviance2 =
-        fma_(theta * y, select(near2, s2, lit<V>(-1)), k * select(near2, atanh_excess(s2), log_(k * total * by_mu * by_M)));
+        fma_(theta * y, select(near2, s2, lit<V>(-1)), k * select(near2, atanh_excess(s2), log_(k * total / (mu * M))));
     data = factorial_excess(k, log_(k));
   } else {
     // the same with k - k log k, which is far larger than the rest
