@@ -28,8 +28,10 @@ Scaled = tuple[Tensor, float]
 # in each tensor, None where none is wanted. For the values there may be their sum, a number. Gradients are tensors of
 # the formula's making, or the operand itself; that of one that is broadcast is as large as the values.
 Values = tuple[Tensor | float, float, float, Sequence[Scaled | None]]
-# of tensors that broadcast to the first, which gradients are wanted, and whether the values' sum will do
-Formula = Callable[[Sequence[Tensor], Sequence[bool], bool], Values]
+# where gradients may be written, one for each tensor or none at all
+Room = Sequence[Tensor | None]
+# of tensors that broadcast to the first, which gradients are wanted, whether the values' sum will do, and the room
+Formula = Callable[[Sequence[Tensor], Sequence[bool], bool, Room], Values]
 # a loss, reduced, and what its gradient is multiplied by for each operand's
 Term = tuple[Tensor, Sequence[Scaled | None]]
 
@@ -45,7 +47,7 @@ def term(formula: Formula, tensors: Sequence[Tensor], wanted: Sequence[bool], re
         one_by_one = cuts and reduction not in ROWS and large(*tensors)
         if one_by_one or (cuts and reduction != "none" and first.shape[0] > 1):
             return blockwise(formula, tensors, wanted, reduction, dims, one_by_one)
-    values, factor, constant, gradients = formula(tensors, wanted, scalar and first.is_cpu)
+    values, factor, constant, gradients = formula(tensors, wanted, scalar and first.is_cpu, ())
     if not scalar:
         assert isinstance(values, Tensor)
         elements = values.numel()
@@ -130,7 +132,8 @@ def blockwise(
     factors: list[float | None] = [None] * len(full)
     for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
         operands, into = block[: len(full)], iter(block[len(full) :])
-        values, factor, constant, gradients = formula(operands, wanted, scalar)
+        room = [next(into) if yes else None for yes in full]
+        values, factor, constant, gradients = formula(operands, wanted, scalar, room)
         count = operands[0].numel() if isinstance(values, float) else values.numel()
         elements += count
         if elementwise:
@@ -152,10 +155,14 @@ def blockwise(
             of_all = factors[i]
             if of_all is None:
                 of_all = factors[i] = of_this
-            kept = next(into).copy_(g) if full[i] else fitted(g, operands[i])
-            if not full[i]:
-                small[i].append(kept if of_this == of_all else kept * (of_this / of_all))
-            elif of_this != of_all:
+            kept = room[i]
+            if kept is None:
+                g = fitted(g, operands[i])
+                small[i].append(g if of_this == of_all else g * (of_this / of_all))
+                continue
+            if g is not kept:
+                kept.copy_(g)
+            if of_this != of_all:
                 kept.mul_(of_this / of_all)
     collected: list[Scaled | None] = []
     whole = iter(written)

@@ -25,13 +25,14 @@ class Activation(NamedTuple):
     """raw -> the standard deviation, raw -> the log variance without going through it; and their derivatives, each a
     tensor times a number: that of the standard deviation s from raw and s, where None is 1, that of the log variance
     from raw. ``short`` is a shorter way to the log variance with its derivative, without autograd; None of raw that it
-    is not for."""
+    is not for. ``power`` is that of raw which the variance is, 0 where it is none."""
 
     std: Callable[[Tensor], Tensor]
     logvar: Callable[[Tensor], Tensor]
     dstd: Callable[[Tensor, Tensor], tuple[Tensor | None, float]]
     dlogvar: Callable[[Tensor], tuple[Tensor | None, float]]
     short: Callable[[Tensor], tuple[Tensor, Tensor, float] | None] = lambda r: None
+    power: int = 0
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -79,10 +80,10 @@ PARAMETERIZATIONS: dict[str, Activation] = {
     "logvar": Activation(lambda r: torch.exp(r * 0.5), lambda r: r, lambda r, s: (s, 0.5), lambda r: (None, 1.0)),
     "log_std": Activation(torch.exp, lambda r: 2 * r, lambda r, s: (s, 1.0), lambda r: (None, 2.0)),
     "std": Activation(
-        lambda r: r, lambda r: 2 * torch.log(r), lambda r, s: (None, 1.0), lambda r: (torch.reciprocal(r), 2.0)
+        lambda r: r, lambda r: 2 * torch.log(r), lambda r, s: (None, 1.0), lambda r: (torch.reciprocal(r), 2.0), power=2
     ),
     "var": Activation(
-        torch.sqrt, torch.log, lambda r, s: (torch.reciprocal(s), 0.5), lambda r: (torch.reciprocal(r), 1.0)
+        torch.sqrt, torch.log, lambda r, s: (torch.reciprocal(s), 0.5), lambda r: (torch.reciprocal(r), 1.0), power=1
     ),
     "softplus": Activation(
         softplus,
@@ -220,6 +221,11 @@ def kl_with_gradients(
     and raw and, with ``priors``, in the prior's two, each a tensor times a number. That in mu may be mu."""
     name, lo, hi, floor = spec
     of = PARAMETERIZATIONS[name]
+    plain = (lo, hi, floor) == (-math.inf, math.inf, 0) and (prior_logvar is None or isinstance(prior_logvar, float))
+    if of.power and plain and not prior_logvar and total and not priors:
+        found = _of_power(of.power, mu if prior_mu is None else mu - prior_mu, raw)
+        if found is not None:
+            return found
     r = clamped(raw, lo, hi)
     if floor > 0:
         std = of.std(r)
@@ -251,13 +257,33 @@ def kl_with_gradients(
     return twice, gradients
 
 
+# what float64 loses of the sums of e^x and of x is nothing beside that of e^x - 1 - x, unless the mean of that is about
+# as small; and infinity leaves none
+_LEAST_MEAN = 1e-8
+
+
+def _of_power(k: int, d: Tensor, raw: Tensor) -> tuple[float, list[tuple[Tensor, float]]] | None:
+    """:func:`kl_with_gradients` of means d away from the prior's, of a variance raw^k that is no exponential, k 1 or 2:
+    h(log raw^k) = raw^k - 1 - k log raw, and its slope k (raw^k - 1) / raw. None where it would not be exact."""
+    if raw.dtype != torch.float32:
+        return None
+    w, n = raw.double(), raw.numel()
+    total = (w if k == 1 else w * w).sum().item() - n - k * w.log_().sum().item()
+    if not total > _LEAST_MEAN * n:
+        return None
+    off = raw - 1
+    if k == 2:
+        off.mul_(raw + 1)
+    return total + (d * d).sum().item(), [(d, 1.0), (off.div_(raw), 0.5 * k)]
+
+
 def expm1_and_sum_of_h(x: Tensor) -> tuple[Tensor, float]:
     """e^x - 1 and, of a tensor of the CPU, the sum of h(x) = e^x - 1 - x."""
     if x.dtype == torch.float32:
         w, n = x.double(), x.numel()
-        total = torch.exp(w).sub_(w).sum().item() - n
-        # what float64 loses of each is nothing beside the sum, unless that is about as small; and infinity leaves none
-        if total > 1e-8 * n:
+        linear = w.sum().item() + n
+        total = w.exp_().sum().item() - linear
+        if total > _LEAST_MEAN * n:
             return torch.expm1(x), total
     m, each = expm1_and_h(x)
     return m, each.sum().item()

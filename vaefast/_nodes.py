@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _closed, _gaussian, _plain
 from ._arguments import loss_shape
-from ._closed import Scaled, Term, Values
+from ._closed import Room, Scaled, Term, Values
 from ._functorch import alone, outside
 from ._gaussian import Prior, Spec
 from ._options import Likelihood
@@ -39,7 +39,7 @@ def kl(
 ) -> Term:
     """With the gradients in all four."""
 
-    def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
+    def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool, room: Room) -> Values:
         if both_numbers:
             q = tensors[0], tensors[1]
             twice, gradients = _gaussian.kl_with_gradients(spec, *q, pm, plv, False, total)
@@ -93,10 +93,10 @@ def nll(
     assert closed is not None
     once: list[Any] = []
 
-    def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
+    def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool, room: Room) -> Values:
         params, x = tensors[:count], tensors[count]
         if w is None:
-            values, sum_of_values, factor, constant, found = evaluated(x, params, wanted)
+            values, sum_of_values, factor, constant, found = evaluated(x, params, wanted, room)
             gradients = [g if yes else None for g, yes in zip(found, wanted)]
             # of a number it is not known that it is of fewer values than there are parameters
             as_number = total and values.shape == params[0].shape
@@ -124,11 +124,11 @@ def nll(
         return values * weight, factor, constant, gradients
 
     def evaluated(
-        x: Tensor, params: Sequence[Tensor], wanted: Sequence[bool]
+        x: Tensor, params: Sequence[Tensor], wanted: Sequence[bool], room: Room = ()
     ) -> tuple[Tensor, float, float, float, Sequence[Scaled | None]]:
         """Closed's, and the sum of the values, known of the CPU's. Where that is not finite, or there is no closed form
         for these, by the plain formula, which has the limits."""
-        of = closed(Asked(wanted, once), x, *params, **options)
+        of = closed(Asked(wanted, once, room), x, *params, **options)
         if of is not None:
             values, factor, constant, found = of
             sum_of_values = values.sum().item() if values.is_cpu else 0.0

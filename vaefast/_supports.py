@@ -56,10 +56,16 @@ SUPPORTS: dict[str, tuple[float, ...]] = {
 
 
 class Asked(NamedTuple):
-    """What a closed form is asked for: which parameters' gradients are ``wanted``. ``once`` is for :meth:`of`."""
+    """What a closed form is asked for: which parameters' gradients are ``wanted``. ``once`` is for :meth:`of`, ``room``
+    for :meth:`into`."""
 
     wanted: Sequence[bool]
     once: list[Any]
+    room: Sequence[Tensor | None] = ()
+
+    def into(self, k: int) -> Tensor | None:
+        """Where parameter k's gradient may be put, as an operation's ``out``: what lies elsewhere is copied there."""
+        return self.room[k] if self.room else None
 
     def of(self, make: Callable[..., Any], *tensors: Tensor) -> Any:
         """make(*tensors): of parameters that are no block's alone made once for all blocks of a call."""

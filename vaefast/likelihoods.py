@@ -51,7 +51,7 @@ _FEW_PROBS, _FEW_LOGITS = 1 << 13, 1 << 22
 
 def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
     sigmoid = torch.sigmoid(logits)
-    gradients = [(sigmoid - x, 1.0)]
+    gradients = [(torch.sub(sigmoid, x, out=asked.into(0)), 1.0)]
     if logits.numel() <= _FEW and logits.is_cpu:
         # one operation for all, in float64: it has two terms of l (1 - x) that may cancel
         wide = F.binary_cross_entropy_with_logits(logits.double(), x.double(), reduction="none")
@@ -104,10 +104,11 @@ def _gaussian(x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant
 def _gaussian_gradients(
     asked: Asked, x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, constant: float
 ) -> Closed:
-    d = mean - x
     if logvar is None:
+        d = torch.sub(mean, x, out=asked.into(0))
         return d * d, 0.5, 0.5 * constant * math.log(2 * math.pi), [(d, 1.0)]
-    scaled = d * torch.exp(-logvar)
+    d = mean - x
+    scaled = torch.mul(d, torch.exp(-logvar), out=asked.into(0))
     square = d.mul_(scaled)
     return square + logvar, 0.5, 0.5 * constant * math.log(2 * math.pi), [(scaled, 1.0), (1 - square, 0.5)]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import _backends, _closed, _mixtures, _options
 from ._checks import batch, floating, is_real, is_whole, like, number, same_device
-from ._closed import Term, Values
+from ._closed import Room, Term, Values
 from ._functorch import unseen
 from ._gaussian import compute_dtype, logvar_of, reduced, softplus
 from ._nodes import NONE, Loss
@@ -300,7 +300,7 @@ def _scale_mixture(terms: Terms, reduction: str, w: Tensor) -> Tensor:
 def _with_gradient(terms: Terms, reduction: str, wanted: Sequence[bool], w: Tensor) -> Term:
     narrow, of_narrow, _, of_broad = terms
 
-    def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool) -> Values:
+    def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool, room: Room) -> Values:
         x = tensors[0]
         squares = x * x
         values, logit = _elementwise(terms, squares)
