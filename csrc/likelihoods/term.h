@@ -23,8 +23,8 @@ constexpr int kOptions = 0;
 template <class L>
 constexpr int kOptions<L, std::void_t<decltype(L::options)>> = L::options;
 
-// Whether one is so large that a CPU's rarer loops call it: `large` in its struct. And whether it is so much larger
-// that one vector has enough to do, and two take the compiler three times as long: `single`.
+// Whether one is so large that a CPU's rarer loops call it: `large` in its struct. And whether one vector has enough to
+// do, where two would not fit its registers and take the compiler three times as long: `single`.
 template <class L, class = void>
 constexpr bool kLarge = false;
 template <class L>
