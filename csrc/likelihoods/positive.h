@@ -43,11 +43,16 @@ struct Gamma {
     // h(r) + psi(a) - log a; of a small a, 1 / a and log x are large and near each other, and their difference comes
     // first
     const auto small = less(a, one);
-    const V up = select(small, a + one, a), inverse = one / a, shifted = l - inverse;
-    const V lost = fma_(fused_(inverse, a, lit<V>(-1)), inverse, l - (shifted + inverse));
-    const V apart = e.em1 + (full_log_difference(shifted, x).difference + lost);
-    const V dnorm = log_(up / a) + (stirling_from_one(up).slope - lit<V>(0.5) / up);
-    return {data + (factorial_excess(a, log_a) - log_a), {zero - a * e.em1, select(small, apart, e.h) + dnorm}};
+    const V up = select(small, a + one, a);
+    V slope = e.h, dnorm = stirling_from_one(up).slope - lit<V>(0.5) * reciprocal(up);
+    if (any(small)) {
+      const V inverse = one / a, shifted = l - inverse;
+      const V lost = fma_(fused_(inverse, a, lit<V>(-1)), inverse, l - (shifted + inverse));
+      const V apart = e.em1 + (full_log_difference(shifted, x).difference + lost);
+      slope = select(small, apart, slope);
+      dnorm = dnorm + select(small, log_(up * inverse), zero);
+    }
+    return {data + (factorial_excess(a, log_a) - log_a), {zero - a * e.em1, slope + dnorm}};
   }
 };
 
