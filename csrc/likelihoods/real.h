@@ -72,8 +72,8 @@ struct StudentT {
     if (any(huge)) {
       const V shrunk = d * lit<V>(0x1p-40), log_shrunk = log_(shrunk * (shrunk * part));
       log_q = select(huge, log_shrunk + lit<V>(80 * kLog2Head + 80 * kLog2Tail), log_q);
-      const V log_parts = lit<V>(2) * (log_(abs_(off)) - p[1]) - log_(df);
-      log_q = select(equal(abs_(d), infinite), log_parts, log_q);
+      const V of_parts = lit<V>(2) * (log_(abs_(off)) - p[1]) - log_(df);
+      log_q = select(equal(abs_(d), infinite), of_parts, log_q);
     }
     const V square = select(near, q, one / q), more = one + square, most = one + more;
     const V shared = reciprocal(more * most), rest = most * shared;
