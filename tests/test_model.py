@@ -26,7 +26,7 @@ SOFT = replace(SHARP, drain=0.5, sharpness=5.0)
 # nothing but a copy
 CODE = Code(
     registers=32, instructions=4.0, beside=0.0, trip=8, waits=1, in_flight=64, seeded=False, fences=0,
-    at_once=0, units=8192,
+    at_once=0, least=4096, units=8192,
 )  # fmt: skip
 
 
@@ -129,7 +129,8 @@ def test_sources_are_read() -> None:
     assert model.constant("kThreads") == 256 and model.constant("kPacksPerThread") == 4
     with pytest.raises(LookupError, match="kNonesuch"):
         model.constant("kNonesuch")
-    assert model.unit_of(1 << 24, 8192) == 4096 and model.unit_of(1 << 26, 8192) == 3 * 4096
+    assert model.unit_of(1 << 24, 4096, 8192) == 4096 and model.unit_of(1 << 26, 4096, 8192) == 3 * 4096
+    assert model.unit_of(1 << 24, 8192, 8192) == 8192 and model.unit_of(1 << 26, 8192, 8192) == 2 * 8192
 
 
 @pytest.mark.parametrize(

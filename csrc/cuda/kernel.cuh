@@ -55,7 +55,7 @@ struct Geometry {
 // each: elements that a thread has at least. most: units that a long row is cut into at most. lanes: threads that share
 // an element.
 template <class T>
-Geometry geometry_of(const Space& s, int each = kPack<T> * kPacksPerThread, int64_t most = kMaxUnits, int lanes = 1) {
+Geometry geometry_of(const Space& s, int each, int64_t most = kMaxUnits, int lanes = 1) {
   Geometry g;
   g.cols = s.rows ? s.numel / s.rows : 0;
   while (s.rows == 1 && each > kPack<T> && s.numel * lanes < kLeastUnits * kThreads * each) each /= 2;
@@ -71,6 +71,14 @@ Geometry geometry_of(const Space& s, int each = kPack<T> * kPacksPerThread, int6
   g.count = uint32_t(count);
   g.blocks = (count * g.width + kThreads - 1) / kThreads;
   return g;
+}
+
+// Elements that a thread has at least. In 16 bits a pack may be of 8: with as many packs a thread of one long row, a
+// block has more to do before it adds up its part of the sum, which takes it some 2 us.
+template <class T>
+int least_of(const Space& s, const Sum& sum) {
+  const bool halves = s.moves == Moves::kPlainHalf || s.moves == Moves::kPlainBFloat16;
+  return kPack<T> * kPacksPerThread * (halves && sum.out && s.rows == 1 ? 2 : 1);
 }
 
 struct Launch {

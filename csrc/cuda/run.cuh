@@ -176,7 +176,7 @@ Geometry cut_reconstruction(ReconstructionProblem& p) {
   constexpr int each = kPack<T> * kPacksPerThread;
   // where the gradients turn out right as they are, every block has come for nothing
   if (p.kept) return cut<T>(p.space, each, kRescaleUnits);
-  if (p.planes == 1) return cut<T>(p.space);
+  if (p.planes == 1) return cut<T>(p.space, least_of<T>(p.space, p.sum));
   p.chunk = chunk_of<T>(p);
   p.space.moves = Moves::kSingle;
   return p.channels ? cut<T>(p.space, 1) : cut<T>(p.space, 4, kMaxUnits, 1 << log_team_of(p));
@@ -206,7 +206,7 @@ void run_one(const at::Tensor& on, const Job& job, cudaStream_t stream) {
   if (job.posterior) {
     a.posterior = *job.posterior;
     set_access<T>(a.posterior);
-    a.post = cut<T>(a.posterior.space);
+    a.post = cut<T>(a.posterior.space, least_of<T>(a.posterior.space, a.posterior.sum));
   }
   a.total = job.total;
   a.beta = job.beta;
@@ -255,7 +255,7 @@ void run_list(const at::Tensor& on, const Job& job, cudaStream_t stream) {
       operands[i]->number = uint8_t(i);
       listed[k].data[i] = operands[i]->data;
     }
-    listed[k].cut = cut<T>(p.space);
+    listed[k].cut = cut<T>(p.space, least_of<T>(p.space, p.sum));
     listed[k].first_partial = std::exchange(partials, partials + listed[k].cut.per_row);
     if (listed[k].cut.blocks == 0 && !p.sum.out) continue;
     const auto fits = [&](const std::vector<int64_t>& ks) {

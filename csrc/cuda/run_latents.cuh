@@ -67,7 +67,7 @@ void run_typed(const at::Tensor& on, const LogRatioProblem& p, cudaStream_t stre
   LogRatioRows ratios{p};
   ratios.sum.out = p.ratio;
   ratios.sum.scale = 0.5;
-  run_alone<T>(on, Alone<LogRatioRows>{ratios, cut<T>(rows)}, rows.rows, stream);
+  run_alone<T>(on, Alone<LogRatioRows>{ratios, cut<T>(rows, least_of<T>(rows, ratios.sum))}, rows.rows, stream);
 }
 
 template <class T>

@@ -24,7 +24,7 @@ from typing import Any
 import networkx as nx
 
 from cuda_build.binary import Resources
-from cuda_build.operations import PACK, DType, Operation, way_round
+from cuda_build.operations import LINE, PACK, DType, Operation, way_round
 from cuda_build.paths import Flow
 from cuda_build.sass import Instruction
 
@@ -104,6 +104,7 @@ class Code:
         seeded: whether a block reads its seed before it begins.
         fences: by every thread of a block, where it says that it is done.
         at_once: partial sums that a thread of the last block loads before it adds the first; 0 where there are none.
+        least: elements of a block at least, where they are enough for all of a GPU's.
         units: that a large problem is cut into.
     """
 
@@ -116,6 +117,7 @@ class Code:
     seeded: bool
     fences: int
     at_once: int
+    least: int
     units: int
 
 
@@ -199,6 +201,7 @@ def code_of(operation: Operation, dtype: DType, flow: Flow, taken: Resources) ->
     if path is None:
         raise RuntimeError(f"no way round {flow.kernel.name} does '{operation.name}', {dtype.name}")
     pack, times = operation.moved(dtype)
+    moved = LINE // dtype.size if sums(operation) else PACK  # as least_of in csrc/cuda/kernel.cuh
     trip, waited = pack * times, batches(path.instructions)
     return Code(
         registers=taken.registers,
@@ -211,6 +214,7 @@ def code_of(operation: Operation, dtype: DType, flow: Flow, taken: Resources) ->
         seeded=operation.philox,
         fences=fences_by_all(flow) if sums(operation) else 0,
         at_once=partials_at_once(flow) if sums(operation) else 0,
+        least=constant("kThreads") * constant("kPacksPerThread") * moved,
         units=constant("kRescaleUnits" if operation.name == "scale_" else "kMaxUnits"),
     )
 
@@ -225,15 +229,14 @@ def resident(registers: int, threads: int) -> int:
     return min(REGISTERS // each // warps, WARPS // warps, BLOCKS)
 
 
-def unit_of(elements: int, units: int) -> int:
+def unit_of(elements: int, least: int, units: int) -> int:
     """Elements of a block, as geometry_of in csrc/cuda/kernel.cuh cuts one long row."""
-    least = constant("kThreads") * PACK * constant("kPacksPerThread")
     return least * (1 + elements // (least * units))
 
 
 def predict(code: Code, size: int, elements: int, gpu: GPU, c: Constants = Constants()) -> dict[str, Any]:
     """Share of a copy's speed at so many elements of ``size`` bytes each, read and written, and what bounds it."""
-    threads, unit = constant("kThreads"), unit_of(elements, code.units)
+    threads, unit = constant("kThreads"), unit_of(elements, code.least, code.units)
     blocks = resident(code.registers, threads)
     instructions = code.instructions + c.beside * code.beside
     trips = math.ceil(unit / threads / code.trip)
