@@ -339,6 +339,17 @@ def test_sums_of_long_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         check(vaefast.reconstruction_loss, [recon], target, likelihood="gaussian", reduction=reduction)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_units_of_a_long_sum_in_16_bits(dtype: torch.dtype, launches: Callable[[], list[Any]]) -> None:
+    """Twice as long as others, where a row is long enough for all of a GPU's multiprocessors."""
+    n = (1 << 21) + 8200
+    mu, raw = posterior_of((n,), "logvar", "none", (dtype,) * 2, ("contiguous",) * 2)[:2]
+    kl, z = vaefast.gaussian_kl(mu, raw, reduction="sum"), vaefast.reparameterize(mu, raw)
+    assert z.isfinite().all()
+    assert_right("result", kl, reference.gaussian_kl(mu.double(), raw.double(), reduction="sum"), ARITHMETIC[kl.dtype])
+    assert [launch.blocks for launch in launches()] == [-(-n // 8192), -(-n // 4096)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64], ids=str)
 def test_sums_row_after_row(dtype: torch.dtype) -> None:
     """The last block's warps share a row's partial sums, then the next row's. Few orders let a warp get a row ahead of
