@@ -28,7 +28,10 @@ noise = "torch"
 
 
 def trained(*tensors: object) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    for t in tensors:
+        if isinstance(t, Tensor) and t.requires_grad:
+            return torch.is_grad_enabled()
+    return False
 
 
 # -- the primitives, of tensors that are in one dtype
