@@ -171,31 +171,42 @@ __device__ __noinline__ void run_block_apart(const Problem& p, const Geometry& g
   run_block<Work>(p, g, first_block, shared);
 }
 
+// finish_rows() by a group of WIDTH threads a row. The width is known beforehand, so that all loads have one address and
+// distances from it: an address for each would leave registers for half as many.
+template <int WIDTH, class T>
+__device__ inline void finish_rows_by(const Sum& s, const Geometry& g, uint32_t row, uint32_t end, double* shared) {
+  constexpr int kAtOnce = 16;
+  const int lane = threadIdx.x % WIDTH;
+#pragma unroll 1
+  for (row += threadIdx.x / WIDTH; row < end; row += kThreads / WIDTH) {
+    const double* at = s.partial + int64_t(row) * g.per_row + lane;
+    double sum = 0;
+#pragma unroll 1
+    for (int left = int(g.per_row) - lane; left > 0; left -= kAtOnce * WIDTH, at += kAtOnce * WIDTH) {
+      double x[kAtOnce];
+      // from L2, where the other blocks left it; all loads are under way before the first is added
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) x[k] = left > k * WIDTH ? __ldcg(at + k * WIDTH) : 0;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) sum += x[k];
+    }
+    sum = group_sum(sum, WIDTH, shared);
+    if (lane == 0) static_cast<T*>(s.out)[row] = T(s.scale * sum);
+  }
+}
+
 // out[row] = scale * (the row's partials, added in an order that the sizes alone decide) of rows [row, end), by one
 // whole block.
 template <class T>
 __device__ inline void finish_rows(const Sum& s, const Geometry& g, uint32_t row, uint32_t end, double* shared) {
   if (!s.out || g.per_row == 1) return;
-  constexpr int kAtOnce = 16;
   // few long rows: the block takes one after the other; else a warp or a thread each
-  const int width = end - row < kThreads / kWarp ? kThreads : g.per_row >= kWarp / 2 ? kWarp : 1;
-  const uint32_t lane = threadIdx.x % width;
-  for (row += threadIdx.x / width; row < end; row += kThreads / width) {
-    const double* partial = s.partial + int64_t(row) * g.per_row;
-    double sum = 0;
-    for (uint32_t first = lane; first < g.per_row; first += kAtOnce * width) {
-      double x[kAtOnce];
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        // from L2, where the other blocks left it; all loads are under way before the first is added
-        const uint32_t at = first + k * width;
-        x[k] = at < g.per_row ? __ldcg(partial + at) : 0;
-      }
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) sum += x[k];
-    }
-    sum = group_sum(sum, width, shared);
-    if (lane == 0) static_cast<T*>(s.out)[row] = T(s.scale * sum);
+  if (end - row < kThreads / kWarp) {
+    finish_rows_by<kThreads, T>(s, g, row, end, shared);
+  } else if (g.per_row >= kWarp / 2) {
+    finish_rows_by<kWarp, T>(s, g, row, end, shared);
+  } else {
+    finish_rows_by<1, T>(s, g, row, end, shared);
   }
 }
 
