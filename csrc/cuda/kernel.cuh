@@ -171,8 +171,8 @@ __device__ __noinline__ void run_block_apart(const Problem& p, const Geometry& g
   run_block<Work>(p, g, first_block, shared);
 }
 
-// finish_rows() by a group of WIDTH threads a row. The width is known beforehand, so that all loads have one address and
-// distances from it: an address for each would leave registers for half as many.
+// finish_rows() by a group of WIDTH threads a row. The width is known beforehand, so that all loads have one address
+// and distances from it: an address for each would leave registers for half as many.
 template <int WIDTH, class T>
 __device__ inline void finish_rows_by(const Sum& s, const Geometry& g, uint32_t row, uint32_t end, double* shared) {
   constexpr int kAtOnce = 16;
