@@ -54,10 +54,12 @@ def tracing() -> bool:
 
 def unseen(*tensors: Tensor) -> bool:
     """Whether nothing traces, transforms or wraps the tensors' operations, so that they may be any."""
+    for t in tensors:
+        if type(t) is not Tensor and type(t) is not Parameter:
+            return False
     return (
-        all(type(t) is Tensor or type(t) is Parameter for t in tensors)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and depth() == 0
         and forward_ad._current_level < 0
-        and not tracing()
+        and torch._C._get_tracing_state() is None
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import _arguments, _nodes, _plain, _torch
+from . import _arguments, _closed, _nodes, _plain, _torch
 from ._checks import is_bool
 from ._functorch import unseen
 from ._gaussian import Prior
@@ -78,7 +78,9 @@ class Direct:
             return [_torch.sample(pair.mu, pair.raw, p, None, None), kl] if with_sample else [kl]
         found = []
         if with_sample:
-            found.append(_torch.one_sample(p, mu, raw, torch.randn(mu.shape, device=mu.device)))
+            eps = torch.randn_like(mu, memory_format=torch.contiguous_format)
+            large = _closed.large(mu, raw, eps)
+            found.append(_torch.one_sample(p, mu, raw, eps) if large else _plain.sample(p.spec, eps, mu, raw))
         if with_kl:
             options = p.spec, reduction, balance
             arguments: tuple[Any, ...] = mu, raw, prior_mu, prior_logvar

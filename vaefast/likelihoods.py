@@ -43,8 +43,10 @@ def _bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return torch.where(positive, above, below)
 
 
-# as many are computed in no more time than an operation takes to begin; as far as that l - l x is right to 1.5e-6
-_FEW, _NEAR = 1 << 9, 24.0
+# as many are computed in no more time than an operation takes to begin
+_FEW = 1 << 9
+# as far as that l - l x is right to 1.5e-6, and down to where l (1 - x) - log(sigmoid(l)) is, whose parts may cancel
+_NEAR, _BELOW = 24.0, -10.0
 # numbers, from which on a closed form takes less than PyTorch's operator and its gradient; logits beyond the caches
 _FEW_PROBS, _FEW_LOGITS = 1 << 13, 1 << 22
 
@@ -56,10 +58,14 @@ def _bernoulli_gradients(asked: Asked, x: Tensor, logits: Tensor) -> Closed:
         # one operation for all, in float64: it has two terms of l (1 - x) that may cancel
         wide = F.binary_cross_entropy_with_logits(logits.double(), x.double(), reduction="none")
         return wide, 1.0, 0.0, gradients
-    if logits.is_cpu and logits.dtype == torch.float32 and all(abs(t.item()) <= _NEAR for t in logits.aminmax()):
-        # log(1 + e^-|l|) is that of the sigmoid on the side where it is above 1/2
-        rest = sigmoid.sub_(0.5).abs_().add_(0.5).log_()
-        return F.relu(logits).addcmul_(logits, x, value=-1).sub_(rest), 1.0, 0.0, gradients
+    if logits.is_cpu and logits.dtype == torch.float32:
+        least, most = (t.item() for t in logits.aminmax())
+        if _BELOW <= least and most <= _NEAR:
+            return torch.addcmul(logits, logits, x, value=-1).sub_(sigmoid.log_()), 1.0, 0.0, gradients
+        if -_NEAR <= least and most <= _NEAR:
+            # log(1 + e^-|l|) is that of the sigmoid on the side where it is above 1/2
+            rest = sigmoid.sub_(0.5).abs_().add_(0.5).log_()
+            return F.relu(logits).addcmul_(logits, x, value=-1).sub_(rest), 1.0, 0.0, gradients
     nll = F.relu(logits).mul_(torch.sub(constant(1.0, x), x)).addcmul_(logits.clamp(max=0), x, value=-1)
     return nll.add_(_closed_counts.log1p_exp(logits)), 1.0, 0.0, gradients
 
