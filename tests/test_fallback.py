@@ -200,6 +200,38 @@ def test_noise_is_torchs_unless_philox_is_asked_for(extension: object) -> None:
     assert not torch.equal(kernels, expected)
 
 
+@pytest.mark.parametrize("rest", [0, 1, 15, 16, 17])
+@pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_noise_that_is_drawn_in_blocks_is_torchs(rest: int, trained: bool, dtype: torch.dtype) -> None:
+    zero = torch.zeros(2 * _closed.BLOCK + rest, dtype=dtype)
+    mu, logvar = (zero.clone().requires_grad_(trained) for _ in range(2))
+    torch.manual_seed(1)
+    eps, after = torch.randn(zero.shape, dtype=dtype), torch.get_rng_state()
+    for generated in (None, generator(1)):
+        torch.manual_seed(1)
+        z = reference.reparameterize(mu, logvar, generator=generated)
+        assert torch.equal(z, eps)
+        state = torch.get_rng_state() if generated is None else generated.get_state()
+        assert torch.equal(state, after)
+        if trained:
+            assert torch.equal(torch.autograd.grad(z, logvar, eps)[0], 0.5 * eps * eps)
+
+
+def test_a_number_for_many_is_sampled_as_many() -> None:
+    """Parameters that are expanded to a block's size and beyond."""
+    shape = (2, _closed.BLOCK + 3)
+    mu, std = torch.tensor(2.0), torch.tensor(3.0, requires_grad=True)
+    torch.manual_seed(1)
+    eps = torch.randn(shape)
+    for leaf in (std, std.detach()):
+        torch.manual_seed(1)
+        z = reference.reparameterize(mu.expand(shape), leaf.expand(shape), parameterization="std")
+        torch.testing.assert_close(z, 2 + 3 * eps, rtol=1e-6, atol=1e-6)
+        if leaf.requires_grad:
+            torch.testing.assert_close(torch.autograd.grad(z.sum(), leaf)[0], eps.sum(), rtol=1e-4, atol=1e-3)
+
+
 def test_a_compiled_step_is_few_kernels() -> None:
     """Sample, KL and loss: Inductor makes one kernel of each pass, at most three."""
     from torch._inductor.utils import run_and_get_code

@@ -71,12 +71,12 @@ def broadcast(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> bool:
 
 
 def large(*tensors: Tensor) -> bool:
-    """Whether they are so many numbers that blocks pay, side by side in memory, or one for all."""
+    """Whether they are so many numbers that blocks pay, each side by side in memory, or one for all."""
     first = tensors[0]
     return (
         first.numel() >= 2 * BLOCK
         and first.is_cpu
-        and all(not t.dim() or (t.shape == first.shape and t.is_contiguous()) for t in tensors)
+        and all(not t.dim() or (t.shape == first.shape and (t.is_contiguous() or not any(t.stride()))) for t in tensors)
     )
 
 

@@ -287,6 +287,25 @@ def draw(spec: Spec, wanted: bool, mu: Tensor, raw: Tensor, eps: Tensor) -> tupl
     return z, kept, factor
 
 
+# torch.randn's numbers are the same in pieces that begin where one of its packs does, the last of a pack at least
+_PACK = 16
+
+
+def drawn(spec: Spec, mu: Tensor, raw: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A sample of :func:`_closed.large` tensors that is not trained: each block's noise is drawn where the sample goes,
+    which is written over it while that is in the cache."""
+    z = torch.empty(mu.shape, dtype=mu.dtype)
+    in_blocks = not 0 < z.numel() % _closed.BLOCK < _PACK
+    if not in_blocks:
+        z.normal_(generator=generator)
+    for m, r, out in _closed.cut([mu, raw, z]):
+        if in_blocks:
+            out.normal_(generator=generator)
+        # a number for many is multiplied and added in a quarter of addcmul's time
+        out.mul_(_gaussian.std_of(r, spec)).add_(m)
+    return z
+
+
 def keep(ctx: Any, arguments: Sequence[Any], gradients: Sequence[Scaled | None]) -> None:
     """Saves the arguments and the gradients: where each is, its factor, whether it may be written over, and where its
     argument is."""

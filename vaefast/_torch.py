@@ -37,10 +37,16 @@ def trained(*tensors: object) -> bool:
 # -- the primitives, of tensors that are in one dtype
 
 
-def one_sample(p: Parameterization, mu: Tensor, raw: Tensor, eps: Tensor) -> Tensor:
+def one_sample(
+    p: Parameterization, mu: Tensor, raw: Tensor, eps: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
     # a graph of any batch is not to be asked for its size
-    traced = torch.compiler.is_compiling()
-    if traced or not _closed.large(mu, raw, eps) or not unseen(mu, raw, eps) or eps.requires_grad:
+    blocks = not torch.compiler.is_compiling() and _closed.large(mu, raw) and unseen(mu, raw)
+    if eps is None:
+        if blocks and not trained(mu, raw):
+            return _nodes.drawn(p.spec, mu, raw, generator)
+        eps = torch_noise(mu, generator)
+    if not blocks or not _closed.large(mu, eps) or not unseen(eps) or eps.requires_grad:
         return _plain.sample(p.spec, eps, mu, raw)
     if trained(mu, raw):
         z: Tensor = _nodes.Sample.apply(p.spec, eps, mu, raw)
@@ -121,9 +127,10 @@ def sample(
     dtype = compute_dtype(mu, raw, eps, *beside)
     if seed is not None:
         eps = normal(seed, mu, dtype)
-    elif eps is None:
+    elif eps is None and mu.dtype != dtype:
         eps = torch_noise(mu, generator)
-    return one_sample(p, mu.to(dtype), raw.to(dtype), eps.to(dtype)).to(mu.dtype)
+    eps = None if eps is None else eps.to(dtype)
+    return one_sample(p, mu.to(dtype), raw.to(dtype), eps, generator).to(mu.dtype)
 
 
 def kl(pair: Pair, reduction: str, balance: float | None) -> Tensor:

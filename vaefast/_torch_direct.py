@@ -78,9 +78,11 @@ class Direct:
             return [_torch.sample(pair.mu, pair.raw, p, None, None), kl] if with_sample else [kl]
         found = []
         if with_sample:
-            eps = torch.randn_like(mu, memory_format=torch.contiguous_format)
-            large = _closed.large(mu, raw, eps)
-            found.append(_torch.one_sample(p, mu, raw, eps) if large else _plain.sample(p.spec, eps, mu, raw))
+            if _closed.large(mu, raw):
+                found.append(_torch.one_sample(p, mu, raw, None, None))
+            else:
+                drawn = torch.randn_like(mu, memory_format=torch.contiguous_format)
+                found.append(_plain.sample(p.spec, drawn, mu, raw))
         if with_kl:
             options = p.spec, reduction, balance
             arguments: tuple[Any, ...] = mu, raw, prior_mu, prior_logvar
