@@ -147,7 +147,8 @@ def blockwise(
         else:
             assert isinstance(values, Tensor)
             sums = summed(values, reduction, values.dtype)
-            parts.append((sums * factor if factor != 1 else sums) + constant * count / sums.numel())
+            sums = sums * factor if factor != 1 else sums
+            parts.append(sums + constant * count / sums.numel() if constant else sums)
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue

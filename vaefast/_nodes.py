@@ -18,7 +18,7 @@ from . import _closed, _gaussian, _plain
 from ._arguments import loss_shape
 from ._closed import Room, Scaled, Term, Values
 from ._functorch import alone, outside
-from ._gaussian import Prior, Spec
+from ._gaussian import ROWS, Prior, Spec
 from ._options import Likelihood
 from ._supports import Asked
 from .likelihoods import LIKELIHOODS
@@ -96,7 +96,7 @@ def nll(
     def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool, room: Room) -> Values:
         params, x = tensors[:count], tensors[count]
         if w is None:
-            values, sum_of_values, factor, constant, found = evaluated(x, params, wanted, room)
+            values, sum_of_values, factor, constant, found = evaluated(x, params, wanted, room, reduction in ROWS)
             gradients = [g if yes else None for g, yes in zip(found, wanted)]
             # of a number it is not known that it is of fewer values than there are parameters
             as_number = total and values.shape == params[0].shape
@@ -124,13 +124,17 @@ def nll(
         return values * weight, factor, constant, gradients
 
     def evaluated(
-        x: Tensor, params: Sequence[Tensor], wanted: Sequence[bool], room: Room = ()
+        x: Tensor, params: Sequence[Tensor], wanted: Sequence[bool], room: Room = (), by_rows: bool = False
     ) -> tuple[Tensor, float, float, float, Sequence[Scaled | None]]:
-        """Closed's, and the sum of the values, known of the CPU's. Where that is not finite, or there is no closed form
-        for these, by the plain formula, which has the limits."""
+        """Closed's, its values added up already if ``by_rows``, and their sum, known of the CPU's. Where that is not
+        finite, or there is no closed form for these, by the plain formula, which has the limits."""
         of = closed(Asked(wanted, once, room), x, *params, **options)
         if of is not None:
             values, factor, constant, found = of
+            if by_rows:
+                elements = values.numel()
+                values = _gaussian.reduced(values, reduction, values.dtype)
+                constant *= elements / values.numel()
             sum_of_values = values.sum().item() if values.is_cpu else 0.0
             if math.isfinite(sum_of_values):
                 return values, sum_of_values, factor, constant, found
