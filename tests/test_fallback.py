@@ -200,6 +200,20 @@ def test_noise_is_torchs_unless_philox_is_asked_for(extension: object) -> None:
     assert not torch.equal(kernels, expected)
 
 
+@pytest.mark.parametrize("center", [0.0, 0.34, -0.41, 0.4, -0.45, 1.0])
+@pytest.mark.parametrize("count", [1, 20, 2560])
+@pytest.mark.parametrize("name", ["logvar", "std", "var"])
+def test_a_kls_sum_has_its_digits_where_terms_cancel(name: str, count: int, center: float) -> None:
+    """On either side of where float32's sums of e^x - 1 and of x are no longer enough."""
+    logvar = center + 0.1 * torch.randn(50, count, generator=generator(1))
+    raw = {"logvar": logvar, "std": torch.exp(logvar / 2), "var": torch.exp(logvar)}[name]
+    for row in raw:
+        wide = row.double()
+        exact = {"logvar": torch.expm1(wide) - wide, "std": wide**2 - 1 - 2 * wide.log(), "var": wide - 1 - wide.log()}
+        found = reference.gaussian_kl(torch.zeros(count), row, parameterization=name, reduction="sum")
+        torch.testing.assert_close(found.double(), 0.5 * exact[name].sum(), rtol=1.5e-6, atol=1e-15)
+
+
 @pytest.mark.parametrize("rest", [0, 1, 15, 16, 17])
 @pytest.mark.parametrize("trained", [False, True], ids=["fixed", "trained"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
