@@ -130,6 +130,8 @@ def blockwise(
     total, elements = 0.0, 0
     # a block that holds what is odd may have other factors than the rest: theirs are the first one's
     factors: list[float | None] = [None] * len(full)
+    # which operands are their own gradients, in every block
+    itself: set[int] = set()
     for block in cut([*tensors, *written], None if one_by_one else [*batched, *(True for _ in written)]):
         operands, into = block[: len(full)], iter(block[len(full) :])
         room = [next(into) if yes else None for yes in full]
@@ -137,9 +139,8 @@ def blockwise(
         count = operands[0].numel() if isinstance(values, float) else values.numel()
         elements += count
         if elementwise:
-            block[-1].copy_(values)  # type: ignore[arg-type]
-            if factor != 1:
-                block[-1].mul_(factor)
+            assert isinstance(values, Tensor)
+            torch.mul(values, factor, out=block[-1])
             if constant:
                 block[-1].add_(constant)
         elif scalar:
@@ -161,6 +162,9 @@ def blockwise(
                 g = fitted(g, operands[i])
                 small[i].append(g if of_this == of_all else g * (of_this / of_all))
                 continue
+            if g is operands[i]:
+                itself.add(i)
+                continue
             if g is not kept:
                 kept.copy_(g)
             if of_this != of_all:
@@ -171,7 +175,8 @@ def blockwise(
         if found is None:
             collected.append(None)
         elif full[i]:
-            collected.append((next(whole), found))
+            of_blocks = next(whole)
+            collected.append((tensors[i] if i in itself else of_blocks, found))
         else:
             joined = torch.cat(small[i]) if batched[i] and not one_by_one else torch.stack(small[i]).sum(0)
             collected.append((joined, found))

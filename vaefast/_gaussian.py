@@ -215,10 +215,12 @@ def _scaled(off: Tensor, prior_logvar: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 def kl_with_gradients(
-    spec: Spec, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, priors: bool, total: bool
-) -> tuple[Tensor | float, list[tuple[Tensor, float]]]:
+    spec: Spec, mu: Tensor, raw: Tensor, prior_mu: Prior, prior_logvar: Prior, priors: bool, total: bool,
+    out: Tensor | None = None,
+) -> tuple[Tensor | float, list[tuple[Tensor, float]]]:  # fmt: skip
     """Twice :func:`kl`, without autograd, or the sum of that, a number; and of it, not doubled, the derivatives in mu
-    and raw and, with ``priors``, in the prior's two, each a tensor times a number. That in mu may be mu."""
+    and raw and, with ``priors``, in the prior's two, each a tensor times a number. That in mu may be mu; that in raw
+    may be put into ``out``."""
     name, lo, hi, floor = spec
     of = PARAMETERIZATIONS[name]
     plain = (lo, hi, floor) == (-math.inf, math.inf, 0) and (prior_logvar is None or isinstance(prior_logvar, float))
@@ -247,8 +249,11 @@ def kl_with_gradients(
     else:
         m, each = expm1_and_h(logvar)
         twice = each.to(mu.dtype).add_(square)
-    m = m.to(mu.dtype)
-    draw = m if slope is None else m * slope
+    if slope is None and out is not None:
+        m = draw = out.copy_(m)
+    else:
+        m = m.to(mu.dtype)
+        draw = m if slope is None else torch.mul(m, slope, out=out)
     if r is not raw:
         draw = _within(draw, raw, lo, hi)
     gradients = [(dmu, 1.0), (draw, 0.5 * factor)]

@@ -42,7 +42,7 @@ def kl(
     def formula(tensors: Sequence[Tensor], wanted: Sequence[bool], total: bool, room: Room) -> Values:
         if both_numbers:
             q = tensors[0], tensors[1]
-            twice, gradients = _gaussian.kl_with_gradients(spec, *q, pm, plv, False, total)
+            twice, gradients = _gaussian.kl_with_gradients(spec, *q, pm, plv, False, total, room[1] if room else None)
             return twice, 0.5, 0.0, [g if w else None for g, w in zip(gradients, wanted)]
         given = iter(tensors[2:])
         prior = tuple(next(given) if isinstance(t, Tensor) else t for t in (pm, plv))
