@@ -26,7 +26,7 @@ Scaled = tuple[Tensor, float]
 
 # values, factor, constant, gradients: elementwise ``factor * values + constant``, and the gradients of the sum of that
 # in each tensor, None where none is wanted. For the values there may be their sum, a number. Gradients are tensors of
-# the formula's making, or the operand itself; that of one that is broadcast is as large as the values.
+# the formula's making, or in every block the operand itself; that of one that is broadcast is as large as the values.
 Values = tuple[Tensor | float, float, float, Sequence[Scaled | None]]
 # where gradients may be written, one for each tensor or none at all
 Room = Sequence[Tensor | None]
